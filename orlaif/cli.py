@@ -1,0 +1,71 @@
+"""The command line: ``orlaif fit | validate | test | predict --config recipes/X.yaml [--any.key value]``.
+
+LightningCLI with one key of its own, ``run_dir``: everything that a run writes lies below it (checkpoints, TensorBoard
+events, predictions, the exported model, the configuration).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from orlaif.types import OracleError, VideoError
+
+
+class OrlaifCLI(LightningCLI):
+    """LightningCLI whose model and data are named by ``class_path``."""
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "orlaif", "description": "Fine-tune video-language models from an oracle's ranking."},
+            args=list(args) if args is not None else None,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """``--run_dir``, which is also the trainer's root."""
+        parser.add_argument("--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes.")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(self._get(self.config_init, "run_dir"), name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(args: Sequence[str]) -> OrlaifCLI:
+    """Run a subcommand from Python; ``args`` are the words after ``orlaif``.
+
+    Returns:
+        The finished CLI, with ``trainer``, ``model`` and ``datamodule``.
+    """
+    return OrlaifCLI(args)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        OrlaifCLI()
+    except (ValueError, VideoError, OracleError) as error:
+        # A user's mistake or bad input: the message names the culprit, a traceback would bury it.
+        if os.environ.get("ORLAIF_TRACEBACK"):
+            raise
+        print(f"orlaif: error: {error}\n(ORLAIF_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The DataModule: prompts in, decoded and tokenised batches out.
+
+Decoding runs on threads in the collate function (torchcodec releases the GIL), once per prompt. The order of the
+training data is a function of (seed, epoch), and the loader keeps its place in checkpoints, so that a resumed run sees
+the batches that the interrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers.video_utils import VideoMetadata
+
+from orlaif.checkpoints import load_processor
+from orlaif.data.datasets import PromptDataset
+from orlaif.data.video import Sampling, UniformSampling, decode_clip, require_ffmpeg
+from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
+
+log = logging.getLogger(__name__)
+
+OnBadVideo = Literal["error", "skip"]
+
+
+def video_metadata(clip: VideoClip) -> VideoMetadata:
+    """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps."""
+    return VideoMetadata(
+        total_num_frames=max(1, round(clip.duration_s * 1000)),
+        fps=1000.0,
+        duration=clip.duration_s,
+        height=clip.frames.shape[-2],
+        width=clip.frames.shape[-1],
+        frames_indices=[round(t * 1000) for t in clip.pts_s.tolist()],
+    )
+
+
+class Collator:
+    """From prompts to a :class:`~orlaif.types.PromptBatch`, by the model's own processor.
+
+    Args:
+        processor: of transformers, padding prompts on the left.
+        sampling: which frames to decode.
+        device: where to decode.
+        num_threads: decoding threads.
+        on_bad_video: ``error`` raises the VideoError; ``skip`` leaves the prompt out and lists it in the batch.
+        system_prompt: goes before every question, if given.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        sampling: Sampling,
+        device: str = "cpu",
+        num_threads: int = 2,
+        on_bad_video: OnBadVideo = "error",
+        system_prompt: str | None = None,
+    ) -> None:
+        self.processor = processor
+        self.sampling = sampling
+        self.device = device
+        self.num_threads = num_threads
+        self.on_bad_video = on_bad_video
+        self.system_prompt = system_prompt
+
+    def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
+        try:
+            return decode_clip(prompt, self.sampling, self.device)
+        except VideoError as error:
+            return error
+
+    def _text(self, prompt: VideoPrompt) -> str:
+        messages: list[dict[str, Any]] = []
+        if self.system_prompt:
+            messages.append({"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
+        content = [{"type": "video"}, {"type": "text", "text": prompt.question}]
+        messages.append({"role": "user", "content": content})
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def __call__(self, prompts: Sequence[VideoPrompt]) -> PromptBatch:
+        """Decode, tokenise and pad P prompts.
+
+        Returns:
+            The batch, without the prompts whose videos were skipped (P may then be 0).
+
+        Raises:
+            VideoError: a video is bad and ``on_bad_video`` is ``error``.
+        """
+        start = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=self.num_threads) as pool:
+            results = list(pool.map(self._decode, prompts))
+        skipped = tuple(result for result in results if isinstance(result, VideoError))
+        if skipped and self.on_bad_video == "error":
+            raise skipped[0]
+        kept = [(prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if isinstance(clip, VideoClip)]
+        if not kept:
+            empty = torch.zeros(0, 1, dtype=torch.int64)
+            return PromptBatch(
+                prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={}, skipped=skipped, decode_s=0.0
+            )
+        clips = tuple(clip for _, clip in kept)
+        inputs = self.processor(
+            text=[self._text(prompt) for prompt, _ in kept],
+            videos=[clip.frames for clip in clips],
+            video_metadata=[video_metadata(clip) for clip in clips],
+            do_sample_frames=False,
+            padding=True,
+            return_tensors="pt",
+        )
+        mm_inputs = dict(inputs)
+        return PromptBatch(
+            prompts=tuple(prompt for prompt, _ in kept),
+            clips=clips,
+            input_ids=mm_inputs.pop("input_ids"),
+            attention_mask=mm_inputs.pop("attention_mask"),
+            mm_inputs=mm_inputs,
+            skipped=skipped,
+            decode_s=time.perf_counter() - start,
+        )
+
+
+class ResumableSampler(DistributedSampler[VideoPrompt]):
+    """A DistributedSampler whose first pass can begin part of the way through an epoch."""
+
+    first_sample = 0
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.first_sample = self.first_sample, 0
+        return iter(list(super().__iter__())[skip:])
+
+
+class ResumableLoader(DataLoader[VideoPrompt]):
+    """A DataLoader over a :class:`ResumableSampler` that keeps its place; Lightning saves and restores it."""
+
+    sampler: ResumableSampler
+    batch_size: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epoch = 0
+        self._batches = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._batches = self.sampler.first_sample // self.batch_size
+        for batch in super().__iter__():
+            self._epoch = self.sampler.epoch
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches already given out in it."""
+        return {"epoch": self._epoch, "batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the last batch that was given out."""
+        done = state["batches"] >= len(self)
+        self.sampler.set_epoch(state["epoch"] + done)
+        self.sampler.first_sample = 0 if done else state["batches"] * self.batch_size
+
+
+class VideoDataModule(LightningDataModule):
+    """Video prompts for training, validation, test and prediction.
+
+    Args:
+        train: dataset for ``fit``.
+        val: dataset for validation.
+        test: dataset for ``test``.
+        predict: dataset for ``predict``; by default that of ``test``.
+        sampling: which frames of a video to decode.
+        batch_size: prompts per batch (P).
+        eval_batch_size: the same outside training; by default ``batch_size``.
+        processor: folder or hub id of the processor; by default the policy's own.
+        system_prompt: goes before every question, if given.
+        decode_device: where to decode, ``cpu`` or ``cuda``.
+        decode_threads: decoding threads of each process.
+        num_workers: processes that prepare batches ahead; 0 prepares them in the main process.
+        on_bad_video: ``error`` stops at the first bad video; ``skip`` leaves it out and counts it.
+        max_bad_rate: with ``skip``, the run stops when more than this share of all videos so far is bad.
+        seed: of the order of the training data; by default that of ``seed_everything``.
+
+    Raises:
+        ValueError: a setting is out of its range; on set-up, a broken data file.
+    """
+
+    def __init__(
+        self,
+        train: PromptDataset | None = None,
+        val: PromptDataset | None = None,
+        test: PromptDataset | None = None,
+        predict: PromptDataset | None = None,
+        sampling: Sampling | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        processor: str | None = None,
+        system_prompt: str | None = None,
+        decode_device: str = "cpu",
+        decode_threads: int = 2,
+        num_workers: int = 0,
+        on_bad_video: OnBadVideo = "error",
+        max_bad_rate: float = 0.05,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; it must be 1 or more")
+        if on_bad_video not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_video is {on_bad_video!r}; it must be 'error' or 'skip'")
+        if num_workers and decode_device != "cpu":
+            raise ValueError("data.num_workers must be 0 with decode_device other than 'cpu': decode on threads instead")
+        self.datasets = {"train": train, "val": val, "test": test, "predict": predict if predict is not None else test}
+        self.sampling = sampling or UniformSampling()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.processor = processor
+        self.system_prompt = system_prompt
+        self.decode_device = decode_device
+        self.decode_threads = decode_threads
+        self.num_workers = num_workers
+        self.on_bad_video: OnBadVideo = on_bad_video
+        self.max_bad_rate = max_bad_rate
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self._videos = 0
+        self._bad_videos = 0
+
+    def _wanted(self, stage: str | None) -> list[PromptDataset]:
+        names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        datasets = [self.datasets[name] for name in names.get(stage or "", tuple(self.datasets))]
+        return list({id(d): d for d in datasets if d is not None}.values())
+
+    def prepare_data(self) -> None:
+        """Let the datasets write what they need; once, on one process."""
+        require_ffmpeg()
+        stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
+        for dataset in self._wanted(stage):
+            dataset.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the data of this stage, and build the collator."""
+        for dataset in self._wanted(stage):
+            dataset.load()
+        self.collator = self.make_collator(self._processor())
+
+    def _processor(self) -> Any:
+        if self.processor is not None:
+            return load_processor(self.processor)
+        policy = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
+        if policy is None:
+            raise ValueError("data.processor is missing: without a policy to take it from, name the processor's folder")
+        return policy.processor
+
+    def make_collator(self, processor: Any) -> Collator:
+        """The collator of this module's settings around ``processor``."""
+        return Collator(
+            processor, self.sampling, self.decode_device, self.decode_threads, self.on_bad_video, self.system_prompt
+        )
+
+    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
+        """Count bad videos, in the main process; raises VideoError past ``max_bad_rate`` (from the 20th video on)."""
+        self._videos += len(batch) + len(batch.skipped)
+        self._bad_videos += len(batch.skipped)
+        for error in batch.skipped:
+            log.warning("skipped bad video %s", error)
+        if self._videos >= 20 and self._bad_videos > self.max_bad_rate * self._videos:
+            cause = f"{self._bad_videos} of {self._videos} videos so far are bad, more than data.max_bad_rate allows"
+            raise VideoError(batch.skipped[-1].path, f"{batch.skipped[-1].cause}; {cause} ({self.max_bad_rate:g})")
+        return batch
+
+    def _dataset(self, name: str) -> PromptDataset:
+        dataset = self.datasets[name]
+        if dataset is None:
+            raise ValueError(f"data.{name} is missing; the recipe must name a dataset for it")
+        return dataset
+
+    def _common(self) -> dict[str, Any]:
+        context = "spawn" if self.num_workers else None  # forked children inherit torch's and FFmpeg's threads in any state
+        return {"collate_fn": self.collator, "num_workers": self.num_workers, "multiprocessing_context": context}
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled anew each epoch from (seed, epoch), split over ranks; an incomplete last batch is dropped."""
+        dataset = self._dataset("train")
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        if len(dataset) < self.batch_size * world:
+            raise ValueError(f"data.batch_size is {self.batch_size} on {world} processes, but train has {len(dataset)} rows")
+        sampler = ResumableSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
+        return ResumableLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._common())
+
+    def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
+        return DataLoader(self._dataset(name), batch_size=self.eval_batch_size, **self._common())
+
+    def val_dataloader(self) -> DataLoader[VideoPrompt] | list[Any]:
+        """In order; nothing where the recipe names no validation data."""
+        return self._eval_dataloader("val") if self.datasets["val"] is not None else []
+
+    def test_dataloader(self) -> DataLoader[VideoPrompt]:
+        """In order."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[VideoPrompt]:
+        """In order."""
+        return self._eval_dataloader("predict")

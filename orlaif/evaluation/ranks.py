@@ -1,0 +1,57 @@
+"""What only ranks can tell about a training step: ties, silence, and agreement of orders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kendall_tau(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Kendall's tau-b of two orders of each group (Kendall 1945), ties allowed.
+
+    Args:
+        x: [P, G].
+        y: [P, G].
+        valid: bool[P, G], entries to compare.
+
+    Returns:
+        f32[P]; NaN where one of the two does not order the group at all.
+    """
+    pair = valid.unsqueeze(-1) & valid.unsqueeze(-2)
+    dx = (x.unsqueeze(-1) - x.unsqueeze(-2)).sign().masked_fill(~pair, 0).float()
+    dy = (y.unsqueeze(-1) - y.unsqueeze(-2)).sign().masked_fill(~pair, 0).float()
+    norm = (dx.square().sum((-1, -2)) * dy.square().sum((-1, -2))).sqrt()
+    return (dx * dy).sum((-1, -2)) / norm.where(norm > 0, norm.new_full((), torch.nan))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean of what is not NaN; 0 where nothing is left."""
+    return values.nanmean().nan_to_num(0.0)
+
+
+def rank_metrics(ranks: Tensor, advantages: Tensor, lengths: Tensor, sequence_logps: Tensor | None) -> dict[str, Tensor]:
+    """The rank-native metrics of a step.
+
+    Args:
+        ranks: i64[P, G], -1 = not ranked.
+        advantages: f32[P, G].
+        lengths: i64[P, G], tokens of each answer.
+        sequence_logps: f32[P, G], log-probs of the answers under the policy, if known.
+
+    Returns:
+        0-dim tensors: ``oracle/tie_rate`` (share of ranked pairs that tie), ``oracle/unranked_rate`` (share of answers),
+        ``oracle/zero_signal_rate`` (share of groups without any advantage), ``oracle/length_tau`` (positive: longer
+        answers rank better) and ``oracle/policy_tau`` (positive: policy and oracle agree).
+    """
+    valid = ranks >= 0
+    pair = (valid.unsqueeze(-1) & valid.unsqueeze(-2)).triu(1)
+    ties = (ranks.unsqueeze(-1) == ranks.unsqueeze(-2)) & pair
+    metrics = {
+        "oracle/tie_rate": ties.sum() / pair.sum().clamp(min=1),
+        "oracle/unranked_rate": (~valid).float().mean(),
+        "oracle/zero_signal_rate": (advantages == 0).all(-1).float().mean(),
+        "oracle/length_tau": _mean(kendall_tau(-ranks, lengths, valid)),
+    }
+    if sequence_logps is not None:
+        metrics["oracle/policy_tau"] = _mean(kendall_tau(-ranks, sequence_logps, valid))
+    return metrics

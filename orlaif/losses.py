@@ -1,0 +1,44 @@
+"""The GRPO_rank loss of the framework: its settings, and the choice of implementation.
+
+The arithmetic is in ``orlaif_kernels``; this module ties it to the hand-overs of a training step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orlaif_kernels.reference import KLEstimator, LossType, grpo_rank_loss, loss_weights, token_logps
+
+__all__ = ["GRPORankLoss", "grpo_rank_loss", "loss_weights", "token_logps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPORankLoss:
+    """Settings of the GRPO_rank loss, as a recipe states them under ``loss``.
+
+    Args:
+        clip_low: the ratio is clipped at ``1 - clip_low``.
+        clip_high: and at ``1 + clip_high``.
+        kl_coef: weight of the KL to the frozen reference; 0 means that no reference is loaded.
+        kl_estimator: ``k1``, ``k2`` or ``k3``.
+        entropy_coef: weight of the exact entropy over the vocabulary.
+        loss_type: ``grpo`` (mean per completion, then mean), ``dapo`` (all tokens alike) or ``dr_grpo`` (constant length).
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    entropy_coef: float = 0.0
+    loss_type: LossType = "dapo"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_low <= 1:
+            raise ValueError(f"loss.clip_low is {self.clip_low}; it must lie in (0, 1]")
+        if self.clip_high <= 0:
+            raise ValueError(f"loss.clip_high is {self.clip_high}; it must be positive")
+        if self.kl_coef < 0:
+            raise ValueError(f"loss.kl_coef is {self.kl_coef}; it must be 0 or more")

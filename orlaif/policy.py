@@ -1,0 +1,297 @@
+"""The policy: a Hugging Face video-language model, its frozen reference, and log-probs of completions.
+
+Weights are loaded on first use (or by :meth:`Policy.load`), so that a recipe can be read, checked and printed without
+them. The reference is the base model with the adapter off (LoRA), or a frozen copy (full fine-tuning).
+
+The distribution is over the model's vocabulary without its image and video placeholder tokens: a sampled placeholder
+would ask the model for pixels that do not exist. Sampling, log-probs and loss exclude them alike.
+
+Shapes: P prompts, G completions, T completion tokens, V vocabulary, L = S + G * T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from orlaif_kernels.reference import token_logps
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from orlaif.checkpoints import check_checkpoint, load_processor
+from orlaif.prefix import group_row
+from orlaif.types import Completions, PromptBatch
+
+log = logging.getLogger(__name__)
+
+Prefix = Literal["auto", "shared", "duplicate"]
+#: Families for which tests show that a shared prefix equals the duplicated batch.
+SHARED_PREFIX_FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run with the model in eval mode, then put it back into the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class Policy(nn.Module):
+    """A video-language model to be trained.
+
+    Args:
+        path: folder of a Hugging Face checkpoint, or a hub id.
+        lora: arguments of ``peft.LoraConfig``; None means full fine-tuning.
+        dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
+        prefix: ``shared`` = one row per group (exact, the prompt is paid once), ``duplicate`` = the prompt again for each
+            completion, ``auto`` = shared for the families where tests show it equal, else duplicate, said in the log.
+        attn_implementation: of transformers; a shared prefix needs one that takes a 4-D mask (``sdpa`` or ``eager``).
+        gradient_checkpointing: recompute activations in the backward pass.
+        freeze_vision: leave the vision tower as it is.
+
+    Raises:
+        ValueError: an unknown ``dtype`` or ``prefix``; on loading, a path that holds no checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        lora: dict[str, Any] | None = None,
+        dtype: str = "bfloat16",
+        prefix: Prefix = "auto",
+        attn_implementation: str = "sdpa",
+        gradient_checkpointing: bool = False,
+        freeze_vision: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in _DTYPES:
+            raise ValueError(f"policy.dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
+        if prefix not in ("auto", "shared", "duplicate"):
+            raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
+        if prefix == "shared" and attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'")
+        self.path = path
+        self.lora = lora
+        self.dtype = dtype
+        self.prefix: Prefix = prefix
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.freeze_vision = freeze_vision
+        self.model: nn.Module | None = None
+        self.reference: nn.Module | None = None
+        self._processor: Any = None
+
+    # ---------------------------------------------------------------- loading
+
+    def load(self) -> Policy:
+        """Load weights and processor if that has not been done; returns self."""
+        if self.model is not None:
+            return self
+        check_checkpoint(self.path)
+        model = AutoModelForImageTextToText.from_pretrained(
+            self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+        )
+        if self.prefix == "auto":
+            family = model.config.model_type
+            known = family in SHARED_PREFIX_FAMILIES and self.attn_implementation in ("sdpa", "eager")
+            self.prefix = "shared" if known else "duplicate"
+            log.info("prefix: auto chose %r for model type %r", self.prefix, family)
+        if self.freeze_vision:
+            self._vision_tower(model).requires_grad_(False)
+        if self.lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(**self.lora))
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.lora is not None:
+                model.enable_input_require_grads()
+        self.model = model
+        return self
+
+    @staticmethod
+    def _vision_tower(model: nn.Module) -> nn.Module:
+        for name in ("visual", "vision_tower", "vision_model"):
+            for owner in (model, getattr(model, "model", None)):
+                if isinstance(tower := getattr(owner, name, None), nn.Module):
+                    return tower
+        raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower under a known name")
+
+    def load_reference(self) -> None:
+        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, and nothing is copied."""
+        if self.lora is None:
+            self.reference = copy.deepcopy(self.load().model).eval().requires_grad_(False)
+
+    def refresh_reference(self) -> None:
+        """Make the policy of this moment the reference.
+
+        Raises:
+            ValueError: with LoRA, where the reference is the base model without the adapter.
+        """
+        if self.lora is not None:
+            raise ValueError("reference.refresh: with LoRA the reference is the base model and cannot be refreshed")
+        assert self.reference is not None
+        self.reference.load_state_dict(self.network.state_dict())
+
+    @property
+    def network(self) -> Any:
+        """The transformers (or PEFT) model, loaded if need be."""
+        self.load()
+        return self.model
+
+    @property
+    def processor(self) -> Any:
+        """The checkpoint's own processor."""
+        if self._processor is None:
+            self._processor = load_processor(self.path)
+        return self._processor
+
+    @property
+    def config(self) -> Any:
+        """The transformers config, without loading weights."""
+        if self.model is not None:
+            return self.network.config
+        check_checkpoint(self.path)
+        return AutoConfig.from_pretrained(self.path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills masked places."""
+        return int(self.processor.tokenizer.pad_token_id)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: those of the generation config, else the tokenizer's."""
+        ids = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
+        if ids is None:
+            ids = self.processor.tokenizer.eos_token_id
+        return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """Tokens that stand for pixels; never sampled, never counted."""
+        return sorted({int(v) for name in _PLACEHOLDERS if (v := getattr(self.config, name, None)) is not None})
+
+    # ---------------------------------------------------------------- forward
+
+    def prompt_positions(self, batch: PromptBatch) -> Tensor:
+        """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE."""
+        base = self.network.get_base_model() if self.lora is not None else self.network
+        inner = getattr(base, "model", base)
+        if hasattr(inner, "get_rope_index"):
+            positions, _ = inner.get_rope_index(batch.input_ids, attention_mask=batch.attention_mask, **_rope_inputs(batch))
+            return positions
+        return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    def mask_placeholders(self, logits: Tensor) -> Tensor:
+        """``logits`` [..., V] with -inf at the placeholder tokens."""
+        if not (ids := self.placeholder_ids):
+            return logits
+        return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -torch.inf)
+
+    def completion_logits(self, batch: PromptBatch, completions: Completions, reference: bool = False) -> Tensor:
+        """Logits of the positions that predict completion tokens, and of no others.
+
+        Args:
+            batch: P prompts.
+            completions: their P x G completions.
+            reference: by the frozen reference instead of the policy, without gradient.
+
+        Returns:
+            [P * G, T, V] in the model's dtype, not divided by a temperature.
+
+        Raises:
+            ValueError: ``reference`` with full fine-tuning before :meth:`load_reference`.
+        """
+        if not reference:
+            return self._logits(self.network, batch, completions)
+        with torch.no_grad():
+            if self.lora is None:
+                if self.reference is None:
+                    raise ValueError("the reference is not loaded; call load_reference() before training starts")
+                return self._logits(self.reference, batch, completions)
+            with evaluating(self.network), self.network.disable_adapter():
+                return self._logits(self.network, batch, completions)
+
+    def _logits(self, model: nn.Module, batch: PromptBatch, completions: Completions) -> Tensor:
+        self.load()
+        p, g, t = completions.ids.shape
+        ids = completions.ids.masked_fill(~completions.mask, self.pad_id)
+        positions = self.prompt_positions(batch)
+        shared = self.prefix == "shared"
+        rows = [(ids, completions.mask)] if shared else list(zip(ids.split(1, 1), completions.mask.split(1, 1), strict=True))
+        logits = []
+        for row_ids, row_mask in rows:
+            row = group_row(batch.input_ids, batch.attention_mask, positions, row_ids, row_mask)
+            flat_mask = torch.cat([batch.attention_mask, row_mask.flatten(1).to(batch.attention_mask.dtype)], 1)
+            out = model(
+                input_ids=row.input_ids,
+                attention_mask=row.attention_mask if shared else flat_mask,
+                position_ids=row.position_ids,
+                logits_to_keep=row.keep,
+                use_cache=False,
+                **_extended(batch, row.input_ids.shape[1]),
+            ).logits
+            logits.append(out[:, row.pick])
+        return self.mask_placeholders(torch.cat(logits, 1).reshape(p * g, t, -1))
+
+    def completion_logps(
+        self, batch: PromptBatch, completions: Completions, reference: bool = False, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probs of the completion tokens.
+
+        Args:
+            batch: P prompts.
+            completions: their P x G completions.
+            reference: by the frozen reference instead of the policy, without gradient.
+            temperature: divides the logits, as in sampling.
+
+        Returns:
+            f32[P, G, T], 0 where masked; with gradient unless ``reference``.
+        """
+        logits = self.completion_logits(batch, completions, reference)
+        shape = completions.ids.shape
+        mask = completions.mask.flatten(0, 1)
+        logps = token_logps(logits, completions.ids.flatten(0, 1), mask=mask, temperature=temperature)
+        return logps.view(shape)
+
+    # ----------------------------------------------------------------- export
+
+    def export(self, folder: str) -> None:
+        """Write the policy to ``folder`` for the rest of the ecosystem.
+
+        A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged.
+        """
+        self.network.save_pretrained(folder)
+        AutoProcessor.from_pretrained(self.path).save_pretrained(folder)
+
+
+def _rope_inputs(batch: PromptBatch) -> dict[str, Any]:
+    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    return {name: batch.mm_inputs[name] for name in names if name in batch.mm_inputs}
+
+
+def _extended(batch: PromptBatch, length: int) -> dict[str, Any]:
+    """``mm_inputs`` with every per-token tensor [P, S] continued by zeros to [P, length]: completions are text."""
+    per_token = batch.input_ids.shape
+    return {
+        name: nn.functional.pad(value, (0, length - per_token[1]))
+        if isinstance(value, Tensor) and value.shape == per_token and value.dtype in (torch.int64, torch.int32)
+        else value
+        for name, value in batch.mm_inputs.items()
+    }

@@ -1,0 +1,232 @@
+"""What the training stages share: the optimizer, the exact normaliser, greedy evaluation, and the run's folder.
+
+**The normaliser.** A loss is a weighted sum over tokens divided by what the tokens count together, over all accumulated
+batches and all ranks. How much that is, is only known when the last batch has been sampled. So every batch contributes
+its undivided sum, and the gradients are divided once, after the last backward pass and before clipping. Accumulating n
+batches then gives the update of one n-times larger batch, whatever the lengths of the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from orlaif.answers import is_correct
+from orlaif.policy import Policy
+from orlaif.rollout import SamplingParams, generate
+from orlaif.types import PromptBatch
+
+
+class PolicyModule(LightningModule):
+    """Base of the training stages.
+
+    Args:
+        policy: the model to be trained.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step; None keeps the rate.
+        eval_max_new_tokens: longest greedy answer in validation, test and prediction.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        eval_max_new_tokens: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.num_tokens = 0
+        self._normalizer: Tensor | None = None
+        self._stepping = False
+        self._policy_start = 0.0
+        self._predictions: str | None = None
+        self._by_category: Counter[tuple[str, bool]] = Counter()
+
+    # ---------------------------------------------------------------- set-up
+
+    def configure_model(self) -> None:
+        """Load the policy; idempotent."""
+        self.policy.load()
+
+    def on_fit_start(self) -> None:
+        """Training mode for the policy; from_pretrained leaves it in eval mode."""
+        self.policy.network.train()
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer over all trainable parameters, and its scheduler per step."""
+        optimizer = self.optimizer([p for p in self.policy.network.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def seed_step(self, batch_idx: int) -> torch.Generator:
+        """A generator for this batch, a function of (seed, epoch, batch, rank); also seeds torch, for dropout.
+
+        So nothing random has to be saved in a checkpoint for a resumed run to equal the uninterrupted one.
+        """
+        key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
+        number = random.Random(key).getrandbits(63)
+        torch.manual_seed(number)
+        return torch.Generator(self.device).manual_seed(number)
+
+    # -------------------------------------------------------------- training
+
+    def accumulate(self, total: Tensor, normalizer: Tensor, batch_idx: int) -> Tensor:
+        """Hand a batch's undivided loss to Lightning; :meth:`on_after_backward` divides the gradients.
+
+        Args:
+            total: 0-dim weighted sum over the batch's tokens, with gradient.
+            normalizer: 0-dim, what those tokens count together.
+            batch_idx: of the training step.
+        """
+        self._normalizer = normalizer if self._normalizer is None else self._normalizer + normalizer
+        n = self.trainer.accumulate_grad_batches
+        self._stepping = (batch_idx + 1) % n == 0 or self.trainer.is_last_batch
+        return total
+
+    def on_after_backward(self) -> None:
+        """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
+        self.log("time/policy", self._elapsed(self._policy_start), prog_bar=True)
+        if not self._stepping:
+            return
+        assert self._normalizer is not None
+        normalizer = self.trainer.strategy.reduce(self._normalizer, reduce_op="sum")
+        self._normalizer = None
+        # Lightning divided each loss by the number of batches and averages over ranks; both are undone here.
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1)
+        for parameter in self.policy.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def zero_loss(self) -> Tensor:
+        """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
+        return sum(p.sum() * 0.0 for p in self.policy.network.parameters() if p.requires_grad)  # type: ignore[return-value]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradients before clipping."""
+        grads = [p.grad for p in self.policy.network.parameters() if p.grad is not None]
+        self.log("train/grad_norm", nn.utils.get_total_norm(grads))
+
+    def _elapsed(self, start: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Log the seconds spent inside as ``time/<name>``."""
+        start = time.perf_counter()
+        yield
+        self.log(f"time/{name}", self._elapsed(start), prog_bar=name == "rollout")
+
+    def log_batch(self, batch: PromptBatch, num_tokens: int) -> None:
+        """Log what every stage logs: decoding time, bad videos, and tokens seen so far on this rank."""
+        self.num_tokens += num_tokens
+        self.log("time/decode", batch.decode_s, batch_size=max(1, len(batch)))
+        self.log("train/num_tokens", float(self.num_tokens))
+        self.log("data/bad_videos", float(len(batch.skipped)), on_step=True, on_epoch=True, reduce_fx="sum")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the reference out where it is the checkpoint that the run started from."""
+        checkpoint["num_tokens"] = self.num_tokens
+        for name in self._reloaded_keys(checkpoint["state_dict"]):
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the reference, reloaded from its own checkpoint, back where the state dict needs it."""
+        self.num_tokens = checkpoint["num_tokens"]
+        own = self.state_dict()
+        checkpoint["state_dict"].update({name: own[name] for name in self._reloaded_keys(own)})
+
+    def _reloaded_keys(self, names: Any) -> list[str]:
+        """Keys of the state dict that come from the policy's own checkpoint, not from Lightning's."""
+        return [name for name in names if name.startswith("policy.reference.")]
+
+    # ------------------------------------------------------------ evaluation
+
+    @property
+    def run_dir(self) -> str:
+        """Folder of this run."""
+        return self.trainer.default_root_dir
+
+    def answer(self, batch: PromptBatch) -> list[str]:
+        """One greedy answer per prompt."""
+        return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts]
+
+    def _score(self, batch: PromptBatch, stage: str) -> list[dict[str, Any]]:
+        """Answer a batch, log accuracies, and return a record per prompt."""
+        if not len(batch):
+            return []
+        records = []
+        for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
+            correct = None if prompt.answer is None else is_correct(answer, prompt.answer)
+            record = {"id": prompt.id, "question": prompt.question, "prediction": answer}
+            records.append({**record, "answer": prompt.answer, "correct": correct, "category": prompt.category})
+        marks = [float(r["correct"]) for r in records if r["correct"] is not None]
+        if marks:
+            accuracy = sum(marks) / len(marks)
+            self.log(f"{stage}/accuracy", accuracy, batch_size=len(marks), on_epoch=True, prog_bar=True, sync_dist=True)
+        return records
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """``val/accuracy`` of greedy answers, where the data has reference answers."""
+        self._score(batch, "val")
+
+    def _open_predictions(self, stage: str) -> None:
+        folder = os.path.join(self.run_dir, "predictions")
+        os.makedirs(folder, exist_ok=True)
+        rank = f"-rank{self.global_rank}" if self.trainer.world_size > 1 else ""
+        self._predictions = os.path.join(folder, f"{stage}{rank}.jsonl")
+        open(self._predictions, "w").close()
+
+    def _write_predictions(self, records: list[dict[str, Any]]) -> None:
+        assert self._predictions is not None
+        with open(self._predictions, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def on_test_epoch_start(self) -> None:
+        """A fresh ``predictions/test.jsonl``."""
+        self._by_category.clear()
+        self._open_predictions("test")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """``test/accuracy``, and a line per prompt in ``predictions/test.jsonl``."""
+        records = self._score(batch, "test")
+        self._write_predictions(records)
+        self._by_category.update((r["category"] or "all", r["correct"]) for r in records if r["correct"] is not None)
+
+    def on_test_epoch_end(self) -> None:
+        """``test/accuracy/<category>`` (of this rank's share)."""
+        for category in sorted({name for name, _ in self._by_category}):
+            right, wrong = (self._by_category[category, correct] for correct in (True, False))
+            self.log(f"test/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
+
+    def on_predict_epoch_start(self) -> None:
+        """A fresh ``predictions/predict.jsonl``."""
+        self._open_predictions("predict")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[str]:
+        """The greedy answers, also written to ``predictions/predict.jsonl``."""
+        answers = self.answer(batch) if len(batch) else []
+        self._write_predictions(
+            [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(batch.prompts, answers, strict=True)]
+        )
+        return answers

@@ -1,0 +1,170 @@
+"""Rollout: sampling G completions for each of P prompts.
+
+The vision tower and the prompt run once per prompt; their key-value cache is then repeated for the G completions, and
+all P x G rows are decoded together until the last one has ended. Randomness comes from a generator that the caller
+seeds, so that a step can be repeated.
+
+Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from orlaif.policy import Policy, evaluating
+from orlaif.prefix import completion_positions
+from orlaif.types import Completions, PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn.
+
+    Args:
+        max_new_tokens: longest completion, the end-of-sequence token included.
+        temperature: divides the logits; 0 means greedy.
+        top_p: keep the smallest set of tokens with at least this probability.
+        top_k: keep this many tokens; 0 keeps all.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"sampling.max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or more")
+
+
+def _choose(logits: Tensor, sampling: SamplingParams, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """One token i64[B] per row of logits f32[B, V], and its log-prob f32[B] under the untruncated distribution."""
+    logits = logits.float()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        logits = logits / sampling.temperature
+        warpers = LogitsProcessorList()
+        if sampling.top_k:
+            warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(sampling.top_p))
+        # These warpers look at scores only; the ids that the interface asks for are not read.
+        probs = warpers(torch.empty(0, dtype=torch.long), logits).softmax(-1)
+        tokens = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    batch: PromptBatch,
+    group_size: int,
+    sampling: SamplingParams,
+    generator: torch.Generator | None = None,
+) -> Completions:
+    """Sample ``group_size`` completions per prompt.
+
+    Args:
+        policy: the model; put into eval mode for the rollout and back.
+        batch: P prompts, P >= 1.
+        group_size: G.
+        sampling: how tokens are drawn.
+        generator: on the policy's device; None uses torch's global state.
+
+    Returns:
+        Completions with ``logps`` at the sampling temperature (at temperature 1 for greedy decoding), T the longest
+        completion of this batch.
+    """
+    model = policy.network
+    with evaluating(model):
+        p, g, limit = len(batch), group_size, sampling.max_new_tokens
+        prompt_positions = policy.prompt_positions(batch)
+        cache = DynamicCache(config=policy.config.get_text_config(decoder=True))
+        prefill = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=prompt_positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **batch.mm_inputs,
+        )
+        cache = prefill.past_key_values
+        cache.batch_repeat_interleave(g)
+        logits = prefill.logits[:, -1].repeat_interleave(g, 0)
+        positions = completion_positions(prompt_positions, limit).repeat_interleave(g, -2)
+        attention = batch.attention_mask.repeat_interleave(g, 0)
+        eos = torch.tensor(policy.eos_ids, device=logits.device)
+
+        alive = torch.ones(p * g, dtype=torch.bool, device=logits.device)
+        ids, masks, logps = [], [], []
+        for step in range(limit):
+            tokens, token_logps = _choose(policy.mask_placeholders(logits), sampling, generator)
+            tokens = tokens.where(alive, tokens.new_full((), policy.pad_id))
+            ids.append(tokens)
+            masks.append(alive)
+            logps.append(token_logps.masked_fill(~alive, 0.0))
+            attention = torch.cat([attention, alive[:, None].to(attention.dtype)], 1)
+            alive = alive & ~torch.isin(tokens, eos)
+            if step + 1 == limit or not bool(alive.any()):
+                break
+            logits = model(
+                input_ids=tokens[:, None],
+                attention_mask=attention,
+                position_ids=positions[..., step : step + 1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+
+    all_ids = torch.stack(ids, -1).view(p, g, -1)
+    mask = torch.stack(masks, -1).view(p, g, -1)
+    texts = policy.processor.tokenizer.batch_decode(
+        [row[keep].tolist() for row, keep in zip(all_ids.flatten(0, 1), mask.flatten(0, 1), strict=True)],
+        skip_special_tokens=True,
+    )
+    texts = [text.strip() for text in texts]
+    return Completions(
+        ids=all_ids,
+        mask=mask,
+        texts=tuple(tuple(texts[i * g : (i + 1) * g]) for i in range(p)),
+        logps=torch.stack(logps, -1).view(p, g, -1),
+    )
+
+
+class Rollout:
+    """The seam a recipe fills: where the G completions of each prompt come from.
+
+    Args:
+        group_size: G, 2 or more.
+        sampling: how tokens are drawn; training needs a temperature above 0.
+
+    Raises:
+        ValueError: a group of fewer than 2, or greedy decoding, which would draw the same answer G times.
+    """
+
+    def __init__(self, group_size: int = 8, sampling: SamplingParams | None = None) -> None:
+        self.group_size = group_size
+        self.sampling = sampling or SamplingParams()
+        if group_size < 2:
+            raise ValueError(f"rollout.group_size is {group_size}; ranking needs 2 or more answers to a question")
+        if self.sampling.temperature == 0:
+            raise ValueError("rollout.sampling.temperature is 0; sampling a group needs a temperature above 0")
+
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: torch.Generator) -> Completions:
+        """G completions of each prompt in ``batch`` (see :func:`generate`)."""
+        return generate(policy, batch, self.group_size, self.sampling, generator)

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning on reference answers: the warm start before Oracle-RLAIF.
+
+Answers go through the same forward pass as sampled completions, as groups of one, so that both stages train exactly the
+same thing: logits at the answer's positions, placeholders excluded.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from orlaif.policy import Policy
+from orlaif.policy_module import PolicyModule
+from orlaif.types import Completions, PromptBatch
+
+
+def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
+    """The prompts' reference answers as groups of one, each closed by the end-of-sequence token.
+
+    Args:
+        policy: whose tokenizer is used.
+        batch: P prompts with answers.
+
+    Returns:
+        Completions [P, 1, T] on the batch's device.
+
+    Raises:
+        ValueError: a prompt without an answer.
+    """
+    tokenizer = policy.processor.tokenizer
+    answers = []
+    for prompt in batch.prompts:
+        if prompt.answer is None:
+            raise ValueError(f"prompt {prompt.id!r} has no answer; supervised fine-tuning needs one for every prompt")
+        answers.append(prompt.answer)
+    ids = [tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for answer in answers]
+    longest = max(len(row) for row in ids)
+    device = batch.input_ids.device
+    padded = torch.tensor([row + [policy.pad_id] * (longest - len(row)) for row in ids], device=device)
+    lengths = torch.tensor([len(row) for row in ids], device=device)
+    mask = torch.arange(longest, device=device) < lengths[:, None]
+    return Completions(ids=padded[:, None], mask=mask[:, None], texts=tuple((answer,) for answer in answers))
+
+
+class SupervisedFineTuning(PolicyModule):
+    """Cross-entropy on the reference answers, averaged over all answer tokens of all accumulated batches and ranks.
+
+    Args:
+        policy: the model to be trained.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.
+        eval_max_new_tokens: longest greedy answer in validation, test and prediction.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        eval_max_new_tokens: int = 64,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """One batch of reference answers."""
+        self.seed_step(batch_idx)
+        self._policy_start = time.perf_counter()
+        if not len(batch):
+            self.log_batch(batch, 0)
+            return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+        completions = reference_completions(self.policy, batch)
+        total = -self.policy.completion_logps(batch, completions).sum()
+        count = completions.mask.sum()
+        self.log("train/loss", total.detach() / count, prog_bar=True)
+        self.log_batch(batch, int(batch.attention_mask.sum() + count))
+        return self.accumulate(total, count.float(), batch_idx)

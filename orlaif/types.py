@@ -1,0 +1,289 @@
+"""The hand-overs between the stages of a training step.
+
+Shape legend, used in every docstring of the project:
+
+    P  prompts on this rank          G  completions per prompt (the group)
+    S  prompt tokens (padded left)   T  completion tokens (padded right)
+    V  vocabulary                    F  frames of a clip
+
+Every hand-over is a frozen, keyword-only dataclass that checks itself, so that a stage can trust what it is given.
+The two exceptions that carry a failure across stages, :class:`VideoError` and :class:`OracleError`, live here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class VideoError(Exception):
+    """A video that cannot be used.
+
+    Args:
+        path: the file, as the data names it.
+        cause: what is wrong with it, in words a user can act on.
+    """
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(path, cause)
+        self.path = path
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}"
+
+
+class OracleError(Exception):
+    """An oracle that gave no ranking.
+
+    Args:
+        oracle: name of the oracle.
+        prompt_id: the prompt whose group could not be ranked.
+        cause: what went wrong.
+    """
+
+    def __init__(self, oracle: str, prompt_id: str, cause: str) -> None:
+        super().__init__(oracle, prompt_id, cause)
+        self.oracle = oracle
+        self.prompt_id = prompt_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"oracle {self.oracle} gave no ranking for prompt {self.prompt_id!r}: {self.cause}"
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPrompt:
+    """A question about a video, as a dataset adapter yields it.
+
+    Args:
+        id: unique within the dataset; errors and predictions name it.
+        video: path of the media file.
+        question: what is asked, not empty.
+        answer: the reference answer, where the data has one.
+        options: the answers to choose from, where the data has them.
+        start_s: start of the segment asked about, in seconds of the file's own time line.
+        end_s: end of that segment, in seconds.
+        category: kind of question, for results broken down by kind.
+
+    Raises:
+        ValueError: a required field is empty, or the segment is not one.
+    """
+
+    id: str
+    video: str
+    question: str
+    answer: str | None = None
+    options: tuple[str, ...] | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    category: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(bool(self.id), "VideoPrompt.id is empty; every prompt needs an id")
+        for name in ("video", "question"):
+            _check(bool(getattr(self, name).strip()), f"VideoPrompt.{name} is empty (prompt {self.id!r})")
+        start = 0.0 if self.start_s is None else self.start_s
+        _check(start >= 0, f"VideoPrompt.start_s is {start} (prompt {self.id!r}); it must be 0 or more seconds")
+        _check(
+            self.end_s is None or self.end_s > start,
+            f"VideoPrompt.end_s is {self.end_s} (prompt {self.id!r}); it must lie after start_s = {start}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoClip:
+    """The frames that were sampled from one video.
+
+    Args:
+        frames: u8[F, 3, H, W], RGB, F >= 2, on the device that decoded them.
+        pts_s: f64[F], presentation time of each frame in seconds from the start of the file's video stream, ascending.
+        duration_s: length of the whole video stream in seconds.
+        path: the file they come from.
+
+    Raises:
+        ValueError: shapes, dtypes or times are not as stated.
+    """
+
+    frames: Tensor
+    pts_s: Tensor
+    duration_s: float
+    path: str
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.frames.shape)
+        _check(
+            self.frames.dtype == torch.uint8 and self.frames.ndim == 4 and shape[1] == 3 and shape[0] >= 2,
+            f"VideoClip.frames is {self.frames.dtype}{list(shape)} ({self.path}); expected uint8[F >= 2, 3, H, W]",
+        )
+        _check(
+            self.pts_s.dtype == torch.float64 and tuple(self.pts_s.shape) == shape[:1],
+            f"VideoClip.pts_s is {self.pts_s.dtype}{list(self.pts_s.shape)} ({self.path}); expected float64[{shape[0]}]",
+        )
+        _check(bool((self.pts_s.diff() > 0).all()), f"VideoClip.pts_s does not ascend ({self.path})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """P prompts, decoded and tokenised by the model's own processor.
+
+    Args:
+        prompts: P prompts.
+        clips: their P clips.
+        input_ids: i64[P, S], padded on the left.
+        attention_mask: i64[P, S], 0 on padding.
+        mm_inputs: everything else that the processor returned; it goes to the model unchanged.
+        skipped: bad media that was left out of this batch (``on_bad_video: skip``).
+        decode_s: seconds spent on decoding and processing this batch.
+
+    Raises:
+        ValueError: the parts disagree on P or S, or the padding is not on the left.
+    """
+
+    prompts: tuple[VideoPrompt, ...]
+    clips: tuple[VideoClip, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    mm_inputs: Mapping[str, Any]
+    skipped: tuple[VideoError, ...] = ()
+    decode_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        p = len(self.prompts)
+        _check(len(self.clips) == p, f"PromptBatch has {p} prompts and {len(self.clips)} clips")
+        _check(
+            self.input_ids.ndim == 2 and self.input_ids.shape[0] == p,
+            f"PromptBatch.input_ids has shape {list(self.input_ids.shape)}; expected [{p}, S]",
+        )
+        _check(
+            self.attention_mask.shape == self.input_ids.shape,
+            f"PromptBatch.attention_mask has shape {list(self.attention_mask.shape)}; "
+            f"expected {list(self.input_ids.shape)}",
+        )
+        _check(p == 0 or bool(self.attention_mask[:, -1].all()), "PromptBatch must be padded on the left")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """The same batch with the model's inputs on ``device``; frames stay where they were decoded."""
+
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            mm_inputs={name: move(value) for name, value in self.mm_inputs.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completions:
+    """G sampled answers to each of P prompts.
+
+    Args:
+        ids: i64[P, G, T], the end-of-sequence token included where there is one.
+        mask: bool[P, G, T], True on the tokens of the completion: a run from the left.
+        texts: P tuples of G decoded answers.
+        logps: f32[P, G, T], log-prob of each token under the policy that sampled it (0 where masked), if it is known.
+
+    Raises:
+        ValueError: the parts disagree on their shapes, or the mask has holes.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    texts: tuple[tuple[str, ...], ...]
+    logps: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            self.ids.ndim == 3 and self.ids.dtype == torch.int64,
+            f"Completions.ids is {self.ids.dtype}{list(self.ids.shape)}; expected int64[P, G, T]",
+        )
+        _check(
+            self.mask.dtype == torch.bool and self.mask.shape == self.ids.shape,
+            f"Completions.mask is {self.mask.dtype}{list(self.mask.shape)}; expected bool{list(self.ids.shape)}",
+        )
+        _check(
+            [len(group) for group in self.texts] == [self.ids.shape[1]] * self.ids.shape[0],
+            f"Completions.texts must be {self.ids.shape[0]} groups of {self.ids.shape[1]}",
+        )
+        _check(
+            not bool((self.mask[..., 1:] & ~self.mask[..., :-1]).any()),
+            "Completions.mask has a token after padding; completions must be padded on the right",
+        )
+        _check(
+            self.logps is None or self.logps.shape == self.ids.shape,
+            f"Completions.logps must have the shape of ids, {list(self.ids.shape)}",
+        )
+
+    @property
+    def group_size(self) -> int:
+        """G."""
+        return int(self.ids.shape[1])
+
+    @property
+    def lengths(self) -> Tensor:
+        """i64[P, G], tokens of each completion."""
+        return self.mask.sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateGroup:
+    """What an oracle is shown: one prompt, its clip, and all G candidate answers."""
+
+    prompt: VideoPrompt
+    clip: VideoClip
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check(len(self.answers) >= 2, f"CandidateGroup of prompt {self.prompt.id!r} has fewer than 2 answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """An oracle's order of each group.
+
+    Args:
+        ranks: i64[P, G], 0 = best, equal answers share a rank, -1 = not ranked. Dense ([0, 1, 1, 2]) and competition
+            ([0, 1, 1, 3]) numbering mean the same.
+        scores: f32[P, G], larger is better, NaN = no score, for oracles that have scores.
+        failures: what kept groups from being ranked; those groups are -1 throughout.
+
+    Raises:
+        ValueError: a rank lies outside -1 .. G-1, or a ranked group has no best answer.
+    """
+
+    ranks: Tensor
+    scores: Tensor | None = None
+    failures: tuple[OracleError, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        ranks = self.ranks
+        _check(
+            ranks.ndim == 2 and ranks.dtype == torch.int64,
+            f"Ranking.ranks is {ranks.dtype}{list(ranks.shape)}; expected int64[P, G]",
+        )
+        _check(
+            bool(((ranks >= -1) & (ranks < ranks.shape[1])).all()),
+            f"Ranking.ranks must lie in -1 .. {ranks.shape[1] - 1}, found {ranks.tolist()}",
+        )
+        ranked = ranks >= 0
+        best = (ranks == 0).any(-1)
+        _check(bool((best | ~ranked.any(-1)).all()), f"Ranking.ranks needs a best answer (rank 0), found {ranks.tolist()}")
+        _check(
+            self.scores is None or self.scores.shape == ranks.shape,
+            f"Ranking.scores must have the shape of ranks, {list(ranks.shape)}",
+        )
