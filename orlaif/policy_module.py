@@ -172,7 +172,7 @@ class PolicyModule(LightningModule):
         return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts]
 
     def _score(self, batch: PromptBatch, stage: str) -> list[dict[str, Any]]:
-        """Answer a batch, log accuracies, and return a record per prompt."""
+        """Answer a batch, log its accuracy, and return a record per prompt."""
         if not len(batch):
             return []
         records = []
@@ -180,15 +180,27 @@ class PolicyModule(LightningModule):
             correct = None if prompt.answer is None else is_correct(answer, prompt.answer)
             record = {"id": prompt.id, "question": prompt.question, "prediction": answer}
             records.append({**record, "answer": prompt.answer, "correct": correct, "category": prompt.category})
-        marks = [float(r["correct"]) for r in records if r["correct"] is not None]
+        marks = [r for r in records if r["correct"] is not None]
         if marks:
-            accuracy = sum(marks) / len(marks)
+            accuracy = sum(r["correct"] for r in marks) / len(marks)
             self.log(f"{stage}/accuracy", accuracy, batch_size=len(marks), on_epoch=True, prog_bar=True, sync_dist=True)
+        self._by_category.update((r["category"], r["correct"]) for r in marks if r["category"])
         return records
+
+    def _log_categories(self, stage: str) -> None:
+        """``<stage>/accuracy/<category>``, of this rank's share."""
+        for category in sorted({name for name, _ in self._by_category}):
+            right, wrong = (self._by_category[category, correct] for correct in (True, False))
+            self.log(f"{stage}/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
+        self._by_category.clear()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """``val/accuracy`` of greedy answers, where the data has reference answers."""
         self._score(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """``val/accuracy/<category>``."""
+        self._log_categories("val")
 
     def _open_predictions(self, stage: str) -> None:
         folder = os.path.join(self.run_dir, "predictions")
@@ -204,20 +216,15 @@ class PolicyModule(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """A fresh ``predictions/test.jsonl``."""
-        self._by_category.clear()
         self._open_predictions("test")
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """``test/accuracy``, and a line per prompt in ``predictions/test.jsonl``."""
-        records = self._score(batch, "test")
-        self._write_predictions(records)
-        self._by_category.update((r["category"] or "all", r["correct"]) for r in records if r["correct"] is not None)
+        self._write_predictions(self._score(batch, "test"))
 
     def on_test_epoch_end(self) -> None:
-        """``test/accuracy/<category>`` (of this rank's share)."""
-        for category in sorted({name for name, _ in self._by_category}):
-            right, wrong = (self._by_category[category, correct] for correct in (True, False))
-            self.log(f"test/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
+        """``test/accuracy/<category>``."""
+        self._log_categories("test")
 
     def on_predict_epoch_start(self) -> None:
         """A fresh ``predictions/predict.jsonl``."""

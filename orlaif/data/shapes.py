@@ -47,7 +47,7 @@ QUESTIONS = {
     "order": "which color came first ?",
     "count": "how many shapes are there ?",
 }
-SIZES = {"train": 2400, "validation": 100, "test": 500}
+SIZES = {"train": 3200, "validation": 100, "test": 500}
 SIDE, FRAMES, FPS = 48, 8, 4.0
 
 
@@ -90,14 +90,15 @@ def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:
         color = answer
     elif kind == "shape":
         shape = answer
-    radius = rng.uniform(9, 12)
+    radius = rng.uniform(15, 18) if kind == "shape" else rng.uniform(9, 12)
     if kind in ("color", "shape"):
-        x, y = (rng.uniform(radius, SIDE - radius) for _ in range(2))
+        slack = 4 if kind == "shape" else SIDE / 2 - radius
+        x, y = (SIDE / 2 + rng.uniform(-slack, slack) for _ in range(2))
         for frame in frames:
             _draw(frame, shape, color, x, y, radius)
     elif kind == "direction":
         sx, sy = DIRECTIONS[answer]
-        across, way = rng.uniform(radius, SIDE - radius), SIDE - 2 * radius
+        across, way = SIDE / 2 + rng.uniform(-4, 4), SIDE - 2 * radius
         for k, frame in enumerate(frames):
             along = way * (k / (FRAMES - 1) - 0.5)
             x, y = (SIDE / 2 + sx * along if sx else across), (SIDE / 2 + sy * along if sy else across)
@@ -134,7 +135,7 @@ class ShapesDataset(JsonlDataset):
         root: folder for the files; each seed has its own folder below it.
         split: ``train``, ``validation`` or ``test``.
         seed: of the whole data set.
-        size: clips of this split; by default 2400, 100 and 500.
+        size: clips of this split; by default 3200, 100 and 500.
 
     Raises:
         ValueError: an unknown split, or a size below 1.

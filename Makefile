@@ -1,0 +1,31 @@
+# make demo [SEED=n]   fine-tune a tiny video-language model from an oracle's ranking, and show that it got better
+# make test            the tests that any machine runs
+# make check           lint, formatting, type check
+# make bench           the benchmarks that this machine can run
+SEED ?= 0
+BIN := .venv/bin
+
+.PHONY: setup demo test slow check bench clean
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	@$(BIN)/python -m orlaif.demo --seed $(SEED)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/demo_controls.py
+
+clean:
+	rm -rf outputs build dist .mypy_cache .pytest_cache .ruff_cache
