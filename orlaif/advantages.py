@@ -147,7 +147,9 @@ class NDCGPenalty(Advantage):
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
         """Advantages f32[P, G]; raises ValueError for completions without log-probs."""
         if completions.logps is None:
-            raise ValueError("NDCGPenalty needs Completions.logps, the log-probs recorded when the answers were sampled")
+            raise ValueError(
+                "NDCGPenalty needs Completions.logps, the log-probs recorded when the answers were sampled"
+            )
         return ndcg_penalty(ranking.ranks, (completions.logps * completions.mask).sum(-1))
 
 

@@ -25,7 +25,7 @@ _FRAME_HEIGHT = 96
 def draw_board(
     prompt: VideoPrompt, clip: VideoClip, answers: tuple[str, ...], ranks: Tensor, advantages: Tensor, lengths: Tensor
 ) -> Image.Image:
-    """A contact sheet of the frames, the question, and a table of the answers, best first.
+    """A contact sheet of the frames, the question, and a table of the answers, best first, green where reinforced.
 
     Args:
         prompt: what was asked.
@@ -45,7 +45,9 @@ def draw_board(
     font = ImageFont.load_default(size=14)
     rows = [
         (f"{rank}" if rank >= 0 else "-", f"{advantage:+.3f}", f"{length}", text)
-        for rank, advantage, length, text in zip(ranks.tolist(), advantages.tolist(), lengths.tolist(), answers, strict=True)
+        for rank, advantage, length, text in zip(
+            ranks.tolist(), advantages.tolist(), lengths.tolist(), answers, strict=True
+        )
     ]
     rows.sort(key=lambda row: (row[0] == "-", int(row[0]) if row[0] != "-" else 0))
     header = [f"{prompt.id}   {clip.pts_s[0]:.2f} to {clip.pts_s[-1]:.2f} s", f"Q: {prompt.question}"]
@@ -59,9 +61,9 @@ def draw_board(
         draw.text((6, y), line, fill="black", font=font)
         y += _LINE
     for number, row in enumerate([("rank", "advantage", "tokens", "answer"), *rows]):
-        best = number > 0 and row[0] == "0"
+        color = "gray" if number == 0 else "green" if float(row[1]) > 0 else "black"
         for x, cell in zip((6, 60, 150, 220), row, strict=True):
-            draw.text((x, y), cell.replace("\n", " ")[:120], fill="gray" if number == 0 else "green" if best else "black", font=font)
+            draw.text((x, y), cell.replace("\n", " ")[:120], fill=color, font=font)
         y += _LINE
     return image
 
@@ -84,7 +86,9 @@ class CompletionsBoard(Callback):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         dataset = datamodule.datasets["val"]
-        batch = datamodule.collator([dataset[i] for i in range(min(self.num_prompts, len(dataset)))]).to(pl_module.device)
+        batch = datamodule.collator([dataset[i] for i in range(min(self.num_prompts, len(dataset)))]).to(
+            pl_module.device
+        )
         if not len(batch):
             return
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
@@ -102,7 +106,9 @@ class CompletionsBoard(Callback):
             pixels = torch.frombuffer(bytearray(board.tobytes()), dtype=torch.uint8).view(board.height, board.width, 3)
             for logger in trainer.loggers:
                 if hasattr(logger, "experiment") and hasattr(logger.experiment, "add_image"):
-                    logger.experiment.add_image(f"completions/{prompt.id}", pixels, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(
+                        f"completions/{prompt.id}", pixels, trainer.global_step, dataformats="HWC"
+                    )
 
 
 class ExportHuggingFace(Callback):

@@ -13,9 +13,13 @@ def check_checkpoint(path: str) -> None:
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "config.json")):
-            raise ValueError(f"checkpoint path is {path!r}: the folder holds no config.json, so it is no Hugging Face checkpoint")
+            raise ValueError(
+                f"checkpoint path is {path!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
+            )
     elif looks_local or os.path.exists(path):
-        raise ValueError(f"checkpoint path is {path!r}: no such folder (expected a Hugging Face checkpoint or a hub id)")
+        raise ValueError(
+            f"checkpoint path is {path!r}: no such folder (expected a Hugging Face checkpoint or a hub id)"
+        )
 
 
 def load_processor(path: str) -> Any:

@@ -29,14 +29,19 @@ class OrlaifCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "orlaif", "description": "Fine-tune video-language models from an oracle's ranking."},
+            parser_kwargs={
+                "prog": "orlaif",
+                "description": "Fine-tune video-language models from an oracle's ranking.",
+            },
             args=list(args) if args is not None else None,
             run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--run_dir``, which is also the trainer's root."""
-        parser.add_argument("--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes.")
+        parser.add_argument(
+            "--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes."
+        )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -136,7 +136,9 @@ def main() -> None:
     stages = "   ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
     print(f"\nTime: {stages}   together {sum(demo.seconds.values()):.0f} s")
     print(f"Curves and the completions board: .venv/bin/tensorboard --logdir {demo.output}")
-    print(f"Models: {demo.path('sft', 'export')} and {demo.path('rlaif', 'export')}; figures: {demo.path('summary.json')}")
+    print(
+        f"Models: {demo.path('sft', 'export')} and {demo.path('rlaif', 'export')}; figures: {demo.path('summary.json')}"
+    )
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ class OracleRLAIF(PolicyModule):
         self._groups = 0
         self._failed_groups = 0
         if self.reference.refresh == "epoch" and policy.lora is not None:
-            raise ValueError("reference.refresh is 'epoch', but with policy.lora the reference is the base model; use 'never'")
+            raise ValueError(
+                "reference.refresh is 'epoch', but with policy.lora the reference is the base model; use 'never'"
+            )
 
     def configure_model(self) -> None:
         """Load the policy, and freeze the reference where the loss needs one; idempotent."""
@@ -167,7 +169,9 @@ class OracleRLAIF(PolicyModule):
             last = ranking.failures[-1]
             cause = f"{last.cause}; {self._failed_groups} of {self._groups} groups so far have failed, more than "
             raise OracleError(
-                last.oracle, last.prompt_id, f"{cause}on_oracle_failure.max_rate allows ({self.on_oracle_failure.max_rate:g})"
+                last.oracle,
+                last.prompt_id,
+                f"{cause}on_oracle_failure.max_rate allows ({self.on_oracle_failure.max_rate:g})",
             )
 
     def _log_order_consistency(self, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:

@@ -79,7 +79,9 @@ class Policy(nn.Module):
         if prefix not in ("auto", "shared", "duplicate"):
             raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
         if prefix == "shared" and attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'")
+            raise ValueError(
+                f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'"
+            )
         self.path = path
         self.lora = lora
         self.dtype = dtype
@@ -194,7 +196,9 @@ class Policy(nn.Module):
         base = self.network.get_base_model() if self.lora is not None else self.network
         inner = getattr(base, "model", base)
         if hasattr(inner, "get_rope_index"):
-            positions, _ = inner.get_rope_index(batch.input_ids, attention_mask=batch.attention_mask, **_rope_inputs(batch))
+            positions, _ = inner.get_rope_index(
+                batch.input_ids, attention_mask=batch.attention_mask, **_rope_inputs(batch)
+            )
             return positions
         return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
@@ -234,7 +238,11 @@ class Policy(nn.Module):
         ids = completions.ids.masked_fill(~completions.mask, self.pad_id)
         positions = self.prompt_positions(batch)
         shared = self.prefix == "shared"
-        rows = [(ids, completions.mask)] if shared else list(zip(ids.split(1, 1), completions.mask.split(1, 1), strict=True))
+        rows = (
+            [(ids, completions.mask)]
+            if shared
+            else list(zip(ids.split(1, 1), completions.mask.split(1, 1), strict=True))
+        )
         logits = []
         for row_ids, row_mask in rows:
             row = group_row(batch.input_ids, batch.attention_mask, positions, row_ids, row_mask)

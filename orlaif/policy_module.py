@@ -54,6 +54,7 @@ class PolicyModule(LightningModule):
         self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.num_tokens = 0
+        self.num_bad_videos = 0
         self._normalizer: Tensor | None = None
         self._stepping = False
         self._policy_start = 0.0
@@ -135,24 +136,26 @@ class PolicyModule(LightningModule):
         """Log the seconds spent inside as ``time/<name>``."""
         start = time.perf_counter()
         yield
-        self.log(f"time/{name}", self._elapsed(start), prog_bar=name == "rollout")
+        self.log(f"time/{name}", self._elapsed(start), prog_bar=True)
 
     def log_batch(self, batch: PromptBatch, num_tokens: int) -> None:
-        """Log what every stage logs: decoding time, bad videos, and tokens seen so far on this rank."""
+        """Log what every stage logs: decoding time; bad videos and tokens seen so far on this rank."""
         self.num_tokens += num_tokens
-        self.log("time/decode", batch.decode_s, batch_size=max(1, len(batch)))
+        self.log("time/decode", batch.decode_s, prog_bar=True, batch_size=max(1, len(batch)))
         self.log("train/num_tokens", float(self.num_tokens))
-        self.log("data/bad_videos", float(len(batch.skipped)), on_step=True, on_epoch=True, reduce_fx="sum")
+        self.num_bad_videos += len(batch.skipped)
+        self.log("data/bad_videos", float(self.num_bad_videos))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the reference out where it is the checkpoint that the run started from."""
-        checkpoint["num_tokens"] = self.num_tokens
+        checkpoint["counts"] = {"num_tokens": self.num_tokens, "num_bad_videos": self.num_bad_videos}
         for name in self._reloaded_keys(checkpoint["state_dict"]):
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the reference, reloaded from its own checkpoint, back where the state dict needs it."""
-        self.num_tokens = checkpoint["num_tokens"]
+        self.num_tokens = checkpoint["counts"]["num_tokens"]
+        self.num_bad_videos = checkpoint["counts"]["num_bad_videos"]
         own = self.state_dict()
         checkpoint["state_dict"].update({name: own[name] for name in self._reloaded_keys(own)})
 

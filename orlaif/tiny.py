@@ -31,12 +31,30 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over ``words``, digits, punctuation and Qwen's special tokens."""
-    entries = [*SPECIAL, "<unk>", "user", "assistant", "system", "seconds", *string.digits, *"<>.,:!?", *sorted(set(words))]
+    entries = [
+        *SPECIAL,
+        "<unk>",
+        "user",
+        "assistant",
+        "system",
+        "seconds",
+        *string.digits,
+        *"<>.,:!?",
+        *sorted(set(words)),
+    ]
     vocab = {word: index for index, word in enumerate(dict.fromkeys(entries))}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\d|[<>.,:!?]"), "isolated")]
@@ -69,7 +87,13 @@ def tiny_processor(words: Iterable[str], side: int = 48, patch_size: int = 12) -
 
 
 def make_tiny_model(
-    folder: str, words: Iterable[str], *, seed: int = 0, hidden_size: int = 96, num_layers: int = 3, patch_size: int = 12
+    folder: str,
+    words: Iterable[str],
+    *,
+    seed: int = 0,
+    hidden_size: int = 96,
+    num_layers: int = 3,
+    patch_size: int = 12,
 ) -> None:
     """Write model, tokenizer and processor to ``folder`` in Hugging Face format.
 

@@ -282,7 +282,9 @@ class Ranking:
         )
         ranked = ranks >= 0
         best = (ranks == 0).any(-1)
-        _check(bool((best | ~ranked.any(-1)).all()), f"Ranking.ranks needs a best answer (rank 0), found {ranks.tolist()}")
+        _check(
+            bool((best | ~ranked.any(-1)).all()), f"Ranking.ranks needs a best answer (rank 0), found {ranks.tolist()}"
+        )
         _check(
             self.scores is None or self.scores.shape == ranks.shape,
             f"Ranking.scores must have the shape of ranks, {list(ranks.shape)}",

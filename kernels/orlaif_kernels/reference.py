@@ -68,7 +68,9 @@ def token_kl(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator) -> Tensor
     raise ValueError(f"kl_estimator is {estimator!r}; it must be 'k1', 'k2' or 'k3'")
 
 
-def loss_weights(mask: Tensor, loss_type: LossType, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+def loss_weights(
+    mask: Tensor, loss_type: LossType, max_length: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """How much each token counts, and what they all count together.
 
     Args:
@@ -76,21 +78,22 @@ def loss_weights(mask: Tensor, loss_type: LossType, max_length: int | None = Non
         loss_type: ``grpo`` = mean per completion, then mean; ``dapo`` = all tokens alike; ``dr_grpo`` = sum over a
             constant length.
         max_length: that constant, for ``dr_grpo``.
+        dtype: of what is returned.
 
     Returns:
-        weights f32[N, T] (0 where masked), and their normaliser, a 0-dim tensor: over several batches, sum weights and
+        weights [N, T] (0 where masked), and their normaliser, a 0-dim tensor: over several batches, sum weights and
         normalisers first and divide last.
     """
-    weights = mask.float()
+    weights = mask.to(dtype)
     if loss_type == "grpo":
         lengths = mask.sum(-1, keepdim=True)
-        return weights / lengths.clamp(min=1), (lengths > 0).float().sum()
+        return weights / lengths.clamp(min=1), (lengths > 0).to(dtype).sum()
     if loss_type == "dapo":
         return weights, weights.sum()
     if loss_type == "dr_grpo":
         if max_length is None or max_length < 1:
             raise ValueError(f"max_length is {max_length}; loss_type 'dr_grpo' needs the constant length, 1 or more")
-        return weights, mask.any(-1).float().sum() * max_length
+        return weights, mask.any(-1).to(dtype).sum() * max_length
     raise ValueError(f"loss_type is {loss_type!r}; it must be 'grpo', 'dapo' or 'dr_grpo'")
 
 
@@ -164,8 +167,8 @@ def grpo_rank_loss(
         if kl_coef != 0:
             objective = objective - kl_coef * kl
 
-    weights, own_normalizer = loss_weights(mask, loss_type, max_length)
-    total = -(objective * weights.to(objective.dtype)).sum()
+    weights, own_normalizer = loss_weights(mask, loss_type, max_length, logps.dtype)
+    total = -(objective * weights).sum()
     loss = total / (own_normalizer.clamp(min=1) if normalizer is None else normalizer)
 
     with torch.no_grad():

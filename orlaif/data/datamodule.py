@@ -212,7 +212,9 @@ class VideoDataModule(LightningDataModule):
         if on_bad_video not in ("error", "skip"):
             raise ValueError(f"data.on_bad_video is {on_bad_video!r}; it must be 'error' or 'skip'")
         if num_workers and decode_device != "cpu":
-            raise ValueError("data.num_workers must be 0 with decode_device other than 'cpu': decode on threads instead")
+            raise ValueError(
+                "data.num_workers must be 0 with decode_device other than 'cpu': decode on threads instead"
+            )
         self.datasets = {"train": train, "val": val, "test": test, "predict": predict if predict is not None else test}
         self.sampling = sampling or UniformSampling()
         self.batch_size = batch_size
@@ -278,7 +280,9 @@ class VideoDataModule(LightningDataModule):
         return dataset
 
     def _common(self) -> dict[str, Any]:
-        context = "spawn" if self.num_workers else None  # forked children inherit torch's and FFmpeg's threads in any state
+        context = (
+            "spawn" if self.num_workers else None
+        )  # forked children inherit torch's and FFmpeg's threads in any state
         return {"collate_fn": self.collator, "num_workers": self.num_workers, "multiprocessing_context": context}
 
     def train_dataloader(self) -> ResumableLoader:
@@ -286,7 +290,9 @@ class VideoDataModule(LightningDataModule):
         dataset = self._dataset("train")
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         if len(dataset) < self.batch_size * world:
-            raise ValueError(f"data.batch_size is {self.batch_size} on {world} processes, but train has {len(dataset)} rows")
+            raise ValueError(
+                f"data.batch_size is {self.batch_size} on {world} processes, but train has {len(dataset)} rows"
+            )
         sampler = ResumableSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
         return ResumableLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._common())
 

@@ -127,7 +127,9 @@ def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | tor
     require_ffmpeg()
     from torchcodec.decoders import VideoDecoder
 
-    path, start_s, end_s = (source, None, None) if isinstance(source, str) else (source.video, source.start_s, source.end_s)
+    path, start_s, end_s = (
+        (source, None, None) if isinstance(source, str) else (source.video, source.start_s, source.end_s)
+    )
     if os.path.isdir(path):
         raise VideoError(path, "is a directory, not a media file")
     if not os.path.exists(path):
@@ -153,7 +155,9 @@ def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | tor
     fresh = torch.ones(len(frames.pts_seconds), dtype=torch.bool)
     fresh[1:] = frames.pts_seconds.diff() > 0
     if int(fresh.sum()) < 2:
-        raise VideoError(path, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)")
+        raise VideoError(
+            path, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"
+        )
     return VideoClip(
         frames=frames.data[fresh.to(frames.data.device)],
         pts_s=(frames.pts_seconds[fresh].double() - first_s).cpu(),

@@ -29,7 +29,9 @@ def _mean(values: Tensor) -> Tensor:
     return values.nanmean().nan_to_num(0.0)
 
 
-def rank_metrics(ranks: Tensor, advantages: Tensor, lengths: Tensor, sequence_logps: Tensor | None) -> dict[str, Tensor]:
+def rank_metrics(
+    ranks: Tensor, advantages: Tensor, lengths: Tensor, sequence_logps: Tensor | None
+) -> dict[str, Tensor]:
     """The rank-native metrics of a step.
 
     Args:

@@ -74,7 +74,9 @@ class OracleFailure:
 
     def __post_init__(self) -> None:
         if self.action not in ("error", "retry", "drop_group"):
-            raise ValueError(f"on_oracle_failure.action is {self.action!r}; it must be 'error', 'retry' or 'drop_group'")
+            raise ValueError(
+                f"on_oracle_failure.action is {self.action!r}; it must be 'error', 'retry' or 'drop_group'"
+            )
         if self.action == "retry" and self.retries < 1:
             raise ValueError("on_oracle_failure.action is 'retry'; retries must be 1 or more")
         if not 0 <= self.max_rate <= 1:
@@ -104,7 +106,9 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
         return _one_by_one(oracle, groups, on_failure)
     expected = (len(groups), len(groups[0].answers))
     if tuple(ranking.ranks.shape) != expected:
-        raise ValueError(f"{type(oracle).__name__}.rank gave ranks of shape {list(ranking.ranks.shape)}; expected {expected}")
+        raise ValueError(
+            f"{type(oracle).__name__}.rank gave ranks of shape {list(ranking.ranks.shape)}; expected {expected}"
+        )
     return ranking
 
 
@@ -132,7 +136,9 @@ def _one_by_one(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
     )
 
 
-def order_consistency(oracle: Oracle, groups: Sequence[CandidateGroup], ranking: Ranking, generator: torch.Generator) -> float:
+def order_consistency(
+    oracle: Oracle, groups: Sequence[CandidateGroup], ranking: Ranking, generator: torch.Generator
+) -> float:
     """Share of groups that keep their ranking when the candidates are shown in another order.
 
     Args:
@@ -147,7 +153,8 @@ def order_consistency(oracle: Oracle, groups: Sequence[CandidateGroup], ranking:
     size = len(groups[0].answers)
     orders = [torch.randperm(size, generator=generator) for _ in groups]
     shuffled = [
-        replace(group, answers=tuple(group.answers[i] for i in order)) for group, order in zip(groups, orders, strict=True)
+        replace(group, answers=tuple(group.answers[i] for i in order))
+        for group, order in zip(groups, orders, strict=True)
     ]
     again = oracle.rank(shuffled).ranks
     same = [bool((row == first[order]).all()) for row, first, order in zip(again, ranking.ranks, orders, strict=True)]

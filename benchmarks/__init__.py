@@ -1,0 +1,1 @@
+"""Every figure of the README comes from a program in this folder."""

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orlaif.advantages import DCG, Borda, NDCGPenalty, ZScore, borda, dcg, ndcg_penalty, zscore
+from orlaif.types import Completions, Ranking
+
+U = [1.0, 1 / (2 * math.log2(3)), 1 / 6, 1 / (4 * math.log2(5))]  # u(0) .. u(3) by hand
+
+
+def close(a: torch.Tensor, b: object) -> None:
+    torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+def test_dcg_by_hand() -> None:
+    mean = sum(U[:3]) / 3
+    close(
+        dcg(torch.tensor([[0, 1, 2], [2, 0, 1]])),
+        [[U[0] - mean, U[1] - mean, U[2] - mean], [U[2] - mean, U[0] - mean, U[1] - mean]],
+    )
+
+
+def test_tied_answers_share_the_gain_of_the_positions_they_span() -> None:
+    mean, tied = sum(U) / 4, (U[1] + U[2]) / 2
+    expected = [[U[0] - mean, tied - mean, tied - mean, U[3] - mean]]
+    close(dcg(torch.tensor([[0, 1, 1, 2]])), expected)
+    close(dcg(torch.tensor([[0, 1, 1, 3]])), expected)
+
+
+def test_an_unranked_answer_is_left_out_and_gets_zero() -> None:
+    mean = sum(U[:2]) / 2
+    close(dcg(torch.tensor([[0, -1, 1]])), [[U[0] - mean, 0.0, U[1] - mean]])
+    close(borda(torch.tensor([[0, -1, 1]])), [[0.5, 0.0, -0.5]])
+    for mapping in (dcg, borda):
+        close(mapping(torch.tensor([[-1, -1, -1], [0, -1, -1]])), [[0.0] * 3, [0.0] * 3])
+
+
+def test_borda_by_hand() -> None:
+    close(borda(torch.tensor([[2, 0, 1], [0, 0, 1]])), [[-0.5, 0.5, 0.0], [0.25, 0.25, -0.5]])
+
+
+def test_ndcg_penalty_by_hand() -> None:
+    # The policy's order is 1, 0, 2; the oracle's is 0, 1, 2: d = 1 - u(p) / u(r).
+    d = [1 - U[1] / U[0], 1 - U[0] / U[1], 0.0]
+    mean = sum(d) / 3
+    logps = torch.tensor([[-2.0, -1.0, -3.0]])
+    close(ndcg_penalty(torch.tensor([[0, 1, 2]]), logps), [[mean - x for x in d]])
+
+
+def test_ndcg_penalty_can_push_the_best_answer_down() -> None:
+    """Why it is not the default: the best answer, ranked low by the policy, is punished."""
+    logps = torch.tensor([[-9.0, -1.0, -2.0]])
+    assert float(ndcg_penalty(torch.tensor([[0, 1, 2]]), logps)[0, 0]) < 0 < float(dcg(torch.tensor([[0, 1, 2]]))[0, 0])
+
+
+def test_zscore_by_hand() -> None:
+    close(zscore(torch.tensor([[1.0, 0.0, 2.0]]), eps=0.0), [[0.0, -1.0, 1.0]])
+    close(zscore(torch.tensor([[1.0, math.nan, 0.0]]), eps=0.0), [[math.sqrt(0.5), 0.0, -math.sqrt(0.5)]])
+    close(zscore(torch.tensor([[0.3, 0.3, 0.3], [math.nan] * 3])), [[0.0] * 3] * 2)
+
+
+groups = st.integers(2, 9).flatmap(lambda g: st.lists(st.integers(-1, g - 1), min_size=g, max_size=g))
+
+
+@settings(deadline=None, max_examples=200)
+@given(groups, st.randoms(use_true_random=False))
+def test_properties_of_every_mapping(group: list[int], random) -> None:
+    ranks = torch.tensor([group])
+    order = list(range(len(group)))
+    random.shuffle(order)
+    logps = torch.tensor([[random.uniform(-9, 0) for _ in group]])
+    scores = -ranks.float().masked_fill(ranks < 0, math.nan)
+    for mapping, inputs in ((dcg, (ranks,)), (borda, (ranks,)), (ndcg_penalty, (ranks, logps)), (zscore, (scores,))):
+        advantages = mapping(*inputs)
+        assert abs(float(advantages.sum())) < 1e-5
+        assert bool((advantages[ranks < 0] == 0).all())
+        if len({rank for rank in group if rank >= 0}) <= 1:
+            assert bool((advantages == 0).all())
+        torch.testing.assert_close(mapping(*(x[:, order] for x in inputs)), advantages[:, order], atol=1e-6, rtol=0)
+    for mapping in (dcg, borda):  # a better rank is never worth less
+        a = mapping(ranks)[0]
+        assert all(a[i] >= a[j] - 1e-6 for i, x in enumerate(group) for j, y in enumerate(group) if 0 <= x <= y)
+
+
+def test_the_classes_a_recipe_names() -> None:
+    ranking = Ranking(ranks=torch.tensor([[0, 1, 2]]), scores=torch.tensor([[1.0, 0.5, 0.0]]))
+    ids = torch.zeros(1, 3, 2, dtype=torch.int64)
+    mask = torch.tensor([[[True, True], [True, False], [True, True]]])
+    logps = torch.tensor([[[-1.0, -1.0], [-1.0, 0.0], [-2.0, -1.0]]])
+    completions = Completions(ids=ids, mask=mask, texts=(("a", "b", "c"),), logps=logps)
+    assert torch.equal(DCG()(ranking, completions), dcg(ranking.ranks))
+    assert torch.equal(Borda()(ranking, completions), borda(ranking.ranks))
+    assert torch.equal(ZScore()(ranking, completions), zscore(ranking.scores))
+    expected = ndcg_penalty(ranking.ranks, torch.tensor([[-2.0, -1.0, -3.0]]))
+    assert torch.equal(NDCGPenalty()(ranking, completions), expected)
+    with pytest.raises(ValueError, match="only ranks"):
+        ZScore()(Ranking(ranks=ranking.ranks), completions)
+    with pytest.raises(ValueError, match="logps"):
+        NDCGPenalty()(ranking, Completions(ids=ids, mask=mask, texts=(("a", "b", "c"),)))
