@@ -37,7 +37,7 @@ ARMS: dict[str, tuple[str, Sequence[str]]] = {
             "--trainer.max_epochs=4",
             "--trainer.val_check_interval=100",
             "--model.init_args.lr_scheduler.init_args.total_steps=400",
-            "--model.init_args.lr_scheduler.init_args.max_lr=0.001",
+            "--model.init_args.lr_scheduler.init_args.max_lr=0.0015",
         ),
     ),
 }

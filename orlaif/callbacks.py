@@ -69,7 +69,7 @@ def draw_board(
 
 
 class CompletionsBoard(Callback):
-    """At every validation: for a few fixed prompts, frames, question, and the G sampled answers with rank and advantage.
+    """At every validation: a few fixed prompts with frames, question, and the G sampled answers, ranks and advantages.
 
     Args:
         num_prompts: the first so many of the validation data.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ class OrlaifCLI(LightningCLI):
     """LightningCLI whose model and data are named by ``class_path``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        # The frozen reference is in eval mode on purpose, and so are `args` given when a run starts from Python.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         super().__init__(
             LightningModule,
             LightningDataModule,

@@ -22,7 +22,8 @@ class GRPORankLoss:
         kl_coef: weight of the KL to the frozen reference; 0 means that no reference is loaded.
         kl_estimator: ``k1``, ``k2`` or ``k3``.
         entropy_coef: weight of the exact entropy over the vocabulary.
-        loss_type: ``grpo`` (mean per completion, then mean), ``dapo`` (all tokens alike) or ``dr_grpo`` (constant length).
+        loss_type: ``grpo`` (mean per completion, then mean), ``dapo`` (all tokens alike) or ``dr_grpo`` (constant
+            length).
 
     Raises:
         ValueError: a setting is out of its range.

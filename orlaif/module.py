@@ -53,7 +53,7 @@ class OracleRLAIF(PolicyModule):
         loss: settings of the GRPO_rank loss.
         reference: of the KL term; not loaded where ``loss.kl_coef`` is 0.
         on_oracle_failure: what to do with groups that the oracle cannot rank.
-        order_consistency_every_n_steps: how often the oracle is asked twice, with shuffled candidates, to see whether it
+        order_consistency_every_n_steps: how often the oracle is asked twice, with shuffled candidates, to see if it
             looks at positions (``oracle/order_consistency``); 0 = never.
         optimizer: from parameters to an optimizer.
         lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from orlaif_kernels.reference import token_logps
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from orlaif.checkpoints import check_checkpoint, load_processor
+from orlaif.checkpoints import check_checkpoint, copy_processor, load_processor
 from orlaif.prefix import group_row
 from orlaif.types import Completions, PromptBatch
 
@@ -53,8 +53,9 @@ class Policy(nn.Module):
         path: folder of a Hugging Face checkpoint, or a hub id.
         lora: arguments of ``peft.LoraConfig``; None means full fine-tuning.
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
-        prefix: ``shared`` = one row per group (exact, the prompt is paid once), ``duplicate`` = the prompt again for each
-            completion, ``auto`` = shared for the families where tests show it equal, else duplicate, said in the log.
+        prefix: ``shared`` = one row per group (exact, the prompt is paid once), ``duplicate`` = the prompt again for
+            each completion, ``auto`` = shared for the families where tests show it equal, else duplicate; the log
+            says which.
         attn_implementation: of transformers; a shared prefix needs one that takes a 4-D mask (``sdpa`` or ``eager``).
         gradient_checkpointing: recompute activations in the backward pass.
         freeze_vision: leave the vision tower as it is.
@@ -92,6 +93,7 @@ class Policy(nn.Module):
         self.model: nn.Module | None = None
         self.reference: nn.Module | None = None
         self._processor: Any = None
+        self._positions: tuple[PromptBatch, Tensor] | None = None
 
     # ---------------------------------------------------------------- loading
 
@@ -100,7 +102,7 @@ class Policy(nn.Module):
         if self.model is not None:
             return self
         check_checkpoint(self.path)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
         )
         if self.prefix == "auto":
@@ -130,9 +132,9 @@ class Policy(nn.Module):
         raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower under a known name")
 
     def load_reference(self) -> None:
-        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, and nothing is copied."""
+        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, not a copy."""
         if self.lora is None:
-            self.reference = copy.deepcopy(self.load().model).eval().requires_grad_(False)
+            self.reference = copy.deepcopy(self.network).eval().requires_grad_(False)
 
     def refresh_reference(self) -> None:
         """Make the policy of this moment the reference.
@@ -192,7 +194,15 @@ class Policy(nn.Module):
     # ---------------------------------------------------------------- forward
 
     def prompt_positions(self, batch: PromptBatch) -> Tensor:
-        """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE."""
+        """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE.
+
+        Those of the last batch are kept: rollout, reference and policy ask for the same.
+        """
+        if self._positions is None or self._positions[0] is not batch:
+            self._positions = (batch, self._compute_positions(batch))
+        return self._positions[1]
+
+    def _compute_positions(self, batch: PromptBatch) -> Tensor:
         base = self.network.get_base_model() if self.lora is not None else self.network
         inner = getattr(base, "model", base)
         if hasattr(inner, "get_rope_index"):
@@ -286,7 +296,7 @@ class Policy(nn.Module):
         A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged.
         """
         self.network.save_pretrained(folder)
-        AutoProcessor.from_pretrained(self.path).save_pretrained(folder)
+        copy_processor(self.path, folder)
 
 
 def _rope_inputs(batch: PromptBatch) -> dict[str, Any]:

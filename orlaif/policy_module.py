@@ -119,7 +119,7 @@ class PolicyModule(LightningModule):
 
     def zero_loss(self) -> Tensor:
         """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
-        return sum(p.sum() * 0.0 for p in self.policy.network.parameters() if p.requires_grad)  # type: ignore[return-value]
+        return torch.stack([p.sum() * 0.0 for p in self.policy.network.parameters() if p.requires_grad]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradients before clipping."""
@@ -178,16 +178,24 @@ class PolicyModule(LightningModule):
         """Answer a batch, log its accuracy, and return a record per prompt."""
         if not len(batch):
             return []
-        records = []
+        records: list[dict[str, Any]] = []
+        marks: list[bool] = []
         for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
-            correct = None if prompt.answer is None else is_correct(answer, prompt.answer)
-            record = {"id": prompt.id, "question": prompt.question, "prediction": answer}
-            records.append({**record, "answer": prompt.answer, "correct": correct, "category": prompt.category})
-        marks = [r for r in records if r["correct"] is not None]
+            record: dict[str, Any] = {
+                "id": prompt.id,
+                "question": prompt.question,
+                "prediction": answer,
+                "category": prompt.category,
+            }
+            if prompt.answer is not None:
+                marks.append(is_correct(answer, prompt.answer))
+                record |= {"answer": prompt.answer, "correct": marks[-1]}
+                if prompt.category:
+                    self._by_category[prompt.category, marks[-1]] += 1
+            records.append(record)
         if marks:
-            accuracy = sum(r["correct"] for r in marks) / len(marks)
+            accuracy = sum(marks) / len(marks)
             self.log(f"{stage}/accuracy", accuracy, batch_size=len(marks), on_epoch=True, prog_bar=True, sync_dist=True)
-        self._by_category.update((r["category"], r["correct"]) for r in marks if r["category"])
         return records
 
     def _log_categories(self, stage: str) -> None:

@@ -10,6 +10,7 @@ Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def _choose(logits: Tensor, sampling: SamplingParams, generator: torch.Generator
         if sampling.top_p < 1:
             warpers.append(TopPLogitsWarper(sampling.top_p))
         # These warpers look at scores only; the ids that the interface asks for are not read.
-        probs = warpers(torch.empty(0, dtype=torch.long), logits).softmax(-1)
+        no_ids: Any = None
+        probs = warpers(no_ids, logits).softmax(-1)
         tokens = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
     return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 

@@ -36,7 +36,7 @@ def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
         if prompt.answer is None:
             raise ValueError(f"prompt {prompt.id!r} has no answer; supervised fine-tuning needs one for every prompt")
         answers.append(prompt.answer)
-    ids = [tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for answer in answers]
+    ids = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for answer in answers]
     longest = max(len(row) for row in ids)
     device = batch.input_ids.device
     padded = torch.tensor([row + [policy.pad_id] * (longest - len(row)) for row in ids], device=device)

@@ -1,7 +1,7 @@
 """A tiny, randomly initialised Qwen3-VL with its own tokenizer and processor, as a Hugging Face folder.
 
-For the demo and the tests: the same classes, files and loading code as a real checkpoint, at a size that a CPU trains in
-a minute. Nothing outside this file knows that a model is tiny. From the shell::
+For the demo and the tests: the same classes, files and loading code as a real checkpoint, at a size that a CPU trains
+in a minute. Nothing outside this file knows that a model is tiny. From the shell::
 
     python -m orlaif.tiny outputs/demo/model --seed 0
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import string
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -77,7 +78,7 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 def tiny_processor(words: Iterable[str], side: int = 48, patch_size: int = 12) -> Qwen3VLProcessor:
     """Qwen3-VL's processor around :func:`tiny_tokenizer`, for frames of about ``side`` x ``side`` pixels."""
     size = {"shortest_edge": 2 * side * side, "longest_edge": 64 * side * side}
-    patches = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    patches: dict[str, Any] = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches),
         tokenizer=tiny_tokenizer(words),

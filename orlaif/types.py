@@ -127,7 +127,7 @@ class VideoClip:
         )
         _check(
             self.pts_s.dtype == torch.float64 and tuple(self.pts_s.shape) == shape[:1],
-            f"VideoClip.pts_s is {self.pts_s.dtype}{list(self.pts_s.shape)} ({self.path}); expected float64[{shape[0]}]",
+            f"VideoClip.pts_s is {self.pts_s.dtype}{list(self.pts_s.shape)} ({self.path}); expected float64[F]",
         )
         _check(bool((self.pts_s.diff() > 0).all()), f"VideoClip.pts_s does not ascend ({self.path})")
 

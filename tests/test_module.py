@@ -318,8 +318,8 @@ def test_a_dropped_group_has_no_weight(tiny_model: str, data_root: str, tmp_path
     drop = OracleFailure(action="drop_group", max_rate=1.0)
 
     class Without(VideoDataModule):
-        def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
-            kept = [p for p in batch.prompts if int(p.id.split("-")[1]) % 4]
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> PromptBatch:
+            kept = [p for p in batch.batch.prompts if int(p.id.split("-")[1]) % 4]
             return self.collator(kept)
 
     grads = []
@@ -373,3 +373,21 @@ def test_ranks_teach(tiny_model: str, data_root: str, tmp_path: Path) -> None:
     fit.fit(module, source)
     texts = [module.answer(source.collator([source.datasets["test"][i]]))[0] for i in range(20)]
     assert sum(text.split()[:1] == ["red"] for text in texts) >= 18
+
+
+# ------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16"), ("64-true", "float64")]
+)
+def test_precision_means_what_lightning_says(
+    precision: Any, dtype: str, tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    module = rlaif(tiny_model)
+    module.policy.dtype = dtype
+    trainer(tmp_path, max_steps=2, precision=precision, callbacks=[recorder]).fit(module, data(data_root, 4))
+    assert {p.dtype for p in module.policy.network.parameters()} == {getattr(torch, dtype)}
+    assert recorder.metrics[-1]["train/grad_norm"] > 0
+    assert recorder.metrics[0]["train/kl"] == pytest.approx(0.0, abs=1e-6)

@@ -136,7 +136,7 @@ def grpo_rank_loss(
 
     Returns:
         The loss, a 0-dim tensor with gradient, and detached 0-dim metrics: ``loss, kl, entropy, clip_ratio/low_mean,
-        clip_ratio/high_mean, clip_ratio/region_mean``, all means over completion tokens (``kl`` only with ``ref_logps``).
+        clip_ratio/high_mean, clip_ratio/region_mean``, means over completion tokens (``kl`` only with ``ref_logps``).
 
     Raises:
         ValueError: ``kl_coef`` without ``ref_logps``, or an unknown estimator, loss type or temperature.
@@ -157,7 +157,7 @@ def grpo_rank_loss(
         ratio = log_ratio.exp()
         low = (ratio < 1 - clip_low) & (a < 0) & mask
         high = (ratio > 1 + clip_high) & (a > 0) & mask
-    # Where the clip binds the term is a constant; kept out of exp, whose overflow would turn its zero gradient into NaN.
+    # Where the clip binds the term is a constant; kept out of exp, whose overflow would make its zero gradient NaN.
     surrogate = log_ratio.masked_fill(low | high | (a == 0), 0.0).exp() * a
     surrogate = surrogate.where(~low, (1 - clip_low) * a).where(~high, (1 + clip_high) * a)
     objective = surrogate + entropy_coef * entropy

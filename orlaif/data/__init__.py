@@ -1,0 +1,1 @@
+"""Data: datasets, decoding, batches, and the embedded data set."""

@@ -125,7 +125,29 @@ class Collator:
         )
 
 
-class ResumableSampler(DistributedSampler[VideoPrompt]):
+class Sealed:
+    """A batch on its way from a loader to the DataModule's transfer hook, which opens it.
+
+    Lightning's precision plugins rebuild every collection that they are given, field by field, and refuse frozen
+    dataclasses; an object that they do not know passes. Casting pixels is the model's business.
+    """
+
+    def __init__(self, batch: PromptBatch) -> None:
+        self.batch = batch
+
+
+class SealingCollator:
+    """A collator whose batches travel :class:`Sealed`."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:
+        """Collate and seal."""
+        return Sealed(self.collator(prompts))
+
+
+class ResumableSampler(DistributedSampler[int]):
     """A DistributedSampler whose first pass can begin part of the way through an epoch."""
 
     first_sample = 0
@@ -135,7 +157,7 @@ class ResumableSampler(DistributedSampler[VideoPrompt]):
         return iter(list(super().__iter__())[skip:])
 
 
-class ResumableLoader(DataLoader[VideoPrompt]):
+class ResumableLoader(DataLoader):
     """A DataLoader over a :class:`ResumableSampler` that keeps its place; Lightning saves and restores it."""
 
     sampler: ResumableSampler
@@ -146,7 +168,7 @@ class ResumableLoader(DataLoader[VideoPrompt]):
         self._epoch = 0
         self._batches = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         self._batches = self.sampler.first_sample // self.batch_size
         for batch in super().__iter__():
             self._epoch = self.sampler.epoch
@@ -228,7 +250,7 @@ class VideoDataModule(LightningDataModule):
         self.max_bad_rate = max_bad_rate
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._videos = 0
-        self._bad_videos = 0
+        self._bad_videos: list[VideoError] = []
 
     def _wanted(self, stage: str | None) -> list[PromptDataset]:
         names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -262,15 +284,20 @@ class VideoDataModule(LightningDataModule):
             processor, self.sampling, self.decode_device, self.decode_threads, self.on_bad_video, self.system_prompt
         )
 
-    def on_before_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
-        """Count bad videos, in the main process; raises VideoError past ``max_bad_rate`` (from the 20th video on)."""
+    def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> PromptBatch:
+        """Open the batch and count its bad videos; raises VideoError past ``max_bad_rate`` (from the 20th video on)."""
+        return self._count(batch.batch)
+
+    def _count(self, batch: PromptBatch) -> PromptBatch:
         self._videos += len(batch) + len(batch.skipped)
-        self._bad_videos += len(batch.skipped)
+        self._bad_videos += batch.skipped
         for error in batch.skipped:
             log.warning("skipped bad video %s", error)
-        if self._videos >= 20 and self._bad_videos > self.max_bad_rate * self._videos:
-            cause = f"{self._bad_videos} of {self._videos} videos so far are bad, more than data.max_bad_rate allows"
-            raise VideoError(batch.skipped[-1].path, f"{batch.skipped[-1].cause}; {cause} ({self.max_bad_rate:g})")
+        bad = len(self._bad_videos)
+        if self._videos >= 20 and bad > self.max_bad_rate * self._videos:
+            last = self._bad_videos[-1]
+            cause = f"{bad} of {self._videos} videos so far are bad, more than data.max_bad_rate allows"
+            raise VideoError(last.path, f"{last.cause}; {cause} ({self.max_bad_rate:g})")
         return batch
 
     def _dataset(self, name: str) -> PromptDataset:
@@ -280,10 +307,10 @@ class VideoDataModule(LightningDataModule):
         return dataset
 
     def _common(self) -> dict[str, Any]:
-        context = (
-            "spawn" if self.num_workers else None
-        )  # forked children inherit torch's and FFmpeg's threads in any state
-        return {"collate_fn": self.collator, "num_workers": self.num_workers, "multiprocessing_context": context}
+        # Forked children would inherit torch's and FFmpeg's threads in any state.
+        context = "spawn" if self.num_workers else None
+        collate = SealingCollator(self.collator)
+        return {"collate_fn": collate, "num_workers": self.num_workers, "multiprocessing_context": context}
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled anew each epoch from (seed, epoch), split over ranks; an incomplete last batch is dropped."""

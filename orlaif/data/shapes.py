@@ -49,6 +49,7 @@ QUESTIONS = {
 }
 SIZES = {"train": 3200, "validation": 100, "test": 500}
 SIDE, FRAMES, FPS = 48, 8, 4.0
+RADIUS = {"color": (13, 16), "shape": (18, 21), "direction": (9, 11), "order": (11, 11), "count": (10, 10)}  # pixels
 
 
 def words() -> tuple[str, ...]:
@@ -90,9 +91,9 @@ def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:
         color = answer
     elif kind == "shape":
         shape = answer
-    radius = rng.uniform(15, 18) if kind == "shape" else rng.uniform(9, 12)
+    radius = rng.uniform(*RADIUS[kind])
     if kind in ("color", "shape"):
-        slack = 4 if kind == "shape" else SIDE / 2 - radius
+        slack = SIDE / 2 - radius
         x, y = (SIDE / 2 + rng.uniform(-slack, slack) for _ in range(2))
         for frame in frames:
             _draw(frame, shape, color, x, y, radius)
@@ -110,12 +111,12 @@ def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:
             for number, hue in enumerate((answer, second)):
                 if k >= number * FRAMES // 2:
                     x = SIDE / 4 if (number == 0) == left else 3 * SIDE / 4
-                    _draw(frame, shape, hue, x, SIDE / 2, 11)
+                    _draw(frame, shape, hue, x, SIDE / 2, radius)
     else:
         cells = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], COUNTS.index(answer) + 1)
         for frame in frames:
             for cx, cy in cells:
-                _draw(frame, shape, color, cx * SIDE, cy * SIDE, 10)
+                _draw(frame, shape, color, cx * SIDE, cy * SIDE, radius)
     return frames, QUESTIONS[kind].format(shape=shape)
 
 

@@ -10,6 +10,7 @@ Shapes: frames u8[F, 3, H, W] at the file's own resolution (resizing is the proc
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -105,8 +106,10 @@ def require_ffmpeg() -> None:
         raise RuntimeError(FFMPEG_HELP)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _cause(error: Exception) -> str:
+    """First line of torchcodec's message, without the place in its C++ source."""
+    line = str(error).strip().split("\n")[0]
+    return re.sub(r"^.*\.cpp:\d+,\s*", "", line) or type(error).__name__
 
 
 def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | torch.device = "cpu") -> VideoClip:
@@ -121,7 +124,7 @@ def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | tor
         The clip, frames on ``device``.
 
     Raises:
-        VideoError: the file is missing, empty, broken, has no video stream, or fewer than 2 frames where it was asked for.
+        VideoError: the file is missing, empty, broken, has no video stream, or gives fewer than 2 frames.
         RuntimeError: FFmpeg's libraries are not installed.
     """
     require_ffmpeg()
@@ -151,7 +154,7 @@ def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | tor
         times = first_s + sampling.times(start, end)
         frames = decoder.get_frames_played_at(times.clamp(first_s, last_s - 1e-6).tolist())
     except (RuntimeError, ValueError, IndexError) as error:
-        raise VideoError(path, f"cannot be decoded ({_first_line(error)})") from error
+        raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
     fresh = torch.ones(len(frames.pts_seconds), dtype=torch.bool)
     fresh[1:] = frames.pts_seconds.diff() > 0
     if int(fresh.sum()) < 2:

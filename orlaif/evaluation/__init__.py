@@ -1,0 +1,1 @@
+"""Evaluation: what ranks and answers tell about a policy."""

@@ -41,7 +41,7 @@ def rank_metrics(
         sequence_logps: f32[P, G], log-probs of the answers under the policy, if known.
 
     Returns:
-        0-dim tensors: ``oracle/tie_rate`` (share of ranked pairs that tie), ``oracle/unranked_rate`` (share of answers),
+        0-dim tensors: ``oracle/tie_rate`` (share of ranked pairs), ``oracle/unranked_rate`` (share of answers),
         ``oracle/zero_signal_rate`` (share of groups without any advantage), ``oracle/length_tau`` (positive: longer
         answers rank better) and ``oracle/policy_tau`` (positive: policy and oracle agree).
     """

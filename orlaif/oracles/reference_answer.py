@@ -1,7 +1,7 @@
 """The oracle that knows the reference answer.
 
-Right before right kind before wrong kind: an answer equal to the reference comes first, then those that are at least one
-of the prompt's options (they understood the question), then everything else. All answers of a class tie.
+Right before right kind before wrong kind: an answer equal to the reference comes first, then those that are at least
+one of the prompt's options (they understood the question), then everything else. All answers of a class tie.
 """
 
 from __future__ import annotations

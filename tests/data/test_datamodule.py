@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from orlaif import VideoDataModule
+from orlaif.data.datamodule import Collator, video_metadata
+from orlaif.data.datasets import JsonlDataset
+from orlaif.data.shapes import ShapesDataset
+from orlaif.data.video import UniformSampling, decode_clip
+from orlaif.policy import Policy
+from orlaif.types import VideoError
+
+
+def module(tiny_model: str, train: JsonlDataset, **settings: object) -> VideoDataModule:
+    made = VideoDataModule(train=train, sampling=UniformSampling(8), processor=tiny_model, **settings)  # type: ignore[arg-type]
+    made.setup("fit")
+    return made
+
+
+def ids(loader: object) -> list[tuple[str, ...]]:
+    return [tuple(prompt.id for prompt in sealed.batch.prompts) for sealed in loader]  # type: ignore[attr-defined]
+
+
+def test_the_processor_sees_the_frames_at_their_own_times(policy: Policy, shapes: ShapesDataset) -> None:
+    """Qwen3-VL writes the middle of each frame pair into the prompt: frames at 0, 0.25, ... s."""
+    clip = decode_clip(shapes[0], UniformSampling(8))
+    metadata = video_metadata(clip)
+    assert metadata.frames_indices == [0, 250, 500, 750, 1000, 1250, 1500, 1750]
+    assert (metadata.fps, metadata.total_num_frames) == (1000.0, 2000)
+    batch = Collator(policy.processor, UniformSampling(8))([shapes[0]])
+    text = policy.processor.tokenizer.decode(batch.input_ids[0]).replace(" ", "")
+    assert [f"<{t}seconds>" in text for t in (0.1, 0.6, 1.1, 1.6)] == [True] * 4
+    assert int((batch.input_ids == policy.config.video_token_id).sum()) == 4 * 4
+
+
+def test_batches_are_padded_on_the_left_and_aligned(policy: Policy, shapes: ShapesDataset) -> None:
+    batch = Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+    assert [p.id for p in batch.prompts] == [f"train-{i:05d}" for i in range(5)]
+    assert [c.path for c in batch.clips] == [p.video for p in batch.prompts]
+    assert bool(batch.attention_mask[:, -1].all())
+    assert len(set(batch.attention_mask.sum(-1).tolist())) > 1
+    for i, prompt in enumerate(batch.prompts):
+        text = policy.processor.tokenizer.decode(batch.input_ids[i][batch.attention_mask[i].bool()])
+        assert prompt.question in text
+    alone = Collator(policy.processor, UniformSampling(8))([shapes[3]])
+    n = int(alone.attention_mask.sum())
+    assert torch.equal(batch.input_ids[3, -n:], alone.input_ids[0])
+    per = len(alone.mm_inputs["pixel_values_videos"])
+    assert torch.equal(
+        batch.mm_inputs["pixel_values_videos"][3 * per : 4 * per], alone.mm_inputs["pixel_values_videos"]
+    )
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(tiny_model: str, shapes: ShapesDataset) -> None:
+    def order(seed: int, epoch: int) -> list[tuple[str, ...]]:
+        loader = module(tiny_model, shapes, batch_size=16, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return ids(loader)
+
+    first = order(0, 0)
+    assert sorted(x for batch in first for x in batch) == [f"train-{i:05d}" for i in range(64)]
+    assert order(0, 0) == first
+    assert order(1, 0) != first
+    assert order(0, 1) != first
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: ShapesDataset, num_workers: int) -> None:
+    def loader() -> object:
+        return module(tiny_model, shapes, batch_size=8, seed=3, num_workers=num_workers).train_dataloader()
+
+    whole = loader()
+    whole.sampler.set_epoch(2)
+    iterator = iter(whole)
+    before = [tuple(p.id for p in next(iterator).batch.prompts) for _ in range(3)]
+    state = whole.state_dict()
+    assert state == {"epoch": 2, "batches": 3}
+    rest = [tuple(p.id for p in sealed.batch.prompts) for sealed in iterator]
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert ids(resumed) == rest
+    assert len(before) + len(rest) == 8
+    ended = loader()
+    ended.load_state_dict(whole.state_dict())  # the epoch is over: the next one begins
+    fresh = loader()
+    fresh.sampler.set_epoch(3)
+    assert ids(ended) == ids(fresh)
+
+
+def with_bad_videos(shapes: ShapesDataset, folder: Path, bad: dict[int, bytes | None], n: int = 24) -> JsonlDataset:
+    rows = []
+    for i in range(n):
+        path = folder / f"{i}.mp4"
+        shutil.copy(shapes[i].video, path)
+        if i in bad:
+            path.unlink()
+            if bad[i] is not None:
+                path.write_bytes(bad[i])
+        rows.append({"id": f"x-{i}", "video": str(path), "question": shapes[i].question, "answer": shapes[i].answer})
+    index = folder / "data.jsonl"
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return JsonlDataset(str(index))
+
+
+BAD = {2: None, 7: b"", 13: b"rubbish" * 100}
+
+
+def test_a_bad_video_stops_the_run_by_default(tiny_model: str, shapes: ShapesDataset, tmp_path: Path) -> None:
+    loader = module(tiny_model, with_bad_videos(shapes, tmp_path, BAD), batch_size=8).train_dataloader()
+    with pytest.raises(VideoError, match=r"(2|7|13).mp4: "):
+        ids(loader)
+
+
+def test_skipped_videos_are_left_out_and_listed(tiny_model: str, shapes: ShapesDataset, tmp_path: Path) -> None:
+    dataset = with_bad_videos(shapes, tmp_path, BAD)
+    loader = module(tiny_model, dataset, batch_size=8, on_bad_video="skip").train_dataloader()
+    batches = [sealed.batch for sealed in loader]
+    names = {prompt.id for batch in batches for prompt in batch.prompts}
+    assert names == {f"x-{i}" for i in range(24) if i not in BAD}
+    assert {Path(e.path).name for batch in batches for e in batch.skipped} == {"2.mp4", "7.mp4", "13.mp4"}
+
+
+class Nothing(LightningModule):
+    """Trains on nothing, so that only the data speaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[int] = []
+
+    def training_step(self, batch: object, batch_idx: int) -> torch.Tensor:
+        self.seen.append(len(batch))  # type: ignore[arg-type]
+        return self.weight * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(("rate", "stops"), [(0.2, False), (0.05, True)])
+def test_too_many_skips_stop_the_run(
+    rate: float, stops: bool, tiny_model: str, shapes: ShapesDataset, tmp_path: Path
+) -> None:
+    source = VideoDataModule(
+        train=with_bad_videos(shapes, tmp_path, BAD),
+        sampling=UniformSampling(8),
+        processor=tiny_model,
+        batch_size=1,
+        on_bad_video="skip",
+        max_bad_rate=rate,
+    )
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", max_epochs=1, default_root_dir=str(tmp_path), **quiet)
+    net = Nothing()
+    if stops:
+        with pytest.raises(VideoError, match=r"videos so far are bad, more than data.max_bad_rate allows \(0.05\)"):
+            trainer.fit(net, source)
+    else:
+        trainer.fit(net, source)
+        assert sorted(net.seen) == [0] * 3 + [1] * 21  # an empty batch is a step without weight, not a missing one
+
+
+def test_mistakes_are_named(tiny_model: str, shapes: ShapesDataset) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        VideoDataModule(batch_size=0)
+    with pytest.raises(ValueError, match="on_bad_video is 'ignore'"):
+        VideoDataModule(on_bad_video="ignore")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"data.num_workers must be 0"):
+        VideoDataModule(num_workers=2, decode_device="cuda")
+    with pytest.raises(ValueError, match="batch_size is 100 on 1 processes, but train has 64 rows"):
+        module(tiny_model, shapes, batch_size=100).train_dataloader()
+    empty = VideoDataModule(processor=tiny_model)
+    empty.setup("fit")
+    with pytest.raises(ValueError, match=r"data.train is missing"):
+        empty.train_dataloader()
+    with pytest.raises(ValueError, match=r"data.processor is missing"):
+        VideoDataModule(train=shapes).setup("fit")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from orlaif.oracles import (
+    Oracle,
+    OracleFailure,
+    RandomOracle,
+    ReferenceAnswerOracle,
+    dense_ranks,
+    order_consistency,
+    rank_groups,
+)
+from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip, VideoPrompt
+
+CLIP = VideoClip(
+    frames=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+    pts_s=torch.tensor([0.0, 0.5], dtype=torch.float64),
+    duration_s=1.0,
+    path="a.mp4",
+)
+
+
+def group(*answers: str, answer: str | None = "red", id: str = "1") -> CandidateGroup:
+    prompt = VideoPrompt(id=id, video="a.mp4", question="q", answer=answer, options=("red", "blue", "green"))
+    return CandidateGroup(prompt=prompt, clip=CLIP, answers=answers)
+
+
+def test_right_before_right_kind_before_wrong_kind() -> None:
+    ranking = ReferenceAnswerOracle().rank(
+        [group("blue", "Red.", "seven", "green", "the red"), group("x", "", "y", "z", "x")]
+    )
+    assert ranking.ranks.tolist() == [[1, 0, 2, 1, 0], [0, 0, 0, 0, 0]]
+    assert ranking.scores is not None
+    assert ranking.scores.tolist() == [[0.5, 1.0, 0.0, 0.5, 1.0], [0.0] * 5]
+
+
+def test_no_reference_answer_is_an_oracle_error() -> None:
+    with pytest.raises(OracleError, match="ReferenceAnswerOracle gave no ranking for prompt 'p9': the prompt has no"):
+        ReferenceAnswerOracle().rank([group("a", "b"), group("a", "b", answer=None, id="p9")])
+
+
+def test_dense_ranks_from_scores() -> None:
+    scores = torch.tensor([[0.5, 2.0, 0.5, float("nan")], [float("nan")] * 4])
+    assert dense_ranks(scores).tolist() == [[1, 0, 1, -1], [-1] * 4]
+
+
+class First(Oracle):
+    """Always prefers what it is shown first: position bias itself."""
+
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        return Ranking(ranks=torch.arange(len(groups[0].answers)).repeat(len(groups), 1))
+
+
+def test_order_consistency_tells_a_biased_oracle_from_a_faithful_one() -> None:
+    groups = [group("red", "blue", "x", "y")] * 20
+    generator = torch.Generator().manual_seed(0)
+    for oracle, low, high in ((ReferenceAnswerOracle(), 1.0, 1.0), (First(), 0.0, 0.3), (RandomOracle(), 0.0, 0.3)):
+        assert low <= order_consistency(oracle, groups, oracle.rank(groups), generator) <= high
+
+
+def test_random_orders_are_permutations_and_differ() -> None:
+    ranks = RandomOracle(seed=1).rank([group(*"abcdef")] * 30).ranks
+    assert bool((ranks.sort(-1).values == torch.arange(6)).all())
+    assert ranks.float().mean(0).sub(2.5).abs().max() < 1.0
+    assert len({tuple(row) for row in ranks.tolist()}) > 20
+
+
+class Fails(Oracle):
+    def __init__(self, bad: set[str]) -> None:
+        self.bad, self.calls = bad, 0
+
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        self.calls += 1
+        for g in groups:
+            if g.prompt.id in self.bad:
+                raise OracleError("Fails", g.prompt.id, "no")
+        return ReferenceAnswerOracle().rank(groups)
+
+
+def test_one_failure_costs_its_own_group_only() -> None:
+    groups = [group("red", "x", id="a"), group("red", "x", id="b"), group("x", "red", id="c")]
+    ranking = rank_groups(Fails({"b"}), groups, OracleFailure(action="drop_group"))
+    assert ranking.ranks.tolist() == [[0, 1], [-1, -1], [1, 0]]
+    assert [error.prompt_id for error in ranking.failures] == ["b"]
+    assert ranking.scores is not None
+    assert ranking.scores.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    with pytest.raises(OracleError, match="'b'"):
+        rank_groups(Fails({"b"}), groups, OracleFailure())
+    with pytest.raises(OracleError, match="'b'"):
+        rank_groups(Fails({"b"}), groups, OracleFailure(action="retry", retries=2))
+
+
+def test_retries_are_bounded() -> None:
+    oracle = Fails({"a"})
+    rank_groups(oracle, [group("red", "x", id="a")], OracleFailure(action="drop_group", retries=3))
+    assert oracle.calls == 1 + 4
+
+
+def test_an_oracle_of_the_wrong_shape_is_named() -> None:
+    class Short(Oracle):
+        def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+            return Ranking(ranks=torch.zeros(1, 2, dtype=torch.int64))
+
+    with pytest.raises(ValueError, match=r"Short.rank gave ranks of shape \[1, 2\]; expected \(2, 2\)"):
+        rank_groups(Short(), [group("a", "b")] * 2, OracleFailure())
