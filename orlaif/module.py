@@ -135,7 +135,6 @@ class OracleRLAIF(PolicyModule):
                 ).flatten(0, 1)
 
         self._policy_start = time.perf_counter()
-        settings = self.loss
         flat_mask = mask.flatten(0, 1)
         total, metrics = grpo_rank_loss(
             self.policy.completion_logits(batch, completions),
@@ -144,16 +143,12 @@ class OracleRLAIF(PolicyModule):
             mask=flat_mask,
             ref_logps=ref_logps,
             temperature=self.rollout.sampling.temperature,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            kl_coef=settings.kl_coef,
-            kl_estimator=settings.kl_estimator,
-            entropy_coef=settings.entropy_coef,
-            loss_type=settings.loss_type,
-            max_length=self.rollout.sampling.max_new_tokens,
             normalizer=1.0,
+            inplace=True,
+            **self.loss.arguments,
         )
-        _, normalizer = loss_weights(flat_mask, settings.loss_type, self.rollout.sampling.max_new_tokens)
+        _, normalizer = loss_weights(flat_mask, self.loss.loss_type, self.rollout.sampling.max_new_tokens)
+        metrics["loss"] = metrics["loss"] / normalizer.clamp(min=1)
         self._log_step(batch, completions, ranking, advantages, metrics)
         if (every := self.order_consistency_every_n_steps) and self.global_step % every == 0 and not ranking.failures:
             self._log_order_consistency(groups, ranking, batch_idx)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports the kernels
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from transformers.utils import logging as transformers_logging
 
 from orlaif.data.datamodule import Collator

@@ -1,4 +1,4 @@
-"""The plain-PyTorch truth of the GRPO_rank loss.
+"""The plain-PyTorch truth of the GRPO_rank loss: autograd over the definition, at any precision.
 
 With ``w = exp(logp - old_logp)`` and per completion token the objective (to be maximised) is
 
@@ -6,20 +6,19 @@ With ``w = exp(logp - old_logp)`` and per completion token the objective (to be 
 
 It follows GRPO (Shao et al. 2024, arXiv 2402.03300) with the asymmetric clip and the token-level normaliser of DAPO
 (Yu et al. 2025, arXiv 2503.14476); what GRPO_rank (arXiv 2510.02561) changes is where A comes from, which is not this
-file's business. Everything is computed in float32 or wider, whatever the dtype of the logits.
+file's business. Everything is computed in float32 or wider, whatever the dtype of the logits. With an upper bound delta (INTELLECT-2,
+arXiv 2505.07291) the first term is ``min(w, delta) A``; with ``ratio="sequence"`` (GSPO, arXiv 2507.18071) the log of w
+is the mean of ``logp - old_logp`` over the completion.
 
 Shapes: N completions (all groups of a rank, flattened), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k2", "k3"]
-LossType = Literal["grpo", "dapo", "dr_grpo"]
+from orlaif_kernels.arguments import KLEstimator, LossSettings, LossType
 
 
 def _distribution(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +81,7 @@ def loss_weights(
 
     Returns:
         weights [N, T] (0 where masked), and their normaliser, a 0-dim tensor: over several batches, sum weights and
-        normalisers first and divide last.
+        normalisers first and divide last. A row without tokens is no completion and counts nowhere.
     """
     weights = mask.to(dtype)
     if loss_type == "grpo":
@@ -103,47 +102,16 @@ def grpo_rank_loss(
     *,
     advantages: Tensor,
     mask: Tensor,
+    settings: LossSettings,
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
-    temperature: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coef: float = 0.0,
-    kl_estimator: KLEstimator = "k3",
-    entropy_coef: float = 0.0,
-    loss_type: LossType = "dapo",
-    max_length: int | None = None,
     normalizer: Tensor | float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped-ratio GRPO_rank loss (to be minimised) and its metrics.
-
-    Args:
-        logits: [N, T, V] at the positions that predict the completion tokens, any float dtype.
-        token_ids: i64[N, T]; masked places may hold anything.
-        advantages: f32[N].
-        mask: bool[N, T], True on completion tokens.
-        old_logps: f32[N, T] of the policy that sampled; None means it was this policy, so that the ratio is 1.
-        ref_logps: f32[N, T] of the frozen reference; required if ``kl_coef`` is not 0.
-        temperature: divides the logits, as in sampling.
-        clip_low: the ratio is clipped at ``1 - clip_low``.
-        clip_high: and at ``1 + clip_high``.
-        kl_coef: weight of the KL to the reference.
-        kl_estimator: ``k1``, ``k2`` or ``k3``.
-        entropy_coef: weight of the exact entropy over the vocabulary.
-        loss_type: ``grpo``, ``dapo`` or ``dr_grpo`` (see :func:`loss_weights`).
-        max_length: constant length of ``dr_grpo``.
-        normalizer: divides the weighted sum; None means this call's own (1 if that is 0).
-
-    Returns:
-        The loss, a 0-dim tensor with gradient, and detached 0-dim metrics: ``loss, kl, entropy, clip_ratio/low_mean,
-        clip_ratio/high_mean, clip_ratio/region_mean``, means over completion tokens (``kl`` only with ``ref_logps``).
-
-    Raises:
-        ValueError: ``kl_coef`` without ``ref_logps``, or an unknown estimator, loss type or temperature.
-    """
-    if kl_coef != 0 and ref_logps is None:
-        raise ValueError(f"kl_coef is {kl_coef} but ref_logps is missing; pass them or set kl_coef to 0")
-    scaled, lse, logps = _distribution(logits, token_ids, mask, temperature)
+    """The loss and metrics of :func:`orlaif_kernels.grpo_rank_loss`, differentiable by autograd; float64 stays float64."""
+    if settings.softcap is not None:
+        capped = settings.softcap * torch.tanh(logits / settings.softcap)
+        logits = torch.where(logits == -torch.inf, logits, capped)
+    scaled, lse, logps = _distribution(logits, token_ids, mask, settings.temperature)
 
     # Excluded entries have p = 0 and logit -inf; 0 * -inf would be NaN, in the backward pass as well.
     finite = scaled.masked_fill(scaled == -torch.inf, 0.0)
@@ -152,29 +120,34 @@ def grpo_rank_loss(
 
     old = logps.detach() if old_logps is None else old_logps.to(logps.dtype).masked_fill(~mask, 0.0)
     log_ratio = logps - old
+    if settings.ratio == "sequence":
+        log_ratio = (log_ratio.sum(-1) / mask.sum(-1).clamp(min=1)).unsqueeze(-1).expand_as(logps)
     a = advantages.to(logps.dtype).unsqueeze(-1)
+    floor, cap_up, cap_down = settings.bounds
     with torch.no_grad():
         ratio = log_ratio.exp()
-        low = (ratio < 1 - clip_low) & (a < 0) & mask
-        high = (ratio > 1 + clip_high) & (a > 0) & mask
-    # Where the clip binds the term is a constant; kept out of exp, whose overflow would make its zero gradient NaN.
-    surrogate = log_ratio.masked_fill(low | high | (a == 0), 0.0).exp() * a
-    surrogate = surrogate.where(~low, (1 - clip_low) * a).where(~high, (1 + clip_high) * a)
-    objective = surrogate + entropy_coef * entropy
+        low = (ratio < floor) & (a < 0) & mask
+        high = (ratio > 1 + settings.clip_high) & (a > 0) & mask
+        cap = torch.full_like(a, cap_down).masked_fill(a > 0, cap_up)
+        over = ratio > cap
+    # Where a bound binds the term is a constant; kept out of exp, whose overflow would make its zero gradient NaN.
+    surrogate = log_ratio.masked_fill(low | over | (a == 0), 0.0).exp() * a
+    surrogate = surrogate.where(~low, floor * a).where(~over | (a == 0), cap * a)
+    objective = surrogate + settings.entropy_coef * entropy
     kl = None
     if ref_logps is not None:
-        kl = token_kl(logps, ref_logps.to(logps.dtype).masked_fill(~mask, 0.0), kl_estimator)
-        if kl_coef != 0:
-            objective = objective - kl_coef * kl
+        kl = token_kl(logps, ref_logps.to(logps.dtype).masked_fill(~mask, 0.0), settings.kl_estimator)
+        if settings.kl_coef != 0:
+            objective = objective - settings.kl_coef * kl
 
-    weights, own_normalizer = loss_weights(mask, loss_type, max_length, logps.dtype)
-    total = -(objective * weights).sum()
-    loss = total / (own_normalizer.clamp(min=1) if normalizer is None else normalizer)
+    weights, own = loss_weights(mask, settings.loss_type, mask.shape[1], logps.dtype)
+    divisor = own.clamp(min=1) if normalizer is None else normalizer
+    loss = -(objective * weights).sum() / divisor
 
     with torch.no_grad():
         tokens = mask.sum().clamp(min=1)
         metrics = {
-            "loss": total.detach() / own_normalizer.clamp(min=1),
+            "loss": loss.detach(),
             "entropy": entropy.sum() / tokens,
             "clip_ratio/low_mean": low.sum() / tokens,
             "clip_ratio/high_mean": high.sum() / tokens,

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from orlaif_kernels import grpo_rank_loss, token_logps
-from orlaif_kernels.reference import loss_weights
+from orlaif_kernels import grpo_rank_loss
+from orlaif_kernels.reference import loss_weights, token_logps
 
 from tests.conftest import REPO
 
@@ -71,7 +71,7 @@ def test_loss_and_gradient_equal_the_definition(loss_type: str, estimator: str, 
     ref = torch.randn(n, t, dtype=torch.float64) - 2
     settings = {"temperature": 0.7, "kl_coef": 0.3, "entropy_coef": 0.05, "loss_type": loss_type}
     expected = naive(
-        logits, ids, advantages, mask, old, ref, low=0.2, high=0.3, estimator=estimator, length=7, **settings
+        logits, ids, advantages, mask, old, ref, low=0.2, high=0.3, estimator=estimator, length=t, **settings
     )
     (expected_grad,) = torch.autograd.grad(expected, logits)
     bad = torch.where(mask, ids, -100)  # masked places may hold anything
@@ -85,7 +85,6 @@ def test_loss_and_gradient_equal_the_definition(loss_type: str, estimator: str, 
         clip_low=0.2,
         clip_high=0.3,
         kl_estimator=estimator,
-        max_length=7,
         **settings,
     )
     (grad,) = torch.autograd.grad(loss, logits)
@@ -180,11 +179,11 @@ def test_normalisers_add_up_over_batches() -> None:
     mask = torch.arange(3) < torch.tensor([3, 1, 2, 0])[:, None]
     advantages = torch.randn(4)
     for loss_type in ("grpo", "dapo", "dr_grpo"):
-        whole, _ = grpo_rank_loss(logits, ids, advantages=advantages, mask=mask, loss_type=loss_type, max_length=3)
+        whole, _ = grpo_rank_loss(logits, ids, advantages=advantages, mask=mask, loss_type=loss_type)
         total = torch.zeros(())
         count = torch.zeros(())
         for part in (slice(0, 1), slice(1, 4)):
-            settings = {"advantages": advantages[part], "mask": mask[part], "loss_type": loss_type, "max_length": 3}
+            settings = {"advantages": advantages[part], "mask": mask[part], "loss_type": loss_type}
             total += grpo_rank_loss(logits[part], ids[part], normalizer=1.0, **settings)[0]
             count += loss_weights(mask[part], loss_type, 3)[1]
         torch.testing.assert_close(total / count, whole)
@@ -203,7 +202,24 @@ def test_token_logps_of_low_precision_logits_are_float32() -> None:
         ({"kl_coef": 0.1}, "ref_logps is missing"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"loss_type": "ppo"}, "'ppo'"),
-        ({"loss_type": "dr_grpo"}, "max_length is None"),
+        ({"clip_high": -0.1}, "clip_high is -0.1"),
+        ({"delta": 0.0}, "delta is 0.0"),
+        ({"ratio": "group"}, "'group'"),
+        ({"implementation": "cuda"}, "'cuda'"),
+        ({"advantages": None}, "exactly one of advantages and ranks"),
+        ({"ranks": torch.zeros(1, dtype=torch.long)}, "exactly one of advantages and ranks"),
+        ({"advantages": torch.ones(2)}, r"advantages have shape \(2,\)"),
+        ({"mask": torch.ones(1, 2, dtype=torch.bool)}, r"mask has shape \(1, 2\)"),
+        ({"ref_logps": torch.zeros(2)}, r"ref_logps has shape \(2,\)"),
+        ({"advantages": None, "ranks": torch.zeros(1, dtype=torch.long)}, "ranks need group_size"),
+        (
+            {"advantages": None, "ranks": torch.zeros(1, dtype=torch.long), "group_size": 1, "mapping": "zscore"},
+            "needs scores",
+        ),
+        (
+            {"advantages": None, "ranks": torch.zeros(1, dtype=torch.long), "group_size": 1, "mapping": "ndcg_penalty"},
+            "needs old_logps",
+        ),
         ({"kl_coef": 0.1, "ref_logps": torch.zeros(1, 1), "kl_estimator": "k4"}, "'k4'"),
     ],
 )
@@ -212,9 +228,7 @@ def test_mistakes_are_named(settings: dict, message: str) -> None:
         grpo_rank_loss(
             torch.zeros(1, 1, 2),
             torch.zeros(1, 1, dtype=torch.long),
-            advantages=torch.ones(1),
-            mask=torch.ones(1, 1, dtype=torch.bool),
-            **settings,
+            **{"advantages": torch.ones(1), "mask": torch.ones(1, 1, dtype=torch.bool), **settings},
         )
 
 

@@ -1,0 +1,158 @@
+"""``rank_advantage``: from the ranks of whole groups to advantages, in one launch for all groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orlaif_kernels import mappings
+from orlaif_kernels.arguments import Mapping, choose, one_of
+from orlaif_kernels.rows import _on
+
+
+def rank_advantage(
+    ranks: Tensor,
+    *,
+    group_size: int,
+    mapping: Mapping = "dcg",
+    scores: Tensor | None = None,
+    sequence_logps: Tensor | None = None,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Advantages of ranked groups.
+
+    Args:
+        ranks: int32 or int64, [P * G] or [P, G]; 0 = best, equal answers share a rank (dense or competition numbering),
+            -1 = not ranked.
+        group_size: G.
+        mapping: ``dcg``, ``borda``, ``ndcg_penalty`` (needs ``sequence_logps``) or ``zscore`` (needs ``scores``); see
+            ``orlaif_kernels.mappings`` for each one's formula.
+        scores: float, shaped like ``ranks``; larger is better, NaN = no score.
+        sequence_logps: float, shaped like ``ranks``: log-prob of each whole answer when it was sampled.
+        implementation: ``auto``, ``torch`` or ``triton``.
+
+    Returns:
+        advantages and weights, f32, shaped like ``ranks``. Advantages sum to zero in each group. A weight is 0 for what
+        teaches nothing (an answer without rank or score, a group whose answers are all equal) and 1 otherwise; the
+        advantage is 0 wherever the weight is.
+
+    Raises:
+        ValueError: ranks that do not fill whole groups, or a mapping without what it needs.
+        RuntimeError: ``triton`` where it cannot run.
+    """
+    one_of("mapping", mapping, Mapping)
+    check_groups(ranks, group_size)
+    needs = {"zscore": ("scores", scores), "ndcg_penalty": ("sequence_logps", sequence_logps)}
+    if mapping in needs:
+        name, tensor = needs[mapping]
+        if tensor is None:
+            raise ValueError(f"mapping {mapping!r} needs {name}")
+        if tensor.shape != ranks.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; ranks have {tuple(ranks.shape)}")
+    chosen = choose(implementation, ranks.new_empty(0, dtype=torch.float32))
+    scores = scores if mapping == "zscore" else None
+    sequence_logps = sequence_logps if mapping == "ndcg_penalty" else None
+    if ranks.numel() == 0:
+        return torch.zeros_like(ranks, dtype=torch.float32), torch.zeros_like(ranks, dtype=torch.float32)
+    if chosen == "torch":
+        return _torch(ranks, group_size, mapping, scores, sequence_logps)
+    advantages, weights = torch.ops.orlaif_kernels.rank_advantage(
+        ranks.contiguous(), scores, sequence_logps, group_size, mapping
+    )
+    return advantages, weights
+
+
+def check_groups(ranks: Tensor, group_size: int) -> None:
+    """Raise a ValueError unless ``ranks`` are whole groups of integers."""
+    if ranks.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"ranks are {ranks.dtype}; they must be int32 or int64")
+    if group_size < 1:
+        raise ValueError(f"group_size is {group_size}; it must be 1 or more")
+    if ranks.ndim == 2 and ranks.shape[1] != group_size:
+        raise ValueError(f"ranks have shape {tuple(ranks.shape)}; group_size {group_size} asks for [P, {group_size}]")
+    if ranks.ndim not in (1, 2) or ranks.numel() % group_size:
+        raise ValueError(f"ranks have shape {tuple(ranks.shape)}; it must be [P * {group_size}] or [P, {group_size}]")
+
+
+def _torch(
+    ranks: Tensor, group_size: int, mapping: str, scores: Tensor | None, sequence_logps: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    grid = ranks.reshape(-1, group_size).long()
+    keys, valid = grid, grid >= 0
+    if mapping == "zscore":
+        assert scores is not None
+        keys = scores.reshape(grid.shape).masked_fill(~valid, torch.nan)
+        valid = valid & ~keys.isnan()
+        advantages = mappings.zscore(keys)
+    elif mapping == "ndcg_penalty":
+        assert sequence_logps is not None
+        advantages = mappings.ndcg_penalty(grid, sequence_logps.reshape(grid.shape))
+    else:
+        advantages = {"dcg": mappings.dcg, "borda": mappings.borda}[mapping](grid)
+    weights = (valid & mappings.has_signal(keys, valid)).float()
+    return advantages.view(ranks.shape), weights.view(ranks.shape)
+
+
+def launch_groups(
+    *,
+    group_size: int,
+    ranks: Tensor | None = None,
+    mask: Tensor | None = None,
+    mapping: str = "dcg",
+    scores: Tensor | None = None,
+    sequence_logps: Tensor | None = None,
+    advantages: Tensor | None = None,
+    weights: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> None:
+    """The prologue: advantages and weights (where there are ranks) and lengths (where there is a mask), in one launch."""
+    from orlaif_kernels import row_kernel as k
+
+    some = ranks if ranks is not None else mask
+    assert some is not None
+    n, t = (ranks.numel(), 0) if mask is None or mask.ndim != 2 else tuple(mask.shape)  # type: ignore[union-attr]
+    lanes = max(2, 1 << (group_size - 1).bit_length())
+    with _on(some):
+        k.group_kernel[(-(-n // group_size),)](
+            ranks,
+            scores,
+            sequence_logps,
+            None if mask is None else mask.view(torch.uint8),
+            advantages,
+            weights,
+            lengths,
+            n,
+            t,
+            group_size,
+            mappings.ZSCORE_EPS,
+            MAPPING=k.MAPPINGS[mapping],
+            LANES=lanes,
+            TOKENS=max(16, min(256, 4096 // lanes)),
+            num_warps=4,
+        )
+
+
+@torch.library.custom_op("orlaif_kernels::rank_advantage", mutates_args=())
+def _rank_advantage(
+    ranks: Tensor, scores: Tensor | None, sequence_logps: Tensor | None, group_size: int, mapping: str
+) -> tuple[Tensor, Tensor]:
+    advantages = torch.empty(ranks.shape, dtype=torch.float32, device=ranks.device)
+    weights = torch.empty_like(advantages)
+    extra: dict[str, Any] = {
+        name: tensor.contiguous()
+        for name, tensor in (("scores", scores), ("sequence_logps", sequence_logps))
+        if tensor is not None
+    }
+    launch_groups(
+        group_size=group_size, ranks=ranks, mapping=mapping, advantages=advantages, weights=weights, **extra
+    )
+    return advantages, weights
+
+
+@_rank_advantage.register_fake
+def _(
+    ranks: Tensor, scores: Tensor | None, sequence_logps: Tensor | None, group_size: int, mapping: str
+) -> tuple[Tensor, Tensor]:
+    return ranks.new_empty(ranks.shape, dtype=torch.float32), ranks.new_empty(ranks.shape, dtype=torch.float32)

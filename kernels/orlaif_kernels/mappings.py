@@ -1,0 +1,122 @@
+"""Rank -> advantage in plain PyTorch: what a group's order is worth to each of its answers.
+
+Pure functions over groups ``[P, G]``. Every mapping has three properties: a group of equal ranks gets zero advantages,
+permuting a group permutes its advantages, and each group sums to zero.
+
+The gain of rank r is the paper's, ``u(r) = 1 / ((1 + r) * log2(2 + r))`` (Oracle-RLAIF, arXiv 2510.02561). Unlike the
+paper's penalty (:func:`ndcg_penalty`), the default (:func:`dcg`) rewards an answer for its own rank, not for whether
+policy and oracle agree on it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Added to the standard deviation of ``zscore``, as TRL does.
+ZSCORE_EPS = 1e-4
+def _positions(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """First position (i64) and number of ties (i64) of each entry when the valid keys of a row are sorted ascending."""
+    earlier = (keys.unsqueeze(-2) < keys.unsqueeze(-1)) & valid.unsqueeze(-2)
+    equal = (keys.unsqueeze(-2) == keys.unsqueeze(-1)) & valid.unsqueeze(-2)
+    return earlier.sum(-1), equal.sum(-1).clamp(min=1)
+
+
+def _gain_prefix(size: int, device: torch.device) -> Tensor:
+    """f64[size + 1], sums of the gains u(0) .. u(k-1)."""
+    r = torch.arange(size, dtype=torch.float64, device=device)
+    gains = 1.0 / ((1.0 + r) * torch.log2(2.0 + r))
+    return torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+
+
+def _tied_gain(keys: Tensor, valid: Tensor) -> Tensor:
+    """f64[P, G], gain of each entry's position; ties share the mean over the positions they span."""
+    first, count = _positions(keys, valid)
+    prefix = _gain_prefix(keys.shape[-1], keys.device)
+    return (prefix[(first + count).clamp(max=keys.shape[-1])] - prefix[first]) / count
+
+
+def _centre(values: Tensor, valid: Tensor, keys: Tensor) -> Tensor:
+    """Values minus their group mean; zero where not valid and in groups whose keys are all equal."""
+    n = valid.sum(-1, keepdim=True).clamp(min=1)
+    mean = values.where(valid, values.new_zeros(())).sum(-1, keepdim=True) / n
+    lowest = keys.masked_fill(~valid, torch.iinfo(keys.dtype).max).amin(-1, keepdim=True)
+    tied = ((keys == lowest) | ~valid).all(-1, keepdim=True)
+    return (values - mean).masked_fill(~valid | tied, 0.0).float()
+
+
+def dcg(ranks: Tensor) -> Tensor:
+    """``A_i = u(r_i) - mean_j u(r_j)``, the default mapping.
+
+    Args:
+        ranks: i64[P, G], 0 = best, ties allowed in dense or competition numbering, -1 = not ranked.
+
+    Returns:
+        f32[P, G]. Tied answers share the mean gain of the positions they span; an unranked answer is left out of the
+        mean and gets 0.
+    """
+    valid = ranks >= 0
+    return _centre(_tied_gain(ranks, valid), valid, ranks)
+
+
+def borda(ranks: Tensor) -> Tensor:
+    """Centred linear ranks: 0.5 for the best of a group, -0.5 for the worst.
+
+    Args:
+        ranks: i64[P, G], as for :func:`dcg`.
+
+    Returns:
+        f32[P, G].
+    """
+    valid = ranks >= 0
+    first, count = _positions(ranks, valid)
+    n = valid.sum(-1, keepdim=True)
+    mean_position = first + (count - 1) / 2
+    return _centre(0.5 - mean_position.double() / (n - 1).clamp(min=1), valid, ranks)
+
+
+def ndcg_penalty(ranks: Tensor, sequence_logps: Tensor) -> Tensor:
+    """The policy-agreement penalty as the paper is reported, ``A_i = mean_j d_j - d_i``.
+
+    ``d_i = 1 - DCG(p_i) / DCG(r_i)``, where p_i is the policy's own rank of answer i. It looks only at whether policy
+    and oracle agree, not at whether the answer is good, so it can push the best answer down: it is here for
+    comparison and is not the default.
+
+    Args:
+        ranks: i64[P, G], as for :func:`dcg`.
+        sequence_logps: f32[P, G], log-prob of each whole answer when it was sampled.
+
+    Returns:
+        f32[P, G].
+    """
+    valid = ranks >= 0
+    agreement = _tied_gain(-sequence_logps, valid) / _tied_gain(ranks, valid)
+    return _centre(agreement, valid, ranks)
+
+
+def zscore(scores: Tensor, eps: float = ZSCORE_EPS) -> Tensor:
+    """GRPO's own normalisation of scalar scores (Shao et al. 2024, arXiv 2402.03300): the baseline without ranks.
+
+    Args:
+        scores: f32[P, G], larger is better, NaN = no score.
+        eps: added to the standard deviation (unbiased), as TRL does.
+
+    Returns:
+        f32[P, G]; 0 for an answer without a score and in groups of equal scores.
+    """
+    valid = ~scores.isnan()
+    n = valid.sum(-1, keepdim=True)
+    filled = scores.double().nan_to_num(0.0)
+    centred = (filled - filled.sum(-1, keepdim=True) / n.clamp(min=1)).masked_fill(~valid, 0.0)
+    std = (centred.square().sum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
+    low = scores.nan_to_num(torch.inf).amin(-1, keepdim=True)
+    high = scores.nan_to_num(-torch.inf).amax(-1, keepdim=True)
+    return (centred / (std + eps)).masked_fill(low >= high, 0.0).float()
+
+
+def has_signal(keys: Tensor, valid: Tensor) -> Tensor:
+    """bool[P, 1], whether a group's valid keys differ: a group without signal teaches nothing."""
+    limits = torch.finfo(keys.dtype) if keys.dtype.is_floating_point else torch.iinfo(keys.dtype)
+    low = keys.masked_fill(~valid, limits.max).amin(-1, keepdim=True)
+    high = keys.masked_fill(~valid, limits.min).amax(-1, keepdim=True)
+    return low < high
