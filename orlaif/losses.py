@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from orlaif_kernels import grpo_rank_loss
+from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss
 from orlaif_kernels.arguments import Implementation, KLEstimator, LossSettings, LossType, RatioLevel, one_of
 from orlaif_kernels.reference import loss_weights, token_logps
 
-__all__ = ["GRPORankLoss", "grpo_rank_loss", "loss_weights", "token_logps"]
+__all__ = ["GRPORankLoss", "grpo_rank_loss", "linear_grpo_rank_loss", "loss_weights", "token_logps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class GRPORankLoss:
             length).
         ratio: ``token``, or ``sequence`` for one ratio per completion.
         implementation: ``torch``, ``triton``, or ``auto``: triton on CUDA, else torch.
+        fused_head: take the loss from hidden states and the LM head, a chunk of tokens at a time, so that the logits of a
+            batch never exist at once. The same loss; less memory, and no gradient work for a head that is frozen.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -44,6 +46,7 @@ class GRPORankLoss:
     loss_type: LossType = "dapo"
     ratio: RatioLevel = "token"
     implementation: Implementation = "auto"
+    fused_head: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1:
@@ -60,5 +63,5 @@ class GRPORankLoss:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of :func:`grpo_rank_loss`."""
-        return dict(vars(self))
+        """As keyword arguments of :func:`grpo_rank_loss` and :func:`linear_grpo_rank_loss`."""
+        return {name: value for name, value in vars(self).items() if name != "fused_head"}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orlaif.advantages import DCG, Advantage
 from orlaif.evaluation.ranks import rank_metrics
-from orlaif.losses import GRPORankLoss, grpo_rank_loss, loss_weights
+from orlaif.losses import GRPORankLoss, grpo_rank_loss, linear_grpo_rank_loss, loss_weights
 from orlaif.oracles import Oracle, OracleFailure, order_consistency, rank_groups
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
@@ -127,26 +127,36 @@ class OracleRLAIF(PolicyModule):
         ranked = (ranking.ranks >= 0).any(-1).to(self.device)
         mask = completions.mask & ranked[:, None, None]
 
+        temperature = self.rollout.sampling.temperature
         ref_logps = None
         if self.loss.kl_coef:
             with self.stage("reference"):
                 ref_logps = self.policy.completion_logps(
-                    batch, completions, reference=True, temperature=self.rollout.sampling.temperature
+                    batch,
+                    completions,
+                    reference=True,
+                    temperature=temperature,
+                    fused_head=self.loss.fused_head,
+                    implementation=self.loss.implementation,
                 ).flatten(0, 1)
 
         self._policy_start = time.perf_counter()
-        flat_mask = mask.flatten(0, 1)
-        total, metrics = grpo_rank_loss(
-            self.policy.completion_logits(batch, completions),
-            completions.ids.flatten(0, 1),
-            advantages=advantages.flatten(),
-            mask=flat_mask,
-            ref_logps=ref_logps,
-            temperature=self.rollout.sampling.temperature,
-            normalizer=1.0,
-            inplace=True,
+        flat_ids, flat_mask = completions.ids.flatten(0, 1), mask.flatten(0, 1)
+        settings = {
+            "advantages": advantages.flatten(),
+            "mask": flat_mask,
+            "ref_logps": ref_logps,
+            "temperature": temperature,
+            "normalizer": 1.0,
             **self.loss.arguments,
-        )
+        }
+        if self.loss.fused_head:
+            hidden, head = self.policy.completion_hidden(batch, completions)
+            total, metrics = linear_grpo_rank_loss(hidden, head.pop("weight"), flat_ids, **head, **settings)
+        else:
+            logits = self.policy.completion_logits(batch, completions)
+            total, metrics = grpo_rank_loss(logits, flat_ids, inplace=True, **settings)
+            del logits
         _, normalizer = loss_weights(flat_mask, self.loss.loss_type, self.rollout.sampling.max_new_tokens)
         metrics["loss"] = metrics["loss"] / normalizer.clamp(min=1)
         self._log_step(batch, completions, ranking, advantages, metrics)

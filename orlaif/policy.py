@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+from orlaif_kernels import linear_logps
 from orlaif_kernels.reference import token_logps
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 Prefix = Literal["auto", "shared", "duplicate"]
 #: Families for which tests show that a shared prefix equals the duplicated batch.
 SHARED_PREFIX_FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+#: Families for which tests show that the LM head on the last hidden states is all that makes the logits.
+FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -203,7 +206,7 @@ class Policy(nn.Module):
         return self._positions[1]
 
     def _compute_positions(self, batch: PromptBatch) -> Tensor:
-        base = self.network.get_base_model() if self.lora is not None else self.network
+        base = self._base(self.network)
         inner = getattr(base, "model", base)
         if hasattr(inner, "get_rope_index"):
             positions, _ = inner.get_rope_index(
@@ -232,18 +235,70 @@ class Policy(nn.Module):
         Raises:
             ValueError: ``reference`` with full fine-tuning before :meth:`load_reference`.
         """
+        with self._model(reference) as model:
+            return self.mask_placeholders(self._forward(model, batch, completions, _logits))
+
+    def completion_hidden(
+        self, batch: PromptBatch, completions: Completions, reference: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What a fused head makes the same logits from: the last hidden states at those positions, and the LM head.
+
+        Args:
+            batch: P prompts.
+            completions: their P x G completions.
+            reference: by the frozen reference instead of the policy, without gradient.
+
+        Returns:
+            [P * G, T, H] in the model's dtype, and ``weight`` [V, H], ``bias`` [V] (-inf at the placeholder tokens) and
+            ``softcap`` as ``orlaif_kernels.linear_grpo_rank_loss`` takes them.
+
+        Raises:
+            ValueError: a family that is not tested, a head that is more than a matrix (LoRA on the LM head), or as
+                :meth:`completion_logits`.
+        """
+        with self._model(reference) as model:
+            base = self._base(model)
+            if base.config.model_type not in FUSED_HEAD_FAMILIES:
+                raise ValueError(
+                    f"loss.fused_head: tests show it equal for {', '.join(FUSED_HEAD_FAMILIES)} only, and this is "
+                    f"{base.config.model_type}, which may do more to its logits; set it to false"
+                )
+            head = base.get_output_embeddings()
+            if type(head) is not nn.Linear:
+                raise ValueError(
+                    f"loss.fused_head: the LM head is a {type(head).__name__}, not a plain nn.Linear; set it to false"
+                )
+            hidden = self._forward(model, batch, completions, _hidden_states)
+        bias = head.bias
+        if ids := self.placeholder_ids:
+            bias = torch.zeros_like(head.weight[:, 0]) if bias is None else bias
+            bias = bias.index_fill(0, torch.tensor(ids, device=bias.device), -torch.inf)
+        softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        return hidden, {"weight": head.weight, "bias": bias, "softcap": softcap}
+
+    @contextlib.contextmanager
+    def _model(self, reference: bool) -> Iterator[nn.Module]:
+        """The policy, or its reference without gradient."""
         if not reference:
-            return self._logits(self.network, batch, completions)
+            yield self.network
+            return
         with torch.no_grad():
             if self.lora is None:
                 if self.reference is None:
                     raise ValueError("the reference is not loaded; call load_reference() before training starts")
-                return self._logits(self.reference, batch, completions)
-            with evaluating(self.network), self.network.disable_adapter():
-                return self._logits(self.network, batch, completions)
+                yield self.reference
+            else:
+                with evaluating(self.network), self.network.disable_adapter():
+                    yield self.network
 
-    def _logits(self, model: nn.Module, batch: PromptBatch, completions: Completions) -> Tensor:
-        self.load()
+    def _base(self, model: Any) -> Any:
+        """The transformers model inside PEFT's."""
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _forward(
+        self, model: nn.Module, batch: PromptBatch, completions: Completions, head: Callable[..., Tensor]
+    ) -> Tensor:
+        """``head(model, keep, inputs)`` at the positions that predict completion tokens, [P * G, T, ...]."""
         p, g, t = completions.ids.shape
         ids = completions.ids.masked_fill(~completions.mask, self.pad_id)
         positions = self.prompt_positions(batch)
@@ -253,23 +308,30 @@ class Policy(nn.Module):
             if shared
             else list(zip(ids.split(1, 1), completions.mask.split(1, 1), strict=True))
         )
-        logits = []
+        outputs = []
         for row_ids, row_mask in rows:
             row = group_row(batch.input_ids, batch.attention_mask, positions, row_ids, row_mask)
             flat_mask = torch.cat([batch.attention_mask, row_mask.flatten(1).to(batch.attention_mask.dtype)], 1)
-            out = model(
+            out = head(
+                model,
+                row.keep,
                 input_ids=row.input_ids,
                 attention_mask=row.attention_mask if shared else flat_mask,
                 position_ids=row.position_ids,
-                logits_to_keep=row.keep,
                 use_cache=False,
                 **_extended(batch, row.input_ids.shape[1]),
-            ).logits
-            logits.append(out[:, row.pick])
-        return self.mask_placeholders(torch.cat(logits, 1).reshape(p * g, t, -1))
+            )
+            outputs.append(out[:, row.pick])
+        return torch.cat(outputs, 1).reshape(p * g, t, -1)
 
     def completion_logps(
-        self, batch: PromptBatch, completions: Completions, reference: bool = False, temperature: float = 1.0
+        self,
+        batch: PromptBatch,
+        completions: Completions,
+        reference: bool = False,
+        temperature: float = 1.0,
+        fused_head: bool = False,
+        implementation: str = "auto",
     ) -> Tensor:
         """Log-probs of the completion tokens.
 
@@ -278,15 +340,24 @@ class Policy(nn.Module):
             completions: their P x G completions.
             reference: by the frozen reference instead of the policy, without gradient.
             temperature: divides the logits, as in sampling.
+            fused_head: never hold all logits at once, by the arithmetic of the loss with a fused head; without gradient.
+            implementation: of the fused head: ``auto``, ``torch`` or ``triton``.
 
         Returns:
-            f32[P, G, T], 0 where masked; with gradient unless ``reference``.
+            f32[P, G, T], 0 where masked; with gradient unless ``reference`` or ``fused_head``.
         """
-        logits = self.completion_logits(batch, completions, reference)
-        shape = completions.ids.shape
-        mask = completions.mask.flatten(0, 1)
-        logps = token_logps(logits, completions.ids.flatten(0, 1), mask=mask, temperature=temperature)
-        return logps.view(shape)
+        ids, mask = completions.ids.flatten(0, 1), completions.mask.flatten(0, 1)
+        if fused_head:
+            with torch.no_grad():
+                hidden, head = self.completion_hidden(batch, completions, reference)
+            weight = head.pop("weight")
+            logps = linear_logps(
+                hidden, weight, ids, mask=mask, temperature=temperature, implementation=implementation, **head
+            )
+        else:
+            logits = self.completion_logits(batch, completions, reference)
+            logps = token_logps(logits, ids, mask=mask, temperature=temperature)
+        return logps.view(completions.ids.shape)
 
     # ----------------------------------------------------------------- export
 
@@ -297,6 +368,15 @@ class Policy(nn.Module):
         """
         self.network.save_pretrained(folder)
         copy_processor(self.path, folder)
+
+
+def _logits(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
+    return model(logits_to_keep=keep, **inputs).logits
+
+
+def _hidden_states(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model(**inputs).last_hidden_state[:, keep]
 
 
 def _rope_inputs(batch: PromptBatch) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from orlaif.oracles import Oracle, OracleFailure, ReferenceAnswerOracle
 from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams
 from orlaif.types import Completions, OracleError, PromptBatch, Ranking
+from tests.conftest import random_completions
 
 
 class Scripted(Rollout):
@@ -391,3 +392,55 @@ def test_precision_means_what_lightning_says(
     assert {p.dtype for p in module.policy.network.parameters()} == {getattr(torch, dtype)}
     assert recorder.metrics[-1]["train/grad_norm"] > 0
     assert recorder.metrics[0]["train/kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------- one loss, several implementations
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": ["q_proj", "v_proj"]}])
+@pytest.mark.parametrize(("implementation", "fused_head"), [("triton", False), ("torch", True), ("triton", True)])
+def test_a_run_is_the_same_with_every_implementation(
+    tiny_model: str, data_root: str, tmp_path: Path, implementation: str, fused_head: bool, lora: Any
+) -> None:
+    """Three optimizer steps on real rollouts: the same gradients, metrics and weights, to rounding."""
+
+    def run(**loss: Any) -> tuple[Recorder, dict[str, torch.Tensor]]:
+        recorder = Recorder()
+        module = rlaif(
+            tiny_model,
+            loss=GRPORankLoss(kl_coef=0.05, entropy_coef=0.01, delta=3.0, **loss),
+            optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        )
+        module.policy.lora = lora
+        trainer(tmp_path, max_steps=3, callbacks=[recorder]).fit(module, data(data_root, 4))
+        return recorder, weights(module)
+
+    expected, expected_weights = run(implementation="torch")
+    found, found_weights = run(implementation=implementation, fused_head=fused_head)
+    for one, two in zip(expected.grads, found.grads, strict=True):
+        assert one.keys() == two.keys()
+        largest = max(grad.abs().max().item() for grad in one.values())
+        assert largest > 0
+        for name in one:
+            assert (one[name] - two[name]).abs().max().item() <= 1e-4 * largest, name
+    for one, two in zip(expected.metrics, found.metrics, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            if not name.startswith("time/"):
+                assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(found_weights[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fused_head_refuses_what_it_cannot_reproduce(policy: Policy, batch: PromptBatch) -> None:
+    completions = random_completions(policy, len(batch), 2, 3)
+    hidden, head = policy.completion_hidden(batch, completions)
+    logits = torch.nn.functional.linear(hidden, head["weight"], head["bias"])
+    torch.testing.assert_close(logits, policy.completion_logits(batch, completions))
+    assert hidden.shape[:2] == logits.shape[:2] == (len(batch) * 2, 3)
+    policy.network.lm_head = torch.nn.Sequential(policy.network.lm_head)
+    with pytest.raises(ValueError, match=r"loss.fused_head: the LM head is a Sequential"):
+        policy.completion_hidden(batch, completions)
+    policy.network.config.model_type = "gemma9"
+    with pytest.raises(ValueError, match=r"loss.fused_head: .* this is gemma9"):
+        policy.completion_hidden(batch, completions)
