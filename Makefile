@@ -25,6 +25,8 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/python benchmarks/static.py --output outputs/bench/static.json
+	$(BIN)/python benchmarks/kernels.py --output outputs/bench/kernels.json
 	$(BIN)/python benchmarks/demo_controls.py
 
 clean:

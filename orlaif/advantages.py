@@ -1,7 +1,7 @@
 """Rank -> advantage: the seam that a recipe fills.
 
-The mappings themselves are pure functions of ``orlaif_kernels.mappings`` (beside the Triton kernel that computes them in one
-launch); here are the thin classes that a recipe names by ``class_path``.
+The mappings themselves are pure functions of ``orlaif_kernels.mappings`` (beside the Triton kernel that computes them
+in one launch); here are the thin classes that a recipe names by ``class_path``.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ class Policy(nn.Module):
                     f"loss.fused_head: the LM head is a {type(head).__name__}, not a plain nn.Linear; set it to false"
                 )
             hidden = self._forward(model, batch, completions, _hidden_states)
-        bias = head.bias
+        bias: Tensor | None = head.bias
         if ids := self.placeholder_ids:
             bias = torch.zeros_like(head.weight[:, 0]) if bias is None else bias
             bias = bias.index_fill(0, torch.tensor(ids, device=bias.device), -torch.inf)
@@ -340,7 +340,8 @@ class Policy(nn.Module):
             completions: their P x G completions.
             reference: by the frozen reference instead of the policy, without gradient.
             temperature: divides the logits, as in sampling.
-            fused_head: never hold all logits at once, by the arithmetic of the loss with a fused head; without gradient.
+            fused_head: never hold all logits at once, by the arithmetic of the loss with a fused head; without
+                gradient.
             implementation: of the fused head: ``auto``, ``torch`` or ``triton``.
 
         Returns:

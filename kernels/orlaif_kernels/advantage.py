@@ -107,7 +107,8 @@ def launch_groups(
     weights: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> None:
-    """The prologue: advantages and weights (where there are ranks) and lengths (where there is a mask), in one launch."""
+    """The prologue: advantages and weights (where there are ranks) and lengths (where there is a mask), in one
+    launch."""
     from orlaif_kernels import row_kernel as k
 
     some = ranks if ranks is not None else mask
@@ -145,9 +146,7 @@ def _rank_advantage(
         for name, tensor in (("scores", scores), ("sequence_logps", sequence_logps))
         if tensor is not None
     }
-    launch_groups(
-        group_size=group_size, ranks=ranks, mapping=mapping, advantages=advantages, weights=weights, **extra
-    )
+    launch_groups(group_size=group_size, ranks=ranks, mapping=mapping, advantages=advantages, weights=weights, **extra)
     return advantages, weights
 
 

@@ -63,7 +63,8 @@ class LossSettings:
 
     @property
     def bounds(self) -> tuple[float, float, float]:
-        """Where the ratio w stops to matter: below ``floor`` (A < 0), above ``cap_up`` (A > 0), above ``cap_down`` (A < 0).
+        """Where the ratio w stops to matter: below ``floor`` (A < 0), above ``cap_up`` (A > 0), above ``cap_down``
+        (A < 0).
 
         From ``min(min(w, delta) A, clip(w, 1 - clip_low, 1 + clip_high) A)``: for A > 0 the smallest bound wins, for
         A < 0 the largest; without delta nothing bounds the ratio of a bad answer from above.
@@ -78,12 +79,14 @@ def check_tokens(
 ) -> None:
     """Raise a ValueError that names the tensor whose shape or dtype does not fit ``[N, T]``."""
     if len(logits_shape) != 3:
-        raise ValueError(f"{name} has shape {tuple(logits_shape)}; it must be [N, T, {'V' if name == 'logits' else 'H'}]")
+        raise ValueError(
+            f"{name} has shape {tuple(logits_shape)}; it must be [N, T, {'V' if name == 'logits' else 'H'}]"
+        )
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids are {token_ids.dtype}; they must be int64 or int32")
     for other, tensor in {"token_ids": token_ids, "mask": mask, **per_token}.items():
         if tensor is not None and tensor.shape != logits_shape[:2]:
-            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} {tuple(logits_shape)} ask for {tuple(logits_shape[:2])}")
+            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} ask for {tuple(logits_shape[:2])}")
 
 
 def triton_obstacle(tensor: Tensor) -> str | None:
@@ -95,7 +98,8 @@ def triton_obstacle(tensor: Tensor) -> str | None:
     except ImportError as error:
         return f"triton is not installed ({error})"
     if not tensor.is_cuda and not INTERPRETED:
-        return f"it needs a GPU, and the tensor is on {tensor.device} (TRITON_INTERPRET=1 before the import runs it, slowly)"
+        where = f"it needs a GPU, and the tensor is on {tensor.device}"
+        return f"{where} (with TRITON_INTERPRET=1 set before the import it runs there, slowly)"
     return None
 
 

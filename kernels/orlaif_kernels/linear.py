@@ -6,12 +6,12 @@ the head while it is hot. So the forward pass makes the gradients too, and the b
 
 **Accumulation.** The head's gradient is summed over chunks in float32, whatever its dtype, and divided by the
 normaliser once, at the end: dividing before would push fp16 into its subnormals, and rounding after each chunk would
-bias bf16. For a 16-bit head of V x H the float32 sum is kept in two halves A and B of 2 V H bytes each. At the end A is narrowed
-where it stands, B into A's freed second half, and A's memory, now exactly V x H 16-bit numbers, is the gradient: no
-moment needs both the float32 sum and a separate result.
+bias bf16. For a 16-bit head of V x H the float32 sum is kept in two halves A and B of 2 V H bytes each. At the end A
+is narrowed where it stands, B into A's freed second half, and A's memory, now exactly V x H 16-bit numbers, is the
+gradient: no moment needs both the float32 sum and a separate result.
 
-**Ratios.** Log-probs of the reference, or of the policy that sampled, come from :func:`linear_logps` by the same GEMMs in the
-same chunks and the same row pass, so that with the same mask the ratio of an unchanged policy is exactly 1.
+**Ratios.** Log-probs of the reference, or of the policy that sampled, come from :func:`linear_logps` by the same GEMMs
+in the same chunks and the same row pass, so that with the same mask the ratio of an unchanged policy is exactly 1.
 
 Shapes: N completions, T tokens, H hidden, V vocabulary.
 """
@@ -45,9 +45,9 @@ from orlaif_kernels.loss import (
 from orlaif_kernels.reference import loss_weights
 from orlaif_kernels.rows import LOGP, METRICS, STATE_SLOTS, Tokens, finish, sequence_terms, torch_pass, triton_pass
 
-#: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to this many numbers.
+#: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to about this many numbers.
 CHUNK_TOKENS = 2048
-CHUNK_NUMBERS_CPU = 2**24
+CHUNK_NUMBERS_CPU = 2**22
 
 
 def linear_grpo_rank_loss(
@@ -88,15 +88,17 @@ def linear_grpo_rank_loss(
         softcap: final-logit soft-capping c, ``c tanh(logit / c)``, of the families that have it.
         chunk_size: tokens per chunk; by default 2048 on a GPU, less on a CPU. With ``ratio="sequence"`` the logits are
             computed twice, for the ratio needs a completion's every token first.
-        mask: see :func:`orlaif_kernels.grpo_rank_loss` for this and for all others. How many tokens count is read by the host
-            (one synchronisation), but not while a CUDA graph is captured: masked tokens are then computed with, too.
+        mask: see :func:`orlaif_kernels.grpo_rank_loss` for this and for all others. How many tokens count is read
+            by the host (one synchronisation), but not while a CUDA graph is captured: masked tokens are then
+            computed with, too.
 
     Returns:
-        The loss, a 0-dim tensor with gradient, and metrics, as :func:`orlaif_kernels.grpo_rank_loss` does. The gradients
-        are made in the forward pass and given away by the backward pass: a second one raises.
+        The loss, a 0-dim tensor with gradient, and metrics, as :func:`orlaif_kernels.grpo_rank_loss` does. The
+        gradients are made in the forward pass and given away by the backward pass: a second one raises.
 
     Raises:
-        ValueError: a setting out of range, shapes or dtypes that do not fit, both or neither of ``advantages`` and ``ranks``.
+        ValueError: a setting out of range, shapes or dtypes that do not fit, both or neither of ``advantages`` and
+            ``ranks``.
         RuntimeError: ``triton`` where it cannot run.
     """
     settings = LossSettings(
@@ -212,7 +214,7 @@ def _chunk(chunk_size: int | None, hidden: Tensor, weight: Tensor) -> int:
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
         return chunk_size
-    return CHUNK_TOKENS if hidden.is_cuda else max(16, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // weight.shape[0]))
+    return CHUNK_TOKENS if hidden.is_cuda else max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // weight.shape[0]))
 
 
 # -------------------------------------------------------------------------------------------------------------- passes
@@ -232,8 +234,9 @@ class _Chunks:
         self.size = max(1, min(size, self.at.numel()))
         self.buffer = hidden.new_empty(self.size, weight.shape[0])
 
-    def run(self, gradient: Any = None, **what: bool) -> None:
-        """A pass over all chunks; ``gradient(at, dlogits [M, V], hidden [M, H])`` takes what each chunk's logits become."""
+    def run(self, gradient: Any = None, **what: Any) -> None:
+        """A pass over all chunks; ``gradient(at, dlogits [M, V], hidden [M, H])`` takes what each chunk's logits
+        become."""
         for start in range(0, self.at.numel(), self.size):
             at = self.at[start : start + self.size]
             hidden = self.hidden[at]
@@ -257,7 +260,9 @@ class _Gradients:
     def __init__(self, hidden: Tensor, weight: Tensor, wanted: list[bool], wide: torch.dtype) -> None:
         vocabulary, width = weight.shape
         self.weight = weight
-        self.hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else hidden.new_empty(0)
+        self.hidden = (
+            torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else hidden.new_empty(0)
+        )
         rows = (0, 0)
         if wanted[1]:
             half = (vocabulary + 1) // 2
@@ -296,7 +301,7 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _narrow(heads: tuple[Tensor, Tensor], scale: Tensor, dtype: torch.dtype, vocabulary: int) -> Tensor:
     """The float32 halves A, B times ``scale`` as one 16-bit [V, H], in A's own memory."""
-    first, second = heads
+    first = heads[0]
     width = first.shape[1]
     out = first.view(dtype).view(-1)
     position = 0
@@ -304,7 +309,8 @@ def _narrow(heads: tuple[Tensor, Tensor], scale: Tensor, dtype: torch.dtype, voc
         numbers = half.view(-1)
         step = 2**24
         for start in range(0, numbers.numel(), step):
-            # Numbers up to start + step of A have been read by the time their bytes, the first half of them, are written.
+            # Numbers up to start + step of A have been read by the time their bytes, the first half of them, are
+            # written.
             piece = (numbers[start : start + step] * scale).to(dtype)
             out[position : position + piece.numel()] = piece
             position += piece.numel()
@@ -312,7 +318,12 @@ def _narrow(heads: tuple[Tensor, Tensor], scale: Tensor, dtype: torch.dtype, voc
 
 
 def _lengths_and_room(
-    token_ids: Tensor, mask: Tensor, settings: LossSettings, wide: torch.dtype, advantages: Tensor | None = None, **logps: Any
+    token_ids: Tensor,
+    mask: Tensor,
+    settings: LossSettings,
+    wide: torch.dtype,
+    advantages: Tensor | None = None,
+    **logps: Any,
 ) -> Tokens:
     return Tokens(
         token_ids=token_ids,
@@ -400,11 +411,12 @@ def _forward(
     own = loss_weights(mask, settings.loss_type, token_ids.shape[1], wide)[1].clamp(min=1)
     divisor = own if normalizer is None else normalizer.to(wide, copy=True)
     loss, metrics = finish(tokens, divisor, implementation)
-    return loss, metrics, divisor, gradients.hidden, *gradients.heads, gradients.bias
+    first, second = gradients.heads
+    return loss, metrics, divisor, gradients.hidden, first, second, gradients.bias
 
 
 @_forward.register_fake
-def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(hidden: Tensor, weight: Tensor, *rest: Any) -> Any:
     wide = _wide(hidden)
     gradients = _Gradients(hidden, weight, rest[-1], wide)
     scalar = hidden.new_empty((), dtype=wide)
@@ -424,8 +436,8 @@ def _apply_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | No
         return (None,) * 19
     divisor, d_hidden, first, second, d_bias = ctx.saved_tensors
     scale = grad / divisor
-    # A saved tensor that is written to makes autograd refuse a second backward pass. Float64 is for gradcheck, which makes
-    # many; and a traced graph plans its own memory.
+    # A saved tensor that is written to makes autograd refuse a second backward pass. Float64 is for gradcheck, which
+    # makes many; and a traced graph plans its own memory.
     give_away = type(first) is Tensor and d_hidden.dtype != torch.float64 and scale.dtype != torch.float64
     head = None
     if ctx.wanted[1]:

@@ -1,9 +1,9 @@
 """``grpo_rank_loss``: the clipped-ratio GRPO_rank loss from logits.
 
-How the Triton implementation spends memory traffic. Out of place, the forward pass reads the logits once and keeps three
-numbers a row; the backward pass reads them again and writes the gradient: any number of backward passes, logits
-untouched. In place, one launch does both sweeps over each row, the second from cache, and leaves the gradient where the
-logits were: one read, one write, and no memory beyond the logits.
+How the Triton implementation spends memory traffic. Out of place, the forward pass reads the logits once and keeps
+three numbers a row; the backward pass reads them again and writes the gradient: any number of backward passes, logits
+untouched. In place, one launch does both sweeps over each row, the second from cache, and leaves the gradient where
+the logits were: one read, one write, and no memory beyond the logits.
 """
 
 from __future__ import annotations
@@ -55,16 +55,20 @@ def grpo_rank_loss(
     """The GRPO_rank loss (to be minimised) and its metrics.
 
     With ``w = exp(logp - old_logp)``, minus the weighted mean over completion tokens of
-    ``min(min(w, delta) A, clip(w, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) + entropy_coef H(policy)``.
+    ``min(min(w, delta) A, clip(w, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) + entropy_coef
+    H(policy)``.
+
     Sources: GRPO (arXiv 2402.03300), DAPO (2503.14476), Dr. GRPO (2503.20783), INTELLECT-2 (2505.07291) for delta,
     GSPO (2507.18071) for the sequence ratio, Oracle-RLAIF (2510.02561) for ranks.
 
     Args:
-        logits: [N, T, V] at the positions that predict the completion tokens; bf16, fp16, f32 (``torch`` also f64). -inf
+        logits: [N, T, V] at the positions that predict the completion tokens; bf16, fp16, f32 (``torch`` also
+        f64). -inf
             excludes an entry of the vocabulary. Computed with in float32 or wider.
         token_ids: i64[N, T] (or i32); masked places may hold anything.
         advantages: f32[N]; or else
-        ranks: i64[N] or i64[N / G, G] (or i32), as for :func:`rank_advantage`, whose map is then part of this operation.
+        ranks: i64[N] or i64[N / G, G] (or i32), as for :func:`rank_advantage`, whose map is then part of this
+            operation.
         group_size: G, with ``ranks``.
         mapping: ``dcg``, ``borda`` or ``ndcg_penalty`` (sequence log-probs are then summed from ``old_logps``).
         mask: bool[N, T], True on completion tokens.
@@ -114,7 +118,9 @@ def grpo_rank_loss(
     check_advantages(advantages, ranks, group_size, mapping, token_ids.shape[0])
     chosen = choose(implementation, logits)
     if inplace and logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
-        raise ValueError("inplace is True, but the logits are a leaf that requires a gradient and would lose its values")
+        raise ValueError(
+            "inplace is True, but the logits are a leaf that requires a gradient and would lose its values"
+        )
 
     if chosen == "torch" or token_ids.numel() == 0:
         if ranks is not None:
@@ -146,7 +152,13 @@ def grpo_rank_loss(
         *pack(settings),
     )
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
-    if inplace and wants_gradient and not torch.compiler.is_compiling() and not logits._is_view() and logits.is_contiguous():
+    if (
+        inplace
+        and wants_gradient
+        and not torch.compiler.is_compiling()
+        and not logits._is_view()
+        and logits.is_contiguous()
+    ):
         loss, metrics, _ = _InPlace.apply(logits, *inputs)
     else:
         loss, metrics, *_ = torch.ops.orlaif_kernels.grpo_rank_loss(_rows_of(logits), *inputs)
@@ -416,11 +428,16 @@ class _InPlace(torch.autograd.Function):
         token_ids, mask, advantages, ranks, old_logps, ref_logps, normalizer, group_size, mapping, *packed = inputs
         settings = unpack(*packed)
         tokens = prologue(token_ids, mask, advantages, ranks, old_logps, ref_logps, group_size, mapping, settings)
-        # fp16 has no room for a gradient divided by thousands of tokens, nor precision for rounding it twice: it is made in
-        # the backward pass, when the gradient scaler's factor is known.
+        # fp16 has no room for a gradient divided by thousands of tokens, nor precision for rounding it twice: it is
+        # made in the backward pass, when the gradient scaler's factor is known.
         late = logits.dtype == torch.float16
         once: dict[str, Any] = {"num_rows": token_ids.numel(), "statistics": True}
-        gradient: dict[str, Any] = {"num_rows": token_ids.numel(), "out": logits, "normalize": True, "normalizer": normalizer}
+        gradient: dict[str, Any] = {
+            "num_rows": token_ids.numel(),
+            "out": logits,
+            "normalize": True,
+            "normalizer": normalizer,
+        }
         if settings.ratio == "token" and not late:
             triton_pass(logits, tokens, term=True, **{**once, **gradient})
         else:
@@ -442,11 +459,13 @@ class _InPlace(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_logits is not None:
             raise RuntimeError(
-                "grpo_rank_loss(inplace=True) replaced these logits by its gradient, and another loss has used them since; "
-                "compute that loss first, or pass inplace=False"
+                "grpo_rank_loss(inplace=True) replaced these logits by its gradient, and another loss has used them "
+                "since; compute that loss first, or pass inplace=False"
             )
         if ctx.spent:
-            raise RuntimeError("a second backward pass through grpo_rank_loss(inplace=True): the gradient has been given away")
+            raise RuntimeError(
+                "a second backward pass through grpo_rank_loss(inplace=True): the gradient has been given away"
+            )
         if grad is None:
             return (None,) * (1 + 13)
         ctx.spent = True

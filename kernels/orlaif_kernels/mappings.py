@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: Added to the standard deviation of ``zscore``, as TRL does.
 ZSCORE_EPS = 1e-4
+
+
 def _positions(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """First position (i64) and number of ties (i64) of each entry when the valid keys of a row are sorted ascending."""
     earlier = (keys.unsqueeze(-2) < keys.unsqueeze(-1)) & valid.unsqueeze(-2)

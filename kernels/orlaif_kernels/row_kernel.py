@@ -9,18 +9,19 @@ The loss of a token is a function l(logp, H), so that with c = dl/dlogp and e = 
     dl/dz_j = c (1[j = y] - p_j) + e p_j (log p_j + H)  =  p_j (e H - c + e log p_j) + c 1[j = y]
 
 which needs nothing of the row but (lse, H): a first sweep finds these, a second writes the gradient, over the logits
-themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed as (logit - top) * scale: a
-difference of neighbours is exact, so a log-prob does not inherit the rounding of a large log-sum-exp.
+themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed as
+(logit - top) * scale: a difference of neighbours is exact, so a log-prob does not inherit the rounding of a large
+log-sum-exp.
 
 **How a sweep reads.** Lanes of 8 neighbouring logits, so that global accesses are 128 bits wide (bf16, fp16; two of
-them for fp32), and an online (max, sum exp, sum exp * z) *per lane*: a lane's 8 logits lie in one thread, so the loop has no barrier
-and costs 1 1/8 exponentials per logit; lanes meet once, at the end of the row. Where V is not divisible by 8 a row
-starts in the middle of a 128-bit word: up to 7 logits at each end are taken apart (``head`` and tail), and what lies
-between is read like any other row.
+them for fp32), and an online (max, sum exp, sum exp * z) *per lane*: a lane's 8 logits lie in one thread, so the loop
+has no barrier and costs 1 1/8 exponentials per logit; lanes meet once, at the end of the row. Where V is not divisible
+by 8 a row starts in the middle of a 128-bit word: up to 7 logits at each end are taken apart (``head`` and tail), and
+what lies between is read like any other row.
 
-**How a row is read twice but fetched once.** The launch puts one program of many warps on a multiprocessor, so the rows in flight
-(132 x 304 KB for 152,064 bf16 logits on an H100) fit its L2 cache of 50 MB, and the second sweep runs backwards, starting
-with what was read last.
+**How a row is read twice but fetched once.** The launch puts one program of many warps on a multiprocessor, so the
+rows in flight (132 x 304 KB for 152,064 bf16 logits on an H100) fit its L2 cache of 50 MB, and the second sweep runs
+backwards, starting with what was read last.
 
 Programs never share an output and sums have a fixed order: results are bitwise repeatable. No argument that changes
 with batch, length or schedule is specialised, so nothing recompiles after the first call of a vocabulary.
@@ -502,7 +503,8 @@ def sequence_term_kernel(
     """One completion per program: the loss of its tokens under the ratio of the whole sequence.
 
     With s = mean_t (logp_t - old_t) and w = exp(s), every token's surrogate is f(w A). Its derivative by logp_t is
-    f' w / length, and the length's equally weighted surrogates sum to f' w per token: the token-level formula with w in the place of its ratio.
+    f' w / length, and the length's equally weighted surrogates sum to f' w per token: the token-level formula with
+    w in the place of its ratio.
     """
     completion = tl.program_id(0)
     slots = num_completions.to(tl.int64) * num_tokens
@@ -581,11 +583,19 @@ def scale_kernel(x, factor, num_elements, BLOCK: tl.constexpr):
     """x (in and out) times factor (f32[]); reads and writes nothing of x where that is 1."""
     factor = tl.load(factor).to(tl.float32)
     if factor != 1.0:
+        LANES: tl.constexpr = BLOCK // 8
+        lanes = num_elements // 8
         programs = tl.num_programs(0).to(tl.int64)
-        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, num_elements, programs * BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            value = tl.load(x + at, mask=at < num_elements, other=0.0).to(tl.float32) * factor
-            tl.store(x + at, value.to(x.dtype.element_ty), mask=at < num_elements)
+        eight = tl.arange(0, 8)
+        for start in range(tl.program_id(0).to(tl.int64) * LANES, lanes, programs * LANES):
+            lane = start + tl.arange(0, LANES)
+            at = lane[:, None] * 8 + eight[None, :]
+            value = tl.load(x + at, mask=(lane < lanes)[:, None], other=0.0).to(tl.float32) * factor
+            tl.store(x + at, value.to(x.dtype.element_ty), mask=(lane < lanes)[:, None])
+        if tl.program_id(0) == 0:
+            rest = lanes.to(tl.int64) * 8 + eight
+            value = tl.load(x + rest, mask=rest < num_elements, other=0.0).to(tl.float32) * factor
+            tl.store(x + rest, value.to(x.dtype.element_ty), mask=rest < num_elements)
 
 
 #: Whether the kernels run in the interpreter (TRITON_INTERPRET=1 at import), on any device.

@@ -1,4 +1,5 @@
-"""One pass over rows of logits, by either implementation: the hand-over between the public operations and the arithmetic.
+"""One pass over rows of logits, by either implementation: the hand-over between the public operations and the
+arithmetic.
 
 A pass does up to three things to each row (see ``row_kernel``): its *statistics* (log-sum-exp, log-prob, entropy), the
 loss *term* of its token, and the *gradient*, written over the logits or elsewhere. ``torch_pass`` is the closed form of
@@ -169,7 +170,7 @@ def finish(tokens: Tokens, normalizer: Tensor | None, implementation: str) -> tu
     state, settings = tokens.state, tokens.settings
     n, t = tokens.shape
     if implementation == "torch":
-        weights, own = loss_weights(tokens.mask, settings.loss_type, t, state.dtype)
+        own = loss_weights(tokens.mask, settings.loss_type, t, state.dtype)[1]
         divisor = own.clamp(min=1) if normalizer is None else normalizer.to(state.dtype)
         means = state[[ENTROPY, KL, LOW, HIGH]].sum(-1) / tokens.mask.sum().clamp(min=1)
         return state[LOSS].sum() / divisor, torch.cat([means, means[2:].sum(0, keepdim=True)])

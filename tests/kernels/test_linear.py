@@ -211,7 +211,10 @@ def test_narrowing_in_place_equals_a_cast(v: int, monkeypatch: pytest.MonkeyPatc
 def test_a_second_backward_raises(dtype: torch.dtype) -> None:
     hidden, weight, _, case = make_head(2, 3, 8, 40, dtype, bias=False)
     loss, _ = linear_grpo_rank_loss(
-        hidden.to(DEVICE).requires_grad_(), weight.to(DEVICE).requires_grad_(), case.token_ids.to(DEVICE), **on_device(case)
+        hidden.to(DEVICE).requires_grad_(),
+        weight.to(DEVICE).requires_grad_(),
+        case.token_ids.to(DEVICE),
+        **on_device(case),
     )
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
-def poisoned_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every uninitialised float buffer is full of NaN: what a kernel forgets to write shows."""
     for name in ("empty", "empty_like", "empty_strided"):
         original = getattr(torch, name)
@@ -27,7 +26,6 @@ def poisoned_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return out.fill_(math.nan) if out.dtype.is_floating_point and out.device.type != "meta" else out
 
         monkeypatch.setattr(torch, name, poisoned)
-    yield
 
 
 def run(
@@ -107,7 +105,9 @@ def test_excluded_entries(where: str, dtype: torch.dtype, v: int) -> None:
     target = case.token_ids
     excluded = {"first block": slice(0, 20000), "middle": slice(v // 3, 2 * v // 3), "all but the target": slice(0, v)}
     kept = logits.gather(-1, target[..., None])
-    case.logits = logits.index_fill(-1, torch.arange(v)[excluded[where]], -math.inf).scatter(-1, target[..., None], kept)
+    case.logits = logits.index_fill(-1, torch.arange(v)[excluded[where]], -math.inf).scatter(
+        -1, target[..., None], kept
+    )
     for inplace in (False, True):
         check(case, inplace=inplace)
 
@@ -230,9 +230,7 @@ class TestInPlace:
 
     def loss(self, case: Case, logits: Tensor) -> Tensor:
         arguments = {k: x.to(DEVICE) if isinstance(x, Tensor) else x for k, x in case.arguments.items()}
-        return grpo_rank_loss(
-            logits, case.token_ids.to(DEVICE), inplace=True, implementation="triton", **arguments
-        )[0]
+        return grpo_rank_loss(logits, case.token_ids.to(DEVICE), inplace=True, implementation="triton", **arguments)[0]
 
     def test_no_second_buffer(self) -> None:
         case = make_case(2, 3, 100)
@@ -294,8 +292,6 @@ class TestInPlace:
 def test_an_empty_batch_is_a_zero_with_a_gradient() -> None:
     leaf = torch.zeros(0, 3, 10, device=DEVICE, requires_grad=True)
     empty = torch.zeros(0, 3, device=DEVICE)
-    loss, _ = grpo_rank_loss(
-        leaf, empty.long(), advantages=empty[:, 0], mask=empty.bool(), implementation="triton"
-    )
+    loss, _ = grpo_rank_loss(leaf, empty.long(), advantages=empty[:, 0], mask=empty.bool(), implementation="triton")
     loss.backward()
     assert loss.item() == 0.0

@@ -1,4 +1,5 @@
-"""The operators as PyTorch sees them: schema, fake tensors, autograd, torch.compile, autocast, choice of implementation."""
+"""The operators as PyTorch sees them: schema, fake tensors, autograd, torch.compile, autocast, choice of
+implementation."""
 
 from __future__ import annotations
 
@@ -174,7 +175,9 @@ def test_triton_says_where_it_cannot_run() -> None:
         "    else: raise SystemExit('did not raise')\n"
         "assert k.rank_advantage(torch.tensor([0, 1]), group_size=2)[0][0] > 0\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(REPO / "kernels")}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": str(REPO / "kernels")
+    }
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 

@@ -93,7 +93,9 @@ def test_properties_of_every_mapping(rows: list[list[int]], mapping: str, random
     assert bool((found[weights == 0] == 0).all())
     # Permuting a group permutes its advantages.
     order = torch.randperm(g, generator=generator)
-    permuted, _ = advantages(ranks[:, order], "triton", mapping, scores=scores[:, order], sequence_logps=logps[:, order])
+    permuted, _ = advantages(
+        ranks[:, order], "triton", mapping, scores=scores[:, order], sequence_logps=logps[:, order]
+    )
     torch.testing.assert_close(permuted, fused[:, order], atol=2e-6, rtol=2e-6)
     # Equal ranks mean equal advantages, where only ranks count; and a group teaches unless all its ranks are equal.
     if mapping in ("dcg", "borda"):

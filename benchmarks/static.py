@@ -1,0 +1,291 @@
+"""What can be known of the kernels without a GPU: every one compiled ahead of time, and its binary read.
+
+For each kernel, dtype, vocabulary and architecture: registers, spills, shared memory, the occupancy that follows, the
+width of global accesses, and how often a row is read and written; beside them Liger's kernels, compiled the same way.
+From bytes and FLOPs, as a stated model, a PREDICTION of milliseconds on an H100 (nothing here is measured).
+
+    .venv/bin/python benchmarks/static.py [--quick] [--output benchmarks/results/static.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+import warnings
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    raise SystemExit("TRITON_INTERPRET=1 replaces the kernels by Python functions, which cannot be compiled; unset it")
+
+import triton
+from orlaif_kernels import row_kernel as kernels
+from orlaif_kernels.rows import row_launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: Registers per multiprocessor, most threads, most blocks, shared memory (bytes), L2 (MB), multiprocessors.
+MACHINES = {
+    "sm_80": (65536, 2048, 32, 164 * 1024, 40, 108),
+    "sm_90": (65536, 2048, 32, 228 * 1024, 50, 132),
+    "sm_100": (65536, 2048, 32, 228 * 1024, 126, 148),
+}
+DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
+VOCABULARIES = (1000, 4096, 4097, 32003, 128256, 151936, 152064)
+#: What each use of the row kernel switches on; how often it reads and writes a row follows.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "loss": {"STATISTICS": True, "TERM": True, "GRADIENT": False},
+    "loss and gradient": {"STATISTICS": True, "TERM": True, "GRADIENT": True},
+    "gradient": {"STATISTICS": False, "TERM": False, "GRADIENT": True},
+    "log-probs": {"STATISTICS": True, "TERM": False, "GRADIENT": False},
+    "loss and gradient, compacted, soft-capped": {"STATISTICS": True, "TERM": True, "GRADIENT": True},
+}
+_BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+
+
+def build(fn: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, warps: int) -> Any:
+    """Compile ``fn``; pointers are 16-byte aligned, as PyTorch's are."""
+    signature, constexprs, attributes = {}, {}, {}
+    for i, name in enumerate(fn.arg_names):
+        if name in constants:
+            signature[name], constexprs[(i,)] = "constexpr", constants[name]
+        else:
+            signature[name] = types[name]
+            if types[name].startswith("*"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=fn, signature=signature, constexprs=constexprs, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def inspect(compiled: Any, arch: str, warps: int) -> dict[str, Any]:
+    """Registers, spills, shared memory, occupancy, and global accesses by width in bits."""
+    if arch.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))  # type: ignore[union-attr]
+
+        sizes = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "short": 16, "ubyte": 8}
+        found = re.findall(r"(?:global|buffer)_(load|store)_(\w+?)(?:_d16\w*)?\s", text)
+        accesses = Counter((kind, sizes.get(width, 8)) for kind, width in found)
+        registers, spills = field("vgpr_count"), field("vgpr_spill_count") + field("sgpr_spill_count")
+        shared, resident = field("group_segment_fixed_size"), None
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = subprocess.run(
+                [f"{_BIN}/cuobjdump", "-res-usage", file.name], capture_output=True, text=True
+            ).stdout
+            code = subprocess.run([f"{_BIN}/nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+        numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+        assert numbers is not None, usage
+        registers, stack, _, local = map(int, numbers.groups())
+        spills = stack + local + len(re.findall(r"\b(?:LDL|STL)\b", code))
+        shared = compiled.metadata.shared
+        accesses = Counter()
+        for kind, suffix in re.findall(r"\b(LDG|STG)\.E((?:\.\w+)*)", code):
+            bits = re.search(r"\.(128|64|U16|S16|U8|S8)", suffix)
+            width = int(bits.group(1).strip("US")) if bits else 32
+            accesses["load" if kind == "LDG" else "store", width] += 1
+        file_size, threads, blocks, memory, _, _ = MACHINES[arch]
+        used = -(-registers // 8) * 8 * warps * 32
+        resident = min(file_size // used, threads // (warps * 32), blocks, memory // max(1, shared))
+    record: dict[str, Any] = {"registers": registers, "spills": spills, "shared_bytes": shared, "threads": warps * 32}
+    if resident is not None:
+        record |= {"blocks_per_sm": resident, "occupancy": resident * warps * 32 / MACHINES[arch][1]}
+    for kind in ("load", "store"):
+        record[f"{kind}s"] = {str(bits): n for (k, bits), n in sorted(accesses.items(), reverse=True) if k == kind}
+    return record
+
+
+def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str, Any]:
+    """One record of the row kernel."""
+    flags = VARIANTS[variant]
+    types = dict.fromkeys(("advantages", "old_logps", "ref_logps", "state", "normalizer", "grad_output"), "*fp32")
+    types |= {"logits": f"*{dtype}", "dlogits": f"*{dtype}", "token_ids": "*i64", "mask": "*u8", "lengths": "*i32"}
+    types |= {"index": "*i64"}
+    types |= dict.fromkeys(("num_completions", "num_tokens", "rows_per_completion", "first_row"), "i32")
+    launch = row_launch(vocabulary)
+    constants: dict[str, Any] = {
+        "V": vocabulary,
+        "BLOCK": launch["BLOCK"],
+        "KL_ESTIMATOR": 3,
+        "LOSS_TYPE": 1,
+        "NORMALIZE": flags["GRADIENT"],
+        "normalizer": None,
+        **flags,
+    }
+    if "compacted" not in variant:
+        constants |= {"index": None, "softcap": None}
+    if flags["STATISTICS"]:
+        constants["grad_output"] = None
+    if not flags["GRADIENT"]:
+        constants["dlogits"] = None
+    if not flags["TERM"]:
+        constants |= {"advantages": None, "old_logps": None, "ref_logps": None}
+    for name in kernels.row_kernel.arg_names:
+        types.setdefault(name, "fp32")
+    warps = launch["num_warps"] // (2 if arch.startswith("gfx") and launch["num_warps"] > 16 else 1)
+    compiled = build(kernels.row_kernel, types, constants, TARGETS[arch], warps)
+    record = inspect(compiled, arch, warps)
+    reads, writes = flags["STATISTICS"] + flags["GRADIENT"], int(flags["GRADIENT"])
+    record |= {"row_reads": reads, "row_writes": writes}
+    if arch in MACHINES and reads == 2:
+        in_flight = record["blocks_per_sm"] * MACHINES[arch][5] * vocabulary * DTYPES[dtype] / 1e6
+        record |= {"in_flight_mb": round(in_flight, 1), "second_read_from_l2": in_flight <= MACHINES[arch][4]}
+    return {"kernel": f"row_kernel: {variant}", "dtype": dtype, "vocabulary": vocabulary, "target": arch, **record}
+
+
+def small_kernels(arch: str) -> list[dict[str, Any]]:
+    """The kernels around it, which do not depend on dtype and vocabulary."""
+    wave = 1 if arch.startswith("gfx") else 2
+    integers = dict.fromkeys(("num_completions", "num_tokens", "group_size", "num_elements"), "i32")
+    pointers = {"ranks": "*i64", "mask": "*u8", "lengths": "*i32", "x": "*bf16", "zscore_eps": "fp32"}
+    floats = dict.fromkeys(("floor", "cap_up", "cap_down", "clip_edge", "kl_coef", "entropy_coef"), "fp32")
+    jobs: list[tuple[Any, dict[str, Any], int]] = [
+        (kernels.group_kernel, {"MAPPING": m, "LANES": 8, "TOKENS": 256}, 2 * wave) for m in range(4)
+    ]
+    jobs += [
+        (kernels.sequence_term_kernel, {"KL_ESTIMATOR": 3, "LOSS_TYPE": 0}, 2 * wave),
+        (kernels.finish_kernel, {"LOSS_TYPE": 2, "BLOCK": 2048, "normalizer": None}, 4 * wave),
+        (kernels.scale_kernel, {"BLOCK": 8192}, 4 * wave),
+    ]
+    records = []
+    for fn, constants, warps in jobs:
+        types = dict.fromkeys(fn.arg_names, "*fp32") | integers | pointers | floats
+        compiled = build(fn, types, constants, TARGETS[arch], warps)
+        name = fn.__name__ + (f" ({list(kernels.MAPPINGS)[constants['MAPPING']]})" if "MAPPING" in constants else "")
+        records.append({"kernel": name, "target": arch, **inspect(compiled, arch, warps)})
+    return records
+
+
+def liger_kernels(dtype: str, vocabulary: int, arch: str) -> list[dict[str, Any]]:
+    """Liger's GRPO loss from logits, forward and backward, with its own launch parameters (ops/grpo_loss.py)."""
+    from liger_kernel.ops import grpo_loss as liger
+
+    constants: dict[str, Any] = {
+        "TEMPERATURE": 1.0, "BETA": 0.04, "EPS_LOW": 0.2, "EPS_HIGH": 0.2, "LOSS_TYPE": 0, "SAPO_TEMP_POS": 1.0,
+        "SAPO_TEMP_NEG": 1.05, "DELTA": 0.0, "USE_BIAS_CORRECTION_KL": False, "L": 512, "N": vocabulary,
+        "VLLM_IS_RATIO": None, "PHI_SEQ": None,
+    }  # fmt: skip
+    records = []
+    for name, block, warps, reads, writes in (("fwd", 2048, 1, 1, 0), ("bwd", 4096, 16, 1, 1)):
+        fn = getattr(liger, f"_grpo_loss_{name}_kernel")
+        types = dict.fromkeys(fn.arg_names, "*fp32")
+        types |= {"LOGITS": f"*{dtype}", "DLOGITS": f"*{dtype}", "INPUT_IDS": "*i64", "COMPLETION_MASK": "*i32"}
+        types |= {"loss_stride0": "i32", "loss_stride1": "i32", "VLLM_IS_RATIO_STRIDE": "i32"}
+        compiled = build(fn, types, {**constants, "BLOCK_N": block}, TARGETS[arch], warps)
+        record = {"row_reads": reads, "row_writes": writes, **inspect(compiled, arch, warps)}
+        records.append({"kernel": f"liger {name}", "dtype": dtype, "vocabulary": vocabulary, "target": arch, **record})
+    return records
+
+
+# ---------------------------------------------------------------------------------------------------------- prediction
+
+#: The model: bandwidth and FLOP/s that copies and GEMMs of these sizes reach on an H100 SXM (shared/REFERENCE.md).
+BANDWIDTH, FLOPS, LAUNCH_S = 3.0e12, 798e12, 4e-6
+
+
+def predict(tokens: int, hidden: int, vocabulary: int) -> dict[str, Any]:
+    """PREDICTED milliseconds on an H100 in bf16, forward and backward; bytes / bandwidth + FLOPs / throughput."""
+    row = 2 * vocabulary * tokens / BANDWIDTH
+    gemms = 6 * tokens * hidden * vocabulary / FLOPS
+    chunks = -(-tokens // 2048)
+    accumulate = (chunks - 1) * 2 * 4 * vocabulary * hidden / BANDWIDTH
+    fused = gemms + 2 * row + accumulate
+    return {
+        "tokens": tokens,
+        "hidden": hidden,
+        "vocabulary": vocabulary,
+        "predicted_ms": {
+            "logits, in place (1 read, 1 write)": round(1e3 * (2 * row + 4 * LAUNCH_S), 3),
+            "logits, out of place (2 reads, 1 write)": round(1e3 * (3 * row + 4 * LAUNCH_S), 3),
+            "three bare GEMMs": round(1e3 * gemms, 2),
+            "fused head, accumulation not overlapped": round(1e3 * fused, 2),
+            "fused head, frozen": round(1e3 * (gemms * 2 / 3 + 2 * row), 2),
+        },
+        "predicted_gb_above_inputs_and_outputs": round(
+            (min(tokens, 2048) * vocabulary * 2 + vocabulary * hidden * 2) / 1e9, 2
+        ),
+        "predicted_gb_frozen_head": round(min(tokens, 2048) * vocabulary * 2 / 1e9, 2),
+    }
+
+
+def report(quick: bool) -> dict[str, Any]:
+    """All records; ``quick`` takes two vocabularies and bf16 on two architectures."""
+    vocabularies = (4097, 152064) if quick else VOCABULARIES
+    dtypes = ("bf16",) if quick else tuple(DTYPES)
+    targets = ("sm_90", "gfx942") if quick else tuple(TARGETS)
+    records = []
+    for arch in targets:
+        records += small_kernels(arch)
+        for dtype in dtypes:
+            for vocabulary in vocabularies:
+                records += [row_kernel(variant, dtype, vocabulary, arch) for variant in VARIANTS]
+    try:
+        for dtype in dtypes:
+            records += [r for v in vocabularies for r in liger_kernels(dtype, v, "sm_90")]
+    except ImportError:
+        print("liger-kernel is not installed: its figures are left out")
+    shapes = [(n, h, v) for h, v in ((3584, 152064), (2048, 151936)) for n in (2048, 8192, 32768)] + [
+        (8192, 4096, 128256)
+    ]
+    return {
+        "what": "compiled ahead of time and read from the binaries; milliseconds are PREDICTIONS of a stated model",
+        "versions": {"triton": triton.__version__, "liger-kernel": _version("liger-kernel")},
+        "kernels": records,
+        "predictions_h100": [predict(*shape) for shape in shapes],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except Exception:
+        return None
+
+
+def main() -> None:
+    """Write the JSON, and print what stands out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", default="outputs/static.json")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    found = report(arguments.quick)
+    os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
+    with open(arguments.output, "w", encoding="utf-8") as file:
+        lines = {key: [json.dumps(item) for item in found.pop(key)] for key in ("kernels", "predictions_h100")}
+        file.write(json.dumps(found)[:-1])
+        for key, items in lines.items():  # a record a line, for whoever compares two of these files
+            file.write(f',\n"{key}": [\n' + ",\n".join(items) + "\n]")
+        file.write("}\n")
+        found |= {key: [json.loads(item) for item in items] for key, items in lines.items()}
+    names = f"{'kernel':<55} {'dtype':<5} {'V':>7} {'target':<7}"
+    print(f"{names} {'regs':>4} {'spill':>5} {'occ':>5}  loads / stores by bits")
+    for r in found["kernels"]:
+        if r.get("vocabulary", 152064) in (152064, 32003) and r.get("dtype", "bf16") == "bf16":
+            occupancy = f"{100 * r['occupancy']:.0f}%" if "occupancy" in r else ""
+            print(
+                f"{r['kernel']:<55} {r.get('dtype', ''):<5} {r.get('vocabulary', ''):>7} {r['target']:<7} "
+                f"{r['registers']:>4} {r['spills']:>5} {occupancy:>5}  {r['loads']} / {r['stores']}"
+            )
+    print("\nPREDICTED, not measured: milliseconds on an H100, bf16, forward and backward")
+    for p in found["predictions_h100"]:
+        print(f"N={p['tokens']} H={p['hidden']} V={p['vocabulary']}: {p['predicted_ms']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The kernels' binaries, compiled without a GPU: no spills, wide accesses, two reads and one write of a row at most."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    output = tmp_path_factory.mktemp("static") / "static.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(output.parent / "cache")
+    command = [sys.executable, str(REPO / "benchmarks/static.py"), "--quick", "--output", str(output)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    return json.loads(Path(output).read_text())["kernels"]
+
+
+def test_nothing_spills(records: list[dict[str, Any]]) -> None:
+    ours = [r for r in records if not r["kernel"].startswith("liger")]
+    assert {r["target"] for r in ours} == {"sm_90", "gfx942"}
+    assert {r["kernel"].split(":")[0].split(" ")[0] for r in ours} == {
+        "row_kernel", "group_kernel", "sequence_term_kernel", "finish_kernel", "scale_kernel"
+    }  # fmt: skip
+    assert [r["kernel"] for r in ours if r["spills"]] == []
+
+
+def test_rows_are_read_and_written_128_bits_at_a_time(records: list[dict[str, Any]]) -> None:
+    """Also where the vocabulary is odd; narrower accesses are its ends, the target and the numbers of a token."""
+    for r in records:
+        if not r["kernel"].startswith("row_kernel") or r["target"] != "sm_90":
+            continue
+        aligned = r["vocabulary"] % 8 == 0
+        per_sweep = 2 if r["vocabulary"] > 8192 else 1
+        assert r["loads"]["128"] == per_sweep * r["row_reads"], r
+        # 16-bit loads: the target's logit where there are statistics; one for the two ends of a row, each sweep.
+        sixteen = int(r["kernel"].split(": ")[1] != "gradient") + (0 if aligned else r["row_reads"])
+        assert r["loads"].get("16", 0) == sixteen, r
+        if r["row_writes"]:
+            assert r["stores"]["128"] >= per_sweep
+        assert r["stores"].get("16", 0) == (0 if aligned or not r["row_writes"] else 2), r
+
+
+def test_scaling_in_place_is_as_wide(records: list[dict[str, Any]]) -> None:
+    (record,) = [r for r in records if r["kernel"] == "scale_kernel" and r["target"] == "sm_90"]
+    assert record["loads"]["128"] == record["stores"]["128"] == 4
+    assert record["loads"]["16"] == record["stores"]["16"] == 1  # fewer than 8 at the end
+
+
+def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, Any]]) -> None:
+    fused = [r for r in records if r["kernel"].startswith("row_kernel: loss and gradient") and r["target"] == "sm_90"]
+    assert fused
+    for r in fused:
+        assert (r["row_reads"], r["row_writes"]) == (2, 1)
+        assert r["second_read_from_l2"], r
