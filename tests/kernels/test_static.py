@@ -26,21 +26,24 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_nothing_spills(records: list[dict[str, Any]]) -> None:
     ours = [r for r in records if not r["kernel"].startswith("liger")]
-    assert {r["target"] for r in ours} == {"sm_90", "gfx942"}
+    assert {r["target"] for r in ours} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    assert {r["dtype"] for r in ours if "dtype" in r} == {"bf16", "fp32"}
     assert {r["kernel"].split(":")[0].split(" ")[0] for r in ours} == {
         "row_kernel", "group_kernel", "sequence_term_kernel", "finish_kernel", "scale_kernel"
     }  # fmt: skip
-    assert [r["kernel"] for r in ours if r["spills"]] == []
+    assert [r for r in ours if r["spills"]] == []
 
 
 def test_rows_are_read_and_written_128_bits_at_a_time(records: list[dict[str, Any]]) -> None:
     """Also where the vocabulary is odd; narrower accesses are its ends, the target and the numbers of a token."""
     for r in records:
-        if not r["kernel"].startswith("row_kernel") or r["target"] != "sm_90":
+        if not r["kernel"].startswith("row_kernel") or r["target"] == "gfx942":
             continue
         aligned = r["vocabulary"] % 8 == 0
-        per_sweep = 2 if r["vocabulary"] > 8192 else 1
+        per_sweep = 1 if "soft-capped" in r["kernel"] and r["dtype"] == "bf16" else 2
         assert r["loads"]["128"] == per_sweep * r["row_reads"], r
+        if r["dtype"] == "fp32":
+            continue
         # 16-bit loads: the target's logit where there are statistics; one for the two ends of a row, each sweep.
         sixteen = int(r["kernel"].split(": ")[1] != "gradient") + (0 if aligned else r["row_reads"])
         assert r["loads"].get("16", 0) == sixteen, r
@@ -56,8 +59,9 @@ def test_scaling_in_place_is_as_wide(records: list[dict[str, Any]]) -> None:
 
 
 def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, Any]]) -> None:
-    fused = [r for r in records if r["kernel"].startswith("row_kernel: loss and gradient") and r["target"] == "sm_90"]
+    fused = [r for r in records if r["kernel"].startswith("row_kernel: loss and gradient")]
     assert fused
     for r in fused:
         assert (r["row_reads"], r["row_writes"]) == (2, 1)
-        assert r["second_read_from_l2"], r
+        if r["dtype"] == "bf16" and r["target"] in ("sm_90", "sm_100"):  # what is in flight fits their L2
+            assert r["second_read_from_l2"], r
