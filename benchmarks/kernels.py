@@ -442,7 +442,7 @@ def plot(report: dict[str, Any], path: str) -> None:
         right.set_xlabel("peak above the inputs, GB")
         right.set_yticklabels([])
     figure.suptitle(report["machine"])
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.985))
     figure.savefig(path, dpi=110)
 
 
