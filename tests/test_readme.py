@@ -14,8 +14,8 @@ from orlaif.types import CandidateGroup, VideoClip, VideoPrompt
 from tests.conftest import REPO
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
 
 
 def test_the_oracle_of_ones_own() -> None:
@@ -28,6 +28,15 @@ def test_the_oracle_of_ones_own() -> None:
     prompt = VideoPrompt(id="1", video="a.mp4", question="q", answer="red")
     group = CandidateGroup(prompt=prompt, clip=clip, answers=("it is red", "blue", "red", "red"))
     assert scope["ShortAndRight"]().rank([group]).ranks.tolist() == [[1, 2, 0, 0]]
+
+
+def test_the_kernels_first_example() -> None:
+    (code,) = blocks("python", "kernels/README.md")
+    assert len(code.strip().splitlines()) <= 12
+    scope: dict = {}
+    exec(code, scope)
+    assert bool(scope["hidden"].grad.isfinite().all())
+    assert float(scope["metrics"]["kl"]) == 0.0  # the reference is the policy itself
 
 
 def test_the_recipe(tmp_path: Path) -> None:

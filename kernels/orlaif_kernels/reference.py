@@ -28,7 +28,7 @@ def _distribution(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: 
         raise ValueError(f"temperature is {temperature}; it must be positive")
     scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     lse = scaled.logsumexp(-1)
-    target = scaled.gather(-1, token_ids.masked_fill(~mask, 0).unsqueeze(-1)).squeeze(-1)
+    target = scaled.gather(-1, token_ids.long().masked_fill(~mask, 0).unsqueeze(-1)).squeeze(-1)
     return scaled, lse, (target - lse).masked_fill(~mask, 0.0)
 
 

@@ -190,3 +190,18 @@ def test_results_on_the_cpu_are_those_of_the_reference() -> None:
     logps = linear_logps(torch.randn(2, 3, 4), torch.randn(20, 4), case.token_ids, mask=case.mask)
     assert logps.dtype == torch.float32
     assert rank_advantage(torch.tensor([0, 1]), group_size=2)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_integer_types(implementation: str) -> None:
+    """int32 ids and an integer mask are as good as int64 and bool."""
+    case = make_case(3, 4, 30, kl_coef=0.1)
+    settings = {"implementation": implementation, **case.arguments}
+    expected, _ = grpo_rank_loss(case.logits, case.token_ids, **settings)
+    settings["mask"] = case.mask.long()
+    found, _ = grpo_rank_loss(case.logits, case.token_ids.int(), **settings)
+    assert torch.equal(found, expected)
+    hidden, weight = torch.randn(3, 4, 8), torch.randn(30, 8)
+    expected, _ = linear_grpo_rank_loss(hidden, weight, case.token_ids, **settings)
+    found, _ = linear_grpo_rank_loss(hidden, weight, case.token_ids.int(), **settings)
+    assert torch.equal(found, expected)
