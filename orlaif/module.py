@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from orlaif_kernels.arguments import choose
 from torch import Tensor
 
 from orlaif.advantages import DCG, Advantage
@@ -99,6 +100,18 @@ class OracleRLAIF(PolicyModule):
         super().configure_model()
         if self.loss.kl_coef and self.policy.reference is None:
             self.policy.load_reference()
+
+    def on_fit_start(self) -> None:
+        """Refuse an implementation of the loss that cannot run on this device, before anything is sampled.
+
+        Raises:
+            ValueError: ``loss.implementation`` is ``triton`` where it cannot run.
+        """
+        super().on_fit_start()
+        try:
+            choose(self.loss.implementation, torch.empty(0, device=self.device))
+        except RuntimeError as error:
+            raise ValueError(f"loss.implementation: {error}; use 'auto'") from None
 
     def on_train_epoch_start(self) -> None:
         """Refresh the reference where the recipe says so."""

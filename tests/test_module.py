@@ -432,6 +432,17 @@ def test_a_run_is_the_same_with_every_implementation(
         torch.testing.assert_close(found_weights[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs here")
+def test_an_implementation_that_cannot_run_here_is_refused_at_the_start(
+    tiny_model: str, data_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orlaif_kernels.row_kernel.INTERPRETED", False)
+    module = rlaif(tiny_model, loss=GRPORankLoss(implementation="triton"))
+    monkeypatch.setattr(module, "training_step", lambda *_: pytest.fail("sampled before it was refused"))
+    with pytest.raises(ValueError, match=r"loss.implementation: .* needs a GPU"):
+        trainer(tmp_path, max_steps=1).fit(module, data(data_root, 4))
+
+
 def test_a_fused_head_refuses_what_it_cannot_reproduce(policy: Policy, batch: PromptBatch) -> None:
     completions = random_completions(policy, len(batch), 2, 3)
     hidden, head = policy.completion_hidden(batch, completions)
