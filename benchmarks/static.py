@@ -138,7 +138,7 @@ def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str
         constants |= {"advantages": None, "old_logps": None, "ref_logps": None}
     for name in kernels.row_kernel.arg_names:
         types.setdefault(name, "fp32")
-    warps = launch["num_warps"] // (2 if arch.startswith("gfx") and launch["num_warps"] > 16 else 1)
+    warps = max(1, launch["num_warps"] // 2) if arch.startswith("gfx") else launch["num_warps"]  # of 64 lanes there
     compiled = build(kernels.row_kernel, types, constants, TARGETS[arch], warps)
     record = inspect(compiled, arch, warps)
     reads, writes = flags["STATISTICS"] + flags["GRADIENT"], int(flags["GRADIENT"])

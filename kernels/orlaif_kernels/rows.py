@@ -66,8 +66,8 @@ def row_launch(vocabulary: int, itemsize: int, softcap: bool = False) -> dict[st
     """
     per_thread = 16 if itemsize == 2 and not softcap else 8
     block = max(256, min(1024 * per_thread, 1 << max(0, vocabulary - 1).bit_length()))
-    warps = max(1, block // (32 * per_thread))
-    return {"BLOCK": block, "num_warps": warps // 2 if torch.version.hip and warps > 16 else warps}
+    lanes = 64 if torch.version.hip else 32
+    return {"BLOCK": block, "num_warps": max(1, block // (lanes * per_thread))}
 
 
 def triton_pass(
