@@ -417,8 +417,8 @@ def test_a_run_is_the_same_with_every_implementation(
 
     expected, expected_weights = run(implementation="torch")
     found, found_weights = run(implementation=implementation, fused_head=fused_head)
-    # Advantages of a group sum to zero, and near its random start the tiny model's answers pull alike, so that of LoRA's
-    # gradients 2e-5 is left: float32 rounding shows in their fourth digit (measured: 1.05e-4).
+    # Advantages of a group sum to zero, and near its random start the tiny model's answers pull alike, so that of
+    # LoRA's gradients 2e-5 is left: float32 rounding shows in their fourth digit (measured: 1.05e-4).
     tolerance = 1e-4 if lora is None else 5e-4
     largest = max(grad.abs().max().item() for step in expected.grads for grad in step.values())
     assert largest > 0
