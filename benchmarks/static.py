@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import warnings
 from collections import Counter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -254,7 +254,7 @@ def report(quick: bool) -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except Exception:
+    except PackageNotFoundError:
         return None
 
 

@@ -196,7 +196,7 @@ def test_masked_tokens_are_not_computed_with_and_a_frozen_head_costs_nothing(mon
 
 
 @pytest.mark.parametrize("v", [8, 9, 1001])
-def test_narrowing_in_place_equals_a_cast(v: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrowing_in_place_equals_a_cast(v: int) -> None:
     """The float32 halves become one 16-bit matrix in the memory of the first."""
     whole = torch.randn(v, 5)
     for dtype in (torch.bfloat16, torch.float16):

@@ -222,12 +222,6 @@ def test_a_transposed_tensor_is_read_right() -> None:
 class TestInPlace:
     """The gradient takes the place of the logits, and whoever would see that is told."""
 
-    @staticmethod
-    def start(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = case.logits.detach().clone().to(DEVICE).requires_grad_()
-        logits = leaf * 1
-        return leaf, logits, torch.empty(0)
-
     def loss(self, case: Case, logits: Tensor) -> Tensor:
         arguments = {k: x.to(DEVICE) if isinstance(x, Tensor) else x for k, x in case.arguments.items()}
         return grpo_rank_loss(logits, case.token_ids.to(DEVICE), inplace=True, implementation="triton", **arguments)[0]
