@@ -206,7 +206,7 @@ class Policy(nn.Module):
         return self._positions[1]
 
     def _compute_positions(self, batch: PromptBatch) -> Tensor:
-        base = self._base(self.network)
+        base = _base(self.network)
         inner = getattr(base, "model", base)
         if hasattr(inner, "get_rope_index"):
             positions, _ = inner.get_rope_index(
@@ -257,7 +257,7 @@ class Policy(nn.Module):
                 :meth:`completion_logits`.
         """
         with self._model(reference) as model:
-            base = self._base(model)
+            base = _base(model)
             if base.config.model_type not in FUSED_HEAD_FAMILIES:
                 raise ValueError(
                     f"loss.fused_head: tests show it equal for {', '.join(FUSED_HEAD_FAMILIES)} only, and this is "
@@ -290,10 +290,6 @@ class Policy(nn.Module):
             else:
                 with evaluating(self.network), self.network.disable_adapter():
                     yield self.network
-
-    def _base(self, model: Any) -> Any:
-        """The transformers model inside PEFT's."""
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _forward(
         self, model: nn.Module, batch: PromptBatch, completions: Completions, head: Callable[..., Tensor]
@@ -371,13 +367,17 @@ class Policy(nn.Module):
         copy_processor(self.path, folder)
 
 
+def _base(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _logits(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
     return model(logits_to_keep=keep, **inputs).logits
 
 
 def _hidden_states(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model(**inputs).last_hidden_state[:, keep]
+    return _base(model).model(**inputs).last_hidden_state[:, keep]
 
 
 def _rope_inputs(batch: PromptBatch) -> dict[str, Any]:

@@ -212,8 +212,10 @@ def advantages_from_ranks(
 
 def as_normalizer(normalizer: Tensor | float | None, device: torch.device) -> Tensor | None:
     """A 0-dim f32 tensor on the device, without waiting for the device."""
-    if normalizer is None or isinstance(normalizer, Tensor):
-        return normalizer if normalizer is None else normalizer.detach().to(device, torch.float32)
+    if normalizer is None:
+        return None
+    if isinstance(normalizer, Tensor):
+        return normalizer.detach().to(device, torch.float32)
     return torch.full((), float(normalizer), dtype=torch.float32, device=device)
 
 

@@ -42,9 +42,7 @@ def _centre(values: Tensor, valid: Tensor, keys: Tensor) -> Tensor:
     """Values minus their group mean; zero where not valid and in groups whose keys are all equal."""
     n = valid.sum(-1, keepdim=True).clamp(min=1)
     mean = values.where(valid, values.new_zeros(())).sum(-1, keepdim=True) / n
-    lowest = keys.masked_fill(~valid, torch.iinfo(keys.dtype).max).amin(-1, keepdim=True)
-    tied = ((keys == lowest) | ~valid).all(-1, keepdim=True)
-    return (values - mean).masked_fill(~valid | tied, 0.0).float()
+    return (values - mean).masked_fill(~valid | ~has_signal(keys, valid), 0.0).float()
 
 
 def dcg(ranks: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ With ``w = exp(logp - old_logp)`` and per completion token the objective (to be 
 It follows GRPO (Shao et al. 2024, arXiv 2402.03300) with the asymmetric clip and the token-level normaliser of DAPO
 (Yu et al. 2025, arXiv 2503.14476); what GRPO_rank (arXiv 2510.02561) changes is where A comes from, which is not this
 file's business. Everything is computed in float32 or wider, whatever the dtype of the logits. With an upper bound
-delta (INTELLECT-2,
-arXiv 2505.07291) the first term is ``min(w, delta) A``; with ``ratio="sequence"`` (GSPO, arXiv 2507.18071) the log of w
-is the mean of ``logp - old_logp`` over the completion.
+delta (INTELLECT-2, arXiv 2505.07291) the first term is ``min(w, delta) A``; with ``ratio="sequence"`` (GSPO, arXiv
+2507.18071) the log of w is the mean of ``logp - old_logp`` over the completion.
 
 Shapes: N completions (all groups of a rank, flattened), T tokens, V vocabulary.
 """
