@@ -30,9 +30,8 @@ class GRPORankLoss:
             length).
         ratio: ``token``, or ``sequence`` for one ratio per completion.
         implementation: ``torch``, ``triton``, or ``auto``: triton on CUDA, else torch.
-        fused_head: take the loss from hidden states and the LM head, a chunk of tokens at a time, so that the
-        logits of a
-            batch never exist at once. The same loss; less memory, and no gradient work for a head that is frozen.
+        fused_head: take the loss from hidden states and the LM head, a chunk of tokens at a time, so that the logits
+            of a batch never exist at once. The same loss; less memory, and no gradient work for a head that is frozen.
 
     Raises:
         ValueError: a setting is out of its range.

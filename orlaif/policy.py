@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
 from orlaif_kernels import linear_logps
@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from orlaif.checkpoints import check_checkpoint, copy_processor, load_processor
-from orlaif.prefix import group_row
+from orlaif.forward import base_of, duplicate_forward, prompt_positions, shared_forward
+from orlaif.prefix_attention import PrefixAttention, enable_grouping
+from orlaif.prefix_check import usable_attentions
 from orlaif.types import Completions, PromptBatch
+from orlaif.vision import VisionFeatures
 
 log = logging.getLogger(__name__)
 
 Prefix = Literal["auto", "shared", "duplicate"]
-#: Families for which tests show that a shared prefix equals the duplicated batch.
-SHARED_PREFIX_FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 #: Families for which tests show that the LM head on the last hidden states is all that makes the logits.
-FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava_onevision", "smolvlm")
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -56,15 +57,19 @@ class Policy(nn.Module):
         path: folder of a Hugging Face checkpoint, or a hub id.
         lora: arguments of ``peft.LoraConfig``; None means full fine-tuning.
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
-        prefix: ``shared`` = one row per group (exact, the prompt is paid once), ``duplicate`` = the prompt again for
-            each completion, ``auto`` = shared for the families where tests show it equal, else duplicate; the log
-            says which.
-        attn_implementation: of transformers; a shared prefix needs one that takes a 4-D mask (``sdpa`` or ``eager``).
+        prefix: ``shared`` = a group in one row (exact, the prompt is paid once), ``duplicate`` = the prompt again for
+            each completion, ``auto`` = shared where a check on the loaded model, with its own weights, gives the
+            model's own log-probs, else duplicate; the log says which and why.
+        attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: recompute activations in the backward pass.
-        freeze_vision: leave the vision tower as it is.
+        freeze_vision: leave the vision tower as it is; its features are then computed once per prompt for rollout,
+            reference and policy together, where nothing else on their way is trained either.
+        prefix_attention: of a shared prefix: ``mask``, ``split`` or ``flex`` (``orlaif.prefix_attention``), or ``auto``
+            = ``mask`` or ``split`` by the size of the batch.
 
     Raises:
-        ValueError: an unknown ``dtype`` or ``prefix``; on loading, a path that holds no checkpoint.
+        ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``; on loading, a path that holds no
+            checkpoint, or ``prefix: shared`` for a model that gives other log-probs then.
     """
 
     def __init__(
@@ -76,15 +81,25 @@ class Policy(nn.Module):
         attn_implementation: str = "sdpa",
         gradient_checkpointing: bool = False,
         freeze_vision: bool = False,
+        prefix_attention: PrefixAttention = "auto",
     ) -> None:
         super().__init__()
         if dtype not in _DTYPES:
             raise ValueError(f"policy.dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-        if prefix not in ("auto", "shared", "duplicate"):
+        if prefix not in get_args(Prefix):
             raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
+        if prefix_attention not in get_args(PrefixAttention):
+            raise ValueError(
+                f"policy.prefix_attention is {prefix_attention!r}; it must be 'auto', 'mask', 'split' or 'flex'"
+            )
         if prefix == "shared" and attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'"
+            )
+        if prefix_attention in ("split", "flex") and (attn_implementation != "sdpa" or prefix == "duplicate"):
+            raise ValueError(
+                f"policy.prefix_attention is {prefix_attention!r}; it needs prefix 'auto' or 'shared' and "
+                f"attn_implementation 'sdpa', and they are {prefix!r} and {attn_implementation!r}"
             )
         self.path = path
         self.lora = lora
@@ -93,10 +108,14 @@ class Policy(nn.Module):
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_vision = freeze_vision
+        self.prefix_attention: PrefixAttention = prefix_attention
+        #: What a shared prefix may run on, once the model is loaded; empty for ``duplicate``.
+        self.attentions: tuple[str, ...] = ()
         self.model: nn.Module | None = None
         self.reference: nn.Module | None = None
         self._processor: Any = None
         self._positions: tuple[PromptBatch, Tensor] | None = None
+        self._features = VisionFeatures()
 
     # ---------------------------------------------------------------- loading
 
@@ -108,11 +127,7 @@ class Policy(nn.Module):
         model: Any = AutoModelForImageTextToText.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
         )
-        if self.prefix == "auto":
-            family = model.config.model_type
-            known = family in SHARED_PREFIX_FAMILIES and self.attn_implementation in ("sdpa", "eager")
-            self.prefix = "shared" if known else "duplicate"
-            log.info("prefix: auto chose %r for model type %r", self.prefix, family)
+        self._choose_prefix(model)
         if self.freeze_vision:
             self._vision_tower(model).requires_grad_(False)
         if self.lora is not None:
@@ -125,6 +140,29 @@ class Policy(nn.Module):
                 model.enable_input_require_grads()
         self.model = model
         return self
+
+    def _choose_prefix(self, model: Any) -> None:
+        """Settle ``prefix`` by what the loaded model does."""
+        if self.prefix == "duplicate":
+            return
+        family = model.config.model_type
+        reason = f"attn_implementation is {self.attn_implementation!r}, not 'sdpa' or 'eager'"
+        if self.attn_implementation in ("sdpa", "eager"):
+            wanted: tuple[str, ...] = ("mask",)
+            if self.attn_implementation == "sdpa":
+                enable_grouping(model)
+                wanted = ("mask", "split") if self.prefix_attention == "auto" else (self.prefix_attention,)
+            self.attentions, reason = usable_attentions(
+                model, lambda: self.processor, wanted, _placeholders(model.config)
+            )
+        if self.attentions:
+            log.info("prefix: %s chose 'shared' for model type %r: %s", self.prefix, family, reason)
+            self.prefix = "shared"
+        elif self.prefix == "shared" or self.prefix_attention != "auto":
+            raise ValueError(f"policy.prefix is {self.prefix!r}, but not for model type {family!r}: {reason}")
+        else:
+            log.info("prefix: auto chose 'duplicate' for model type %r: %s", family, reason)
+            self.prefix = "duplicate"
 
     @staticmethod
     def _vision_tower(model: nn.Module) -> nn.Module:
@@ -192,7 +230,7 @@ class Policy(nn.Module):
     @property
     def placeholder_ids(self) -> list[int]:
         """Tokens that stand for pixels; never sampled, never counted."""
-        return sorted({int(v) for name in _PLACEHOLDERS if (v := getattr(self.config, name, None)) is not None})
+        return _placeholders(self.config)
 
     # ---------------------------------------------------------------- forward
 
@@ -202,18 +240,8 @@ class Policy(nn.Module):
         Those of the last batch are kept: rollout, reference and policy ask for the same.
         """
         if self._positions is None or self._positions[0] is not batch:
-            self._positions = (batch, self._compute_positions(batch))
+            self._positions = (batch, prompt_positions(self.network, batch))
         return self._positions[1]
-
-    def _compute_positions(self, batch: PromptBatch) -> Tensor:
-        base = _base(self.network)
-        inner = getattr(base, "model", base)
-        if hasattr(inner, "get_rope_index"):
-            positions, _ = inner.get_rope_index(
-                batch.input_ids, attention_mask=batch.attention_mask, **_rope_inputs(batch)
-            )
-            return positions
-        return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def mask_placeholders(self, logits: Tensor) -> Tensor:
         """``logits`` [..., V] with -inf at the placeholder tokens."""
@@ -236,7 +264,7 @@ class Policy(nn.Module):
             ValueError: ``reference`` with full fine-tuning before :meth:`load_reference`.
         """
         with self._model(reference) as model:
-            return self.mask_placeholders(self._forward(model, batch, completions, _logits))
+            return self.mask_placeholders(self._forward(model, batch, completions, hidden=False))
 
     def completion_hidden(
         self, batch: PromptBatch, completions: Completions, reference: bool = False
@@ -257,7 +285,7 @@ class Policy(nn.Module):
                 :meth:`completion_logits`.
         """
         with self._model(reference) as model:
-            base = _base(model)
+            base = base_of(model)
             if base.config.model_type not in FUSED_HEAD_FAMILIES:
                 raise ValueError(
                     f"loss.fused_head: tests show it equal for {', '.join(FUSED_HEAD_FAMILIES)} only, and this is "
@@ -268,7 +296,7 @@ class Policy(nn.Module):
                 raise ValueError(
                     f"loss.fused_head: the LM head is a {type(head).__name__}, not a plain nn.Linear; set it to false"
                 )
-            hidden = self._forward(model, batch, completions, _hidden_states)
+            hidden = self._forward(model, batch, completions, hidden=True)
         bias: Tensor | None = head.bias
         if ids := self.placeholder_ids:
             bias = torch.zeros_like(head.weight[:, 0]) if bias is None else bias
@@ -291,34 +319,17 @@ class Policy(nn.Module):
                 with evaluating(self.network), self.network.disable_adapter():
                     yield self.network
 
-    def _forward(
-        self, model: nn.Module, batch: PromptBatch, completions: Completions, head: Callable[..., Tensor]
-    ) -> Tensor:
-        """``head(model, keep, inputs)`` at the positions that predict completion tokens, [P * G, T, ...]."""
-        p, g, t = completions.ids.shape
-        ids = completions.ids.masked_fill(~completions.mask, self.pad_id)
+    def _forward(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
+        """Logits or hidden states at the positions that predict completion tokens, [P * G, T, ...]."""
         positions = self.prompt_positions(batch)
-        shared = self.prefix == "shared"
-        rows = (
-            [(ids, completions.mask)]
-            if shared
-            else list(zip(ids.split(1, 1), completions.mask.split(1, 1), strict=True))
-        )
-        outputs = []
-        for row_ids, row_mask in rows:
-            row = group_row(batch.input_ids, batch.attention_mask, positions, row_ids, row_mask)
-            flat_mask = torch.cat([batch.attention_mask, row_mask.flatten(1).to(batch.attention_mask.dtype)], 1)
-            out = head(
-                model,
-                row.keep,
-                input_ids=row.input_ids,
-                attention_mask=row.attention_mask if shared else flat_mask,
-                position_ids=row.position_ids,
-                use_cache=False,
-                **_extended(batch, row.input_ids.shape[1]),
-            )
-            outputs.append(out[:, row.pick])
-        return torch.cat(outputs, 1).reshape(p * g, t, -1)
+        with self.vision(model, batch):
+            if self.prefix == "shared":
+                return shared_forward(model, batch, completions, positions, self.attentions, hidden)
+            return duplicate_forward(model, batch, completions, positions, self.pad_id, hidden)
+
+    def vision(self, model: nn.Module, batch: PromptBatch) -> contextlib.AbstractContextManager[None]:
+        """A context in which ``model`` reuses the features of ``batch``'s videos, where nothing trained makes them."""
+        return self._features.reused(model, batch)
 
     def completion_logps(
         self,
@@ -367,30 +378,5 @@ class Policy(nn.Module):
         copy_processor(self.path, folder)
 
 
-def _base(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _logits(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
-    return model(logits_to_keep=keep, **inputs).logits
-
-
-def _hidden_states(model: Any, keep: Tensor, **inputs: Any) -> Tensor:
-    return _base(model).model(**inputs).last_hidden_state[:, keep]
-
-
-def _rope_inputs(batch: PromptBatch) -> dict[str, Any]:
-    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    return {name: batch.mm_inputs[name] for name in names if name in batch.mm_inputs}
-
-
-def _extended(batch: PromptBatch, length: int) -> dict[str, Any]:
-    """``mm_inputs`` with every per-token tensor [P, S] continued by zeros to [P, length]: completions are text."""
-    per_token = batch.input_ids.shape
-    return {
-        name: nn.functional.pad(value, (0, length - per_token[1]))
-        if isinstance(value, Tensor) and value.shape == per_token and value.dtype in (torch.int64, torch.int32)
-        else value
-        for name, value in batch.mm_inputs.items()
-    }
+def _placeholders(config: Any) -> list[int]:
+    return sorted({int(v) for name in _PLACEHOLDERS if (v := getattr(config, name, None)) is not None})

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 from orlaif.data.shapes import words
@@ -58,13 +70,99 @@ def make_qwen2_5_vl(folder: str) -> None:
         vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=True,
     )
+    save(folder, processor, Qwen2_5_VLForConditionalGeneration, config)
+
+
+def save(folder: str, processor: ProcessorMixin, kind: type[PreTrainedModel], config: object) -> None:
+    """A model of random weights, and its processor."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = kind(config)  # type: ignore[arg-type]
+    ids = processor.tokenizer.convert_tokens_to_ids
     model.generation_config.eos_token_id = ids("<|im_end|>")
     model.generation_config.pad_token_id = ids("<|endoftext|>")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def decoder(tokenizer: object) -> dict[str, object]:
+    """Sizes of a decoder of 2 layers and 32 hidden units."""
+    ids = tokenizer.convert_tokens_to_ids  # type: ignore[attr-defined]
+    return {
+        "vocab_size": len(tokenizer),  # type: ignore[arg-type]
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"),
+        "bos_token_id": None,
+    }
+
+
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 48,
+    "patch_size": 12,
+}
+
+
+def make_llava_onevision(folder: str) -> None:
+    """A LLaVA-OneVision: Qwen2 of 2 layers, SigLIP of 2, four tokens a frame."""
+    tokenizer = tiny_tokenizer(words())
+    size = {"height": 48, "width": 48}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[48, 48]]),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    config = LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **decoder(tokenizer)},
+        vision_config={"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+        image_token_index=ids("<|image_pad|>"),
+        video_token_index=ids("<|video_pad|>"),
+        vision_feature_layer=-1,
+        image_grid_pinpoints=[[48, 48]],
+        tie_word_embeddings=True,
+    )
+    save(folder, processor, LlavaOnevisionForConditionalGeneration, config)
+
+
+def make_smolvlm(folder: str) -> None:
+    """A SmolVLM: Llama of 2 layers, SigLIP of 2, four tokens a frame."""
+    tokenizer = tiny_tokenizer(words())
+    extra = ["<image>", "<video>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_tokens(extra, special_tokens=True)
+    tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
+    sizes = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 48}}
+    processor = SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(**sizes, num_frames=8, fps=1),
+        image_seq_len=4,
+        chat_template=CHAT_TEMPLATE,
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    config = SmolVLMConfig(
+        text_config={"model_type": "llama", **decoder(tokenizer)},
+        vision_config={**SIGLIP},
+        image_token_id=ids("<image>"),
+        scale_factor=2,
+        pad_token_id=ids("<|endoftext|>"),
+        tie_word_embeddings=True,
+    )
+    save(folder, processor, SmolVLMForConditionalGeneration, config)
 
 
 def make_qwen3_vl(folder: str) -> None:
@@ -72,4 +170,9 @@ def make_qwen3_vl(folder: str) -> None:
     make_tiny_model(folder, words(), hidden_size=32, num_layers=2)
 
 
-FAMILIES = {"qwen3_vl": make_qwen3_vl, "qwen2_5_vl": make_qwen2_5_vl}
+FAMILIES = {
+    "qwen3_vl": make_qwen3_vl,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "llava_onevision": make_llava_onevision,
+    "smolvlm": make_smolvlm,
+}

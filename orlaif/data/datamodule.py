@@ -17,28 +17,16 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
-from transformers.video_utils import VideoMetadata
 
 from orlaif.checkpoints import load_processor
 from orlaif.data.datasets import PromptDataset
 from orlaif.data.video import Sampling, UniformSampling, decode_clip, require_ffmpeg
+from orlaif.encoding import encode
 from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
 log = logging.getLogger(__name__)
 
 OnBadVideo = Literal["error", "skip"]
-
-
-def video_metadata(clip: VideoClip) -> VideoMetadata:
-    """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps."""
-    return VideoMetadata(
-        total_num_frames=max(1, round(clip.duration_s * 1000)),
-        fps=1000.0,
-        duration=clip.duration_s,
-        height=clip.frames.shape[-2],
-        width=clip.frames.shape[-1],
-        frames_indices=[round(t * 1000) for t in clip.pts_s.tolist()],
-    )
 
 
 class Collator:
@@ -75,14 +63,6 @@ class Collator:
         except VideoError as error:
             return error
 
-    def _text(self, prompt: VideoPrompt) -> str:
-        messages: list[dict[str, Any]] = []
-        if self.system_prompt:
-            messages.append({"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
-        content = [{"type": "video"}, {"type": "text", "text": prompt.question}]
-        messages.append({"role": "user", "content": content})
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
     def __call__(self, prompts: Sequence[VideoPrompt]) -> PromptBatch:
         """Decode, tokenise and pad P prompts.
 
@@ -105,17 +85,10 @@ class Collator:
                 prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={}, skipped=skipped, decode_s=0.0
             )
         clips = tuple(clip for _, clip in kept)
-        inputs = self.processor(
-            text=[self._text(prompt) for prompt, _ in kept],
-            videos=[clip.frames for clip in clips],
-            video_metadata=[video_metadata(clip) for clip in clips],
-            do_sample_frames=False,
-            padding=True,
-            return_tensors="pt",
-        )
-        mm_inputs = dict(inputs)
+        used = tuple(prompt for prompt, _ in kept)
+        mm_inputs = encode(self.processor, used, clips, self.system_prompt)
         return PromptBatch(
-            prompts=tuple(prompt for prompt, _ in kept),
+            prompts=used,
             clips=clips,
             input_ids=mm_inputs.pop("input_ids"),
             attention_mask=mm_inputs.pop("attention_mask"),
