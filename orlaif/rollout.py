@@ -1,10 +1,10 @@
 """Rollout: sampling G completions for each of P prompts.
 
-The vision tower and the prompt run once per prompt; their key-value cache is then repeated for the G completions, and
-all P x G rows are decoded together until the last one has ended. Randomness comes from a generator that the caller
-seeds, so that a step can be repeated.
+The vision tower and the prompt run once per prompt; all completions of all prompts are then decoded together
+(``orlaif.decoding``), and those that have ended are dropped on the way. Randomness comes from a generator that the
+caller seeds; a completion draws the same numbers whatever else is dropped, so that a step can be repeated.
 
-Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
+Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from orlaif.decoding import Decoder, ExpandedDecoder, SharedDecoder
 from orlaif.policy import Policy, evaluating
 from orlaif.prefix import completion_positions
 from orlaif.types import Completions, PromptBatch
@@ -51,10 +52,13 @@ class SamplingParams:
             raise ValueError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or more")
 
 
-def _choose(logits: Tensor, sampling: SamplingParams, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One token i64[B] per row of logits f32[B, V], and its log-prob f32[B] under the untruncated distribution."""
+def _choose(logits: Tensor, sampling: SamplingParams, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token i64[N] per row of logits f32[N, V], and its log-prob f32[N] under the untruncated distribution.
+
+    ``noise`` f32[N, V] is exponential: the largest quotient of probability and noise is a draw from the probabilities.
+    """
     logits = logits.float()
-    if sampling.temperature == 0:
+    if noise is None:
         tokens = logits.argmax(-1)
     else:
         logits = logits / sampling.temperature
@@ -65,9 +69,29 @@ def _choose(logits: Tensor, sampling: SamplingParams, generator: torch.Generator
             warpers.append(TopPLogitsWarper(sampling.top_p))
         # These warpers look at scores only; the ids that the interface asks for are not read.
         no_ids: Any = None
-        probs = warpers(no_ids, logits).softmax(-1)
-        tokens = torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+        tokens = (warpers(no_ids, logits).softmax(-1) / noise).argmax(-1)
     return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _prefill(policy: Policy, batch: PromptBatch, group_size: int, limit: int) -> tuple[Tensor, Decoder]:
+    """Logits [P, V] of the first token, and what decodes the rest."""
+    model = policy.network
+    with policy.vision(model, batch):
+        prefill = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=policy.prompt_positions(batch),
+            past_key_values=DynamicCache(config=policy.config.get_text_config(decoder=True)),
+            use_cache=True,
+            logits_to_keep=1,
+            **batch.mm_inputs,
+        )
+    decoder: Decoder
+    if "split" in policy.attentions:
+        decoder = SharedDecoder(model, prefill.past_key_values, batch, group_size, limit)
+    else:
+        decoder = ExpandedDecoder(model, prefill.past_key_values, batch, group_size)
+    return prefill.logits[:, -1], decoder
 
 
 @torch.no_grad()
@@ -91,50 +115,39 @@ def generate(
         Completions with ``logps`` at the sampling temperature (at temperature 1 for greedy decoding), T the longest
         completion of this batch.
     """
-    model = policy.network
-    with evaluating(model):
-        p, g, limit = len(batch), group_size, sampling.max_new_tokens
-        prompt_positions = policy.prompt_positions(batch)
-        cache = DynamicCache(config=policy.config.get_text_config(decoder=True))
-        prefill = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=prompt_positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **batch.mm_inputs,
-        )
-        cache = prefill.past_key_values
-        cache.batch_repeat_interleave(g)
-        logits = prefill.logits[:, -1].repeat_interleave(g, 0)
-        positions = completion_positions(prompt_positions, limit).repeat_interleave(g, -2)
-        attention = batch.attention_mask.repeat_interleave(g, 0)
-        eos = torch.tensor(policy.eos_ids, device=logits.device)
-
-        alive = torch.ones(p * g, dtype=torch.bool, device=logits.device)
-        ids, masks, logps = [], [], []
+    p, g, limit = len(batch), group_size, sampling.max_new_tokens
+    with evaluating(policy.network):
+        logits, decoder = _prefill(policy, batch, g, limit)
+        logits = logits.repeat_interleave(g, 0)
+        device = logits.device
+        positions = completion_positions(policy.prompt_positions(batch), limit)
+        eos = torch.tensor(policy.eos_ids, device=device)
+        ids = torch.full((p * g, limit), policy.pad_id, device=device)
+        mask = torch.zeros(p * g, limit, dtype=torch.bool, device=device)
+        logps = torch.zeros(p * g, limit, device=device)
+        alive = torch.ones(p * g, dtype=torch.bool, device=device)
+        noise = None if sampling.temperature == 0 else torch.empty(p * g, logits.shape[-1], device=device)
         for step in range(limit):
-            tokens, token_logps = _choose(policy.mask_placeholders(logits), sampling, generator)
-            tokens = tokens.where(alive, tokens.new_full((), policy.pad_id))
-            ids.append(tokens)
-            masks.append(alive)
-            logps.append(token_logps.masked_fill(~alive, 0.0))
-            attention = torch.cat([attention, alive[:, None].to(attention.dtype)], 1)
-            alive = alive & ~torch.isin(tokens, eos)
+            rows = decoder.rows[decoder.real]
+            if noise is not None:  # for all completions, ended or not
+                noise.exponential_(generator=generator)
+            tokens, token_logps = _choose(
+                policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
+            )
+            live = alive[rows]
+            tokens = tokens.where(live, policy.pad_id)
+            ids[rows, step] = tokens
+            mask[rows, step] = live
+            logps[rows, step] = token_logps.masked_fill(~live, 0.0)
+            alive[rows] = live & ~torch.isin(tokens, eos)
             if step + 1 == limit or not bool(alive.any()):
                 break
-            logits = model(
-                input_ids=tokens[:, None],
-                attention_mask=attention,
-                position_ids=positions[..., step : step + 1],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            decoder.drop(alive)
+            places = decoder.rows
+            logits = decoder.advance(ids[places, step], positions[..., places // g, step : step + 1])
 
-    all_ids = torch.stack(ids, -1).view(p, g, -1)
-    mask = torch.stack(masks, -1).view(p, g, -1)
+    steps = step + 1
+    all_ids, mask = ids[:, :steps].view(p, g, -1), mask[:, :steps].view(p, g, -1)
     texts = policy.processor.tokenizer.batch_decode(
         [row[keep].tolist() for row, keep in zip(all_ids.flatten(0, 1), mask.flatten(0, 1), strict=True)],
         skip_special_tokens=True,
@@ -144,7 +157,7 @@ def generate(
         ids=all_ids,
         mask=mask,
         texts=tuple(tuple(texts[i * g : (i + 1) * g]) for i in range(p)),
-        logps=torch.stack(logps, -1).view(p, g, -1),
+        logps=logps[:, :steps].view(p, g, -1),
     )
 
 
