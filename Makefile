@@ -25,9 +25,10 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/static.py --output outputs/bench/static.json
-	$(BIN)/python benchmarks/kernels.py --output outputs/bench/kernels.json
-	$(BIN)/python benchmarks/demo_controls.py
+	$(BIN)/python -m benchmarks.static --output outputs/bench/static.json
+	$(BIN)/python -m benchmarks.kernels --output outputs/bench/kernels.json
+	$(BIN)/python -m benchmarks.step --output outputs/bench/step.json
+	$(BIN)/python -m benchmarks.demo_controls
 
 clean:
 	rm -rf outputs build dist .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@
 Each arm of each seed is a run of its own through the command line; results are kept as they come, so that an
 interrupted benchmark goes on where it stopped. Writes JSON and prints the table of the README:
 
-    .venv/bin/python benchmarks/demo_controls.py [--seeds 0 1 2 3 4] [--output outputs/demo_controls]
+    .venv/bin/python -m benchmarks.demo_controls [--seeds 0 1 2 3 4] [--output outputs/demo_controls]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loss and the fused head beside their alternatives: error first, then time and memory, side by side in one run.
 
-    .venv/bin/python benchmarks/kernels.py [--output benchmarks/results/kernels_<machine>.json]
+    .venv/bin/python -m benchmarks.kernels [--output benchmarks/results/kernels_<machine>.json]
 
 On a CUDA GPU: all shapes, fills and baselines, bf16. On a CPU: small shapes of the ``torch`` implementations (chunked
 fused head against eager), f32, so that the harness itself is exercised and the memory claim measured. Every
@@ -16,19 +16,16 @@ import json
 import math
 import multiprocessing
 import os
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss, reference
 from orlaif_kernels.arguments import LossSettings
 from torch import Tensor
+
+from benchmarks.harness import about, forget_peak, installed, seconds, spread, status
 
 #: (tokens, hidden, vocabulary), and the share of tokens that count.
 GPU_SHAPES = [(n, h, v) for h, v in ((3584, 152064), (2048, 151936)) for n in (2048, 8192, 32768)] + [
@@ -252,30 +249,6 @@ def error(candidate: Candidate, h: int, v: int, device: str, dtype: torch.dtype)
     return max(errors)
 
 
-def seconds(call: Callable[[], Any], cuda: bool) -> float:
-    """Wall time of one call, by CUDA events on a GPU."""
-    if not cuda:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    """Median and 20th and 80th percentiles, milliseconds."""
-    ordered = sorted(1e3 * t for t in times)
-    return {
-        "median_ms": statistics.median(ordered),
-        "p20_ms": ordered[int(0.2 * (len(ordered) - 1))],
-        "p80_ms": ordered[math.ceil(0.8 * (len(ordered) - 1))],
-    }
-
-
 def step(candidate: Candidate, p: Problem, backward: bool, frozen: bool = False) -> Callable[[], Any]:
     """One repetition on fresh leaves, made before the clock starts."""
     mine, _ = with_leaves(p, candidate, frozen)
@@ -307,17 +280,9 @@ def _cpu_peak(name: str, shape: tuple[int, int, int], fill: float, queue: Any) -
     if candidate.entry == "logits":
         p.logits = p.hidden @ p.weight.t()
     run = step(candidate, p, True)
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # forget the peak so far; getrusage would give the parent's
-    before = _status("VmRSS")
+    before = forget_peak()
     run()
-    queue.put(_status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        (line,) = (line for line in file if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    queue.put(status("VmHWM") - before)
 
 
 def peak_cpu(name: str, shape: tuple[int, int, int], fill: float) -> int:
@@ -446,17 +411,6 @@ def plot(report: dict[str, Any], path: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def installed() -> dict[str, str]:
-    """Versions of all that took part."""
-    versions = {}
-    for package in ("torch", "triton", "trl", "liger-kernel", "cut-cross-entropy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
 def main() -> None:
     """Measure, print a table as it comes, write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -470,13 +424,10 @@ def main() -> None:
     if arguments.shapes:
         n_h_v = [tuple(map(int, shape.split(","))) for shape in arguments.shapes.split()]
         shapes = [(n, h, v) for n, h, v in n_h_v]
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
     report: dict[str, Any] = {
-        "machine": gpu or f"{platform.machine()}, {os.cpu_count()} cores, no GPU: nothing here speaks for one",
-        "dtype": "bfloat16" if gpu else "float32",
-        "versions": installed(),
-        "commit": git.stdout.strip(),
+        **about(device == "cuda"),
+        "dtype": "bfloat16" if device == "cuda" else "float32",
+        "versions": installed("torch", "triton", "trl", "liger-kernel", "cut-cross-entropy"),
         "entries": [],
     }
     os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)

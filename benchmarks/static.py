@@ -4,7 +4,7 @@ For each kernel, dtype, vocabulary and architecture: registers, spills, shared m
 width of global accesses, and how often a row is read and written; beside them Liger's kernels, compiled the same way.
 From bytes and FLOPs, as a stated model, a PREDICTION of milliseconds on an H100 (nothing here is measured).
 
-    .venv/bin/python benchmarks/static.py [--quick] [--output benchmarks/results/static.json]
+    .venv/bin/python -m benchmarks.static [--quick] [--output benchmarks/results/static.json]
 """
 
 from __future__ import annotations
