@@ -363,7 +363,7 @@ def measure_rollout(point: tuple[int, int, int], model: Any, device: str, repeat
     p, a, g = point
     batch, _, _ = inputs(point, device, model.config.vocab_size)
     sampling = SamplingParams(max_new_tokens=a)
-    shared, expanded = (TextPolicy(model, "shared", names) for names in (("mask", "split"), ("mask",)))
+    shared, expanded = (TextPolicy(model, prefix, ("mask", "split")) for prefix in ("shared", "duplicate"))
     generator = torch.Generator(device)
 
     def duplicated(length: int) -> None:

@@ -6,6 +6,7 @@ events, predictions, the exported model, the configuration).
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -15,8 +16,21 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from orlaif.types import OracleError, VideoError
+
+
+def log_to_stderr() -> None:
+    """Show what orlaif logs, notes from the first process only; does nothing where the program has set up logging."""
+    log = logging.getLogger("orlaif")
+    if log.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("orlaif: %(message)s"))
+    handler.addFilter(lambda record: record.levelno > logging.INFO or getattr(rank_zero_only, "rank", 0) in (0, None))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 class OrlaifCLI(LightningCLI):
@@ -66,6 +80,7 @@ def run(args: Sequence[str]) -> OrlaifCLI:
 
 def main() -> None:
     """The console script."""
+    log_to_stderr()
     try:
         OrlaifCLI()
     except (ValueError, VideoError, OracleError) as error:

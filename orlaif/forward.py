@@ -108,14 +108,18 @@ def shared_forward(
         "input_ids": rows.lay(batch.input_ids, completions.ids),
         "position_ids": rows.lay(positions, ahead.expand(*ahead.shape[:-2], g, t)),
         **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch).items()},
-        **_attention_inputs(rows, name),
+        **_attention_inputs(model, rows, name, dtype),
     }
     return _run(model, rows.predict.flatten(0, 1), hidden, inputs)
 
 
-def _attention_inputs(rows: GroupRows, name: str) -> dict[str, Any]:
+def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
     if name == "mask":
-        return {"attention_mask": rows.mask}
+        if base_of(model).get_decoder().config._attn_implementation != "eager":
+            return {"attention_mask": rows.mask}
+        # Eager attention adds its mask to the scores.
+        added = torch.zeros(rows.mask.shape, dtype=dtype, device=rows.source.device)
+        return {"attention_mask": added.masked_fill(~rows.mask, torch.finfo(dtype).min)}
     # A mask of four dimensions goes through transformers as it is; the attention function does not read it.
     function = {"split": split_attention, "flex": flex_attention}[name]
     return {

@@ -8,6 +8,7 @@ Shapes: P prompts, G completions per prompt, T completion tokens.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
 from orlaif.rollout import Rollout
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class OracleRLAIF(PolicyModule):
         lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.
         eval_max_new_tokens: longest greedy answer in validation, test and prediction.
         seed: of everything random in a training step; by default that of ``seed_everything``.
+        microbatch: completions of each group in one forward and backward pass, to save memory; a prompt is then paid
+            once per pass. None: the whole group at once.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -79,6 +84,7 @@ class OracleRLAIF(PolicyModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         eval_max_new_tokens: int = 64,
         seed: int | None = None,
+        microbatch: int | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
         self.oracle = oracle
@@ -88,6 +94,9 @@ class OracleRLAIF(PolicyModule):
         self.reference = reference or Reference()
         self.on_oracle_failure = on_oracle_failure or OracleFailure()
         self.order_consistency_every_n_steps = order_consistency_every_n_steps
+        self.microbatch = microbatch
+        if microbatch is not None and microbatch < 1:
+            raise ValueError(f"microbatch is {microbatch}; it must be 1 or more completions, or null for whole groups")
         self._groups = 0
         self._failed_groups = 0
         if self.reference.refresh == "epoch" and policy.lora is not None:
@@ -95,9 +104,8 @@ class OracleRLAIF(PolicyModule):
                 "reference.refresh is 'epoch', but with policy.lora the reference is the base model; use 'never'"
             )
 
-    def configure_model(self) -> None:
-        """Load the policy, and freeze the reference where the loss needs one; idempotent."""
-        super().configure_model()
+    def prepare_reference(self) -> None:
+        """Freeze the reference, where the loss needs one."""
         if self.loss.kl_coef and self.policy.reference is None:
             self.policy.load_reference()
 
@@ -108,10 +116,25 @@ class OracleRLAIF(PolicyModule):
             ValueError: ``loss.implementation`` is ``triton`` where it cannot run.
         """
         super().on_fit_start()
+        log.info("plan: %s", self.prompt_cost)
         try:
             choose(self.loss.implementation, torch.empty(0, device=self.device))
         except RuntimeError as error:
             raise ValueError(f"loss.implementation: {error}; use 'auto'") from None
+
+    @property
+    def prompt_cost(self) -> str:
+        """How often a step pays for a prompt and its video, in words."""
+        g = self.rollout.group_size
+        size = min(self.microbatch or g, g)
+        passes, shared = -(-g // size), self.policy.prefix == "shared"
+        times = passes if shared else g
+        cost = f"each prompt goes once through the rollout and {times} x through the policy"
+        if self.loss.kl_coef:
+            cost += f" and {times} x through the reference"
+        if not shared:
+            return f"{cost}: prefix: duplicate pays for it with each of {g} completions"
+        return f"{cost}: {passes} pass{'es' if passes > 1 else ''} of up to {size} of {g} completions behind one prompt"
 
     def on_train_epoch_start(self) -> None:
         """Refresh the reference where the recipe says so."""
@@ -140,42 +163,65 @@ class OracleRLAIF(PolicyModule):
         ranked = (ranking.ranks >= 0).any(-1).to(self.device)
         mask = completions.mask & ranked[:, None, None]
 
-        temperature = self.rollout.sampling.temperature
-        ref_logps = None
+        parts = completions.split(self.microbatch)
+        reference: list[Tensor | None] = [None] * len(parts)
         if self.loss.kl_coef:
             with self.stage("reference"):
-                ref_logps = self.policy.completion_logps(
-                    batch,
-                    completions,
-                    reference=True,
-                    temperature=temperature,
-                    fused_head=self.loss.fused_head,
-                    implementation=self.loss.implementation,
-                ).flatten(0, 1)
+                reference = [self._reference_logps(batch, part) for part in parts]
 
         self._policy_start = time.perf_counter()
-        flat_ids, flat_mask = completions.ids.flatten(0, 1), mask.flatten(0, 1)
-        settings = {
-            "advantages": advantages.flatten(),
-            "mask": flat_mask,
-            "ref_logps": ref_logps,
-            "temperature": temperature,
-            "normalizer": 1.0,
-            **self.loss.arguments,
-        }
-        if self.loss.fused_head:
-            hidden, head = self.policy.completion_hidden(batch, completions)
-            total, metrics = linear_grpo_rank_loss(hidden, head.pop("weight"), flat_ids, **head, **settings)
-        else:
-            logits = self.policy.completion_logits(batch, completions)
-            total, metrics = grpo_rank_loss(logits, flat_ids, inplace=True, **settings)
-            del logits
-        _, normalizer = loss_weights(flat_mask, self.loss.loss_type, self.rollout.sampling.max_new_tokens)
+        sizes = [part.group_size for part in parts]
+        weights = [part.sum() for part in mask.split(sizes, 1)]
+        all_metrics: list[dict[str, Tensor]] = []
+        for i, (part, part_mask, part_advantages) in enumerate(
+            zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), strict=True)
+        ):
+            total, metrics = self._policy_loss(batch, part, part_mask, part_advantages, reference[i])
+            all_metrics.append(metrics)
+            if i + 1 < len(parts):
+                self.backward_part(total, batch_idx)
+        metrics = _merged(all_metrics, torch.stack(weights))
+        _, normalizer = loss_weights(mask.flatten(0, 1), self.loss.loss_type, self.rollout.sampling.max_new_tokens)
         metrics["loss"] = metrics["loss"] / normalizer.clamp(min=1)
         self._log_step(batch, completions, ranking, advantages, metrics)
         if (every := self.order_consistency_every_n_steps) and self.global_step % every == 0 and not ranking.failures:
             self._log_order_consistency(groups, ranking, batch_idx)
         return self.accumulate(total, normalizer, batch_idx)
+
+    def _reference_logps(self, batch: PromptBatch, completions: Completions) -> Tensor:
+        """f32[P * G, T]."""
+        return self.policy.completion_logps(
+            batch,
+            completions,
+            reference=True,
+            temperature=self.rollout.sampling.temperature,
+            fused_head=self.loss.fused_head,
+            implementation=self.loss.implementation,
+        ).flatten(0, 1)
+
+    def _policy_loss(
+        self,
+        batch: PromptBatch,
+        completions: Completions,
+        mask: Tensor,
+        advantages: Tensor,
+        ref_logps: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a part of the groups, undivided, and its metrics."""
+        flat_ids = completions.ids.flatten(0, 1)
+        settings = {
+            "advantages": advantages.flatten(),
+            "mask": mask.flatten(0, 1),
+            "ref_logps": ref_logps,
+            "temperature": self.rollout.sampling.temperature,
+            "normalizer": 1.0,
+            **self.loss.arguments,
+        }
+        if self.loss.fused_head:
+            hidden, head = self.policy.completion_hidden(batch, completions)
+            return linear_grpo_rank_loss(hidden, head.pop("weight"), flat_ids, **head, **settings)
+        logits = self.policy.completion_logits(batch, completions)
+        return grpo_rank_loss(logits, flat_ids, inplace=True, **settings)
 
     def _count_failures(self, ranking: Ranking) -> None:
         """Log the share of groups that the oracle failed on; raise past ``on_oracle_failure.max_rate``."""
@@ -221,6 +267,16 @@ class OracleRLAIF(PolicyModule):
         self.log_dict(rank_metrics(ranking.ranks, advantages.cpu(), lengths.cpu(), sequence_logps))
         if ranking.scores is not None:
             self.log("oracle/mean_score", ranking.scores.nanmean(), prog_bar=True)
+
+
+def _merged(parts: list[dict[str, Tensor]], tokens: Tensor) -> dict[str, Tensor]:
+    """Metrics of a whole batch: the loss is a sum, all others are means over ``tokens`` i64[parts]."""
+    merged = {}
+    share = tokens / tokens.sum().clamp(min=1)
+    for name in parts[0]:
+        values = torch.stack([metrics[name] for metrics in parts])
+        merged[name] = values.sum() if name == "loss" else (values * share).sum()
+    return merged
 
 
 def candidate_groups(batch: PromptBatch, completions: Completions) -> list[CandidateGroup]:

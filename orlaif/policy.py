@@ -21,7 +21,9 @@ import torch
 from orlaif_kernels import linear_logps
 from orlaif_kernels.reference import token_logps
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.checkpoints import check_checkpoint, copy_processor, load_processor
 from orlaif.forward import base_of, duplicate_forward, prompt_positions, shared_forward
@@ -116,6 +118,8 @@ class Policy(nn.Module):
         self._processor: Any = None
         self._positions: tuple[PromptBatch, Tensor] | None = None
         self._features = VisionFeatures()
+        #: Of compiled rollouts, by size (``orlaif.decoding``).
+        self.decode_caches: dict[tuple[int, ...], Any] = {}
 
     # ---------------------------------------------------------------- loading
 
@@ -177,6 +181,20 @@ class Policy(nn.Module):
         if self.lora is None:
             self.reference = copy.deepcopy(self.network).eval().requires_grad_(False)
 
+    def shard(self, mesh: Any) -> None:
+        """Shard policy and reference with FSDP2, layer by layer, the vision tower's included; idempotent.
+
+        Args:
+            mesh: one-dimensional device mesh of the processes that share the weights.
+        """
+        for model in (self.model, self.reference):
+            if model is None or isinstance(model, FSDPModule):
+                continue
+            for layer in base_of(model).modules():
+                if isinstance(layer, GradientCheckpointingLayer):  # what transformers itself takes for a layer
+                    fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+
     def refresh_reference(self) -> None:
         """Make the policy of this moment the reference.
 
@@ -193,6 +211,11 @@ class Policy(nn.Module):
         """The transformers (or PEFT) model, loaded if need be."""
         self.load()
         return self.model
+
+    @property
+    def reads_prompt_once(self) -> bool:
+        """Whether decoding can share a prompt's cache: full attention in every layer, by our attention function."""
+        return self.prefix == "shared" and self.attn_implementation == "sdpa"
 
     @property
     def processor(self) -> Any:

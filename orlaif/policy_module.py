@@ -14,12 +14,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from orlaif.answers import is_correct
@@ -57,6 +58,7 @@ class PolicyModule(LightningModule):
         self.num_bad_videos = 0
         self._normalizer: Tensor | None = None
         self._stepping = False
+        self._part_done = False
         self._policy_start = 0.0
         self._predictions: str | None = None
         self._by_category: Counter[tuple[str, bool]] = Counter()
@@ -64,8 +66,14 @@ class PolicyModule(LightningModule):
     # ---------------------------------------------------------------- set-up
 
     def configure_model(self) -> None:
-        """Load the policy; idempotent."""
+        """Load the policy, and shard it where the strategy is ModelParallelStrategy (FSDP2); idempotent."""
         self.policy.load()
+        self.prepare_reference()
+        if self.device_mesh is not None:
+            self.policy.shard(self.device_mesh["data_parallel"])
+
+    def prepare_reference(self) -> None:
+        """Before the policy is sharded: freeze a copy, for stages that need one."""
 
     def on_fit_start(self) -> None:
         """Training mode for the policy; from_pretrained leaves it in eval mode."""
@@ -103,6 +111,36 @@ class PolicyModule(LightningModule):
         self._stepping = (batch_idx + 1) % n == 0 or self.trainer.is_last_batch
         return total
 
+    def backward_part(self, total: Tensor, batch_idx: int) -> None:
+        """Backward pass of a part of a batch, whose last part goes to Lightning by :meth:`accumulate`.
+
+        So that the activations of one part are freed before the next part is computed; the gradients add up.
+
+        Args:
+            total: 0-dim weighted sum over the part's tokens, with gradient.
+            batch_idx: of the training step.
+        """
+        n = self.trainer.accumulate_grad_batches
+        if not self._part_done and batch_idx % n == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()  # Lightning would do it behind the training step, and wipe this part out
+        self._part_done, self._stepping = True, False
+        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+        total = total / n if scaler is None else scaler.scale(total / n)
+        alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with alone, torch.autocast(self.device.type, enabled=False):
+            precision.backward(total, self, None)  # without Lightning's hooks, which are for the batch
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning's, unless a part of this batch has left its gradients already."""
+        if not self._part_done:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """No part of this batch is done yet."""
+        self._part_done = False
+
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
         self.log("time/policy", self._elapsed(self._policy_start), prog_bar=True)
@@ -112,7 +150,7 @@ class PolicyModule(LightningModule):
         normalizer = self.trainer.strategy.reduce(self._normalizer, reduce_op="sum")
         self._normalizer = None
         # Lightning divided each loss by the number of batches and averages over ranks; both are undone here.
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1)
+        factor = float(self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1))
         for parameter in self.policy.network.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

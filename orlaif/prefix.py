@@ -62,6 +62,11 @@ class GroupRows:
     spans: tuple[GroupSpan, ...]
     _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def to(self, device: torch.device | str) -> GroupRows:
+        """The same layout on ``device``."""
+        moved = {name: getattr(self, name).to(device) for name in ("source", "group", "segment", "predict")}
+        return GroupRows(**moved, spans=self.spans)
+
     def memo(self, name: str, build: Callable[[GroupRows], Any]) -> Any:
         """``build(self)``, built once: all layers use the same."""
         if name not in self._memo:

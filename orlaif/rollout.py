@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from orlaif.decoding import Decoder, ExpandedDecoder, SharedDecoder
+from orlaif.decoding import CompiledDecoder, Decoder, ExpandedDecoder, SharedDecoder
 from orlaif.policy import Policy, evaluating
 from orlaif.prefix import completion_positions
 from orlaif.types import Completions, PromptBatch
@@ -73,7 +73,9 @@ def _choose(logits: Tensor, sampling: SamplingParams, noise: Tensor | None) -> t
     return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def _prefill(policy: Policy, batch: PromptBatch, group_size: int, limit: int) -> tuple[Tensor, Decoder]:
+def _prefill(
+    policy: Policy, batch: PromptBatch, group_size: int, limit: int, compile_decode: bool = False
+) -> tuple[Tensor, Decoder]:
     """Logits [P, V] of the first token, and what decodes the rest."""
     model = policy.network
     with policy.vision(model, batch):
@@ -87,7 +89,14 @@ def _prefill(policy: Policy, batch: PromptBatch, group_size: int, limit: int) ->
             **batch.mm_inputs,
         )
     decoder: Decoder
-    if "split" in policy.attentions:
+    if compile_decode:
+        if not policy.reads_prompt_once:
+            raise ValueError(
+                "rollout.compile_decode is true; it needs prefix 'shared' and attn_implementation 'sdpa', and this "
+                f"policy has {policy.prefix!r} and {policy.attn_implementation!r}"
+            )
+        decoder = CompiledDecoder(model, prefill.past_key_values, batch, group_size, limit, policy.decode_caches)
+    elif policy.reads_prompt_once:
         decoder = SharedDecoder(model, prefill.past_key_values, batch, group_size, limit)
     else:
         decoder = ExpandedDecoder(model, prefill.past_key_values, batch, group_size)
@@ -101,6 +110,7 @@ def generate(
     group_size: int,
     sampling: SamplingParams,
     generator: torch.Generator | None = None,
+    compile_decode: bool = False,
 ) -> Completions:
     """Sample ``group_size`` completions per prompt.
 
@@ -110,14 +120,18 @@ def generate(
         group_size: G.
         sampling: how tokens are drawn.
         generator: on the policy's device; None uses torch's global state.
+        compile_decode: a compiled step over caches of fixed size (CUDA graphs on a GPU); the first rollouts compile.
 
     Returns:
         Completions with ``logps`` at the sampling temperature (at temperature 1 for greedy decoding), T the longest
         completion of this batch.
+
+    Raises:
+        ValueError: ``compile_decode`` for a policy whose prompts are not shared.
     """
     p, g, limit = len(batch), group_size, sampling.max_new_tokens
     with evaluating(policy.network):
-        logits, decoder = _prefill(policy, batch, g, limit)
+        logits, decoder = _prefill(policy, batch, g, limit, compile_decode)
         logits = logits.repeat_interleave(g, 0)
         device = logits.device
         positions = completion_positions(policy.prompt_positions(batch), limit)
@@ -167,14 +181,18 @@ class Rollout:
     Args:
         group_size: G, 2 or more.
         sampling: how tokens are drawn; training needs a temperature above 0.
+        compile_decode: see :func:`generate`; for a GPU.
 
     Raises:
         ValueError: a group of fewer than 2, or greedy decoding, which would draw the same answer G times.
     """
 
-    def __init__(self, group_size: int = 8, sampling: SamplingParams | None = None) -> None:
+    def __init__(
+        self, group_size: int = 8, sampling: SamplingParams | None = None, compile_decode: bool = False
+    ) -> None:
         self.group_size = group_size
         self.sampling = sampling or SamplingParams()
+        self.compile_decode = compile_decode
         if group_size < 2:
             raise ValueError(f"rollout.group_size is {group_size}; ranking needs 2 or more answers to a question")
         if self.sampling.temperature == 0:
@@ -182,4 +200,4 @@ class Rollout:
 
     def __call__(self, policy: Policy, batch: PromptBatch, generator: torch.Generator) -> Completions:
         """G completions of each prompt in ``batch`` (see :func:`generate`)."""
-        return generate(policy, batch, self.group_size, self.sampling, generator)
+        return generate(policy, batch, self.group_size, self.sampling, generator, self.compile_decode)

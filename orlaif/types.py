@@ -239,6 +239,20 @@ class Completions:
         """i64[P, G], tokens of each completion."""
         return self.mask.sum(-1)
 
+    def split(self, size: int | None) -> tuple[Completions, ...]:
+        """The same P prompts with at most ``size`` of their G completions each; None leaves the group whole."""
+        size = size or max(1, self.group_size)
+        logps = None if self.logps is None else self.logps.split(size, 1)
+        return tuple(
+            Completions(
+                ids=ids,
+                mask=mask,
+                texts=tuple(group[i * size : (i + 1) * size] for group in self.texts),
+                logps=None if logps is None else logps[i],
+            )
+            for i, (ids, mask) in enumerate(zip(self.ids.split(size, 1), self.mask.split(size, 1), strict=True))
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateGroup:

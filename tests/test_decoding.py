@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from orlaif import rollout
+from orlaif import decoding, rollout
+from orlaif.data.datamodule import Collator
 from orlaif.data.shapes import ShapesDataset
-from orlaif.decoding import ExpandedDecoder, GroupCache, SharedDecoder
+from orlaif.data.video import UniformSampling
+from orlaif.decoding import CompiledDecoder, ExpandedDecoder, GroupCache, SharedDecoder, _bias, _prefilled
 from orlaif.policy import Policy
 from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions, PromptBatch
@@ -35,7 +37,7 @@ def test_a_shared_cache_gives_what_expanded_caches_give(family: Policy, shapes: 
     """The same tokens from the same seed, through many ends; in float32 their log-probs to rounding."""
     batch = five(family, shapes)
     shared = sample(family, batch)
-    family.attentions = ("mask",)
+    family.prefix = "duplicate"
     expanded = sample(family, batch)
     assert torch.equal(shared.mask, expanded.mask)
     assert torch.equal(shared.ids * shared.mask, expanded.ids * expanded.mask)
@@ -50,7 +52,7 @@ def test_finished_rows_stop_costing(
 ) -> None:
     """The batch never holds more than 4/3 of the unfinished rows (a prompt's rows are filled up to the widest's)."""
     if decoder is ExpandedDecoder:
-        family.attentions = ("mask",)
+        family.prefix = "duplicate"
     batch = five(family, shapes)
     sizes: list[int] = []
     advance = decoder.advance
@@ -88,22 +90,24 @@ def a_cache(p: int = 2, heads: int = 2, s: int = 5, d: int = 8) -> tuple[Dynamic
     return cache, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
-def test_attention_over_prompt_and_own_tokens_by_the_formula() -> None:
-    """Three completions of two prompts, the first padded; buffers poisoned with NaN."""
+@pytest.mark.parametrize("fixed", [False, True])
+def test_attention_over_prompt_and_own_tokens_by_the_formula(fixed: bool) -> None:
+    """Three completions of two prompts, the first padded; buffers that grow are poisoned with NaN."""
     cache, mask = a_cache()
-    group = GroupCache(cache, mask, 3, 4)
-    for keys, values in group.own:
-        keys.fill_(torch.nan)
-        values.fill_(torch.nan)
+    group = GroupCache(_prefilled(cache), _bias(mask), 3, 4, fixed=fixed)
+    if not fixed:
+        for keys, values in group.own:
+            keys.fill_(torch.nan)
+            values.fill_(torch.nan)
     generator = torch.Generator().manual_seed(1)
     own: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in range(3):
         query = torch.randn(6, 4, 1, 8, generator=generator, dtype=torch.float64)
         own.append(tuple(torch.randn(2, 6, 2, 1, 8, generator=generator, dtype=torch.float64)))  # type: ignore[arg-type]
         keys, values = group.update(*own[-1], layer_idx=1)
-        assert keys.shape == (6, 2, step + 1, 8)
+        assert keys.shape == (6, 2, 4 if fixed else step + 1, 8)
         out = group.attend(1, query, keys, values, 0.3)
-        group.step += 1
+        group.advance()
         for row in range(6):
             prompt = row // 3
             seen = mask[prompt].bool()
@@ -112,7 +116,7 @@ def test_attention_over_prompt_and_own_tokens_by_the_formula() -> None:
                 v = torch.cat([group.prompts[1][1][prompt, head // 2][seen], *(o[1][row, head // 2] for o in own)])
                 expected = (query[row, head] @ k.T * 0.3).softmax(-1) @ v
                 torch.testing.assert_close(out[row, head], expected, atol=1e-12, rtol=0)
-    assert group.get_seq_length() == 5 + 3
+    assert (int(group.position) if fixed else group.get_seq_length() - 5) == 3
 
 
 def test_which_rows_are_kept_by_hand(policy: Policy, batch: PromptBatch) -> None:
@@ -133,3 +137,57 @@ def test_which_rows_are_kept_by_hand(policy: Policy, batch: PromptBatch) -> None
     assert decoder.rows.tolist() == [1, 6, 18]
     assert decoder.real.tolist() == [0, 1, 2]
     assert not decoder.drop(alive)
+
+
+def compiled(policy: Policy, batch: PromptBatch, group_size: int = 6) -> Completions:
+    return generate(policy, batch, group_size, LONG, torch.Generator().manual_seed(0), compile_decode=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"], indirect=True)
+def test_a_fixed_cache_gives_the_same(family: Policy, shapes: ShapesDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler: caches of fixed size, bucketed and shrunk to powers of two; and again from used ones."""
+    monkeypatch.setattr(decoding, "_compiled_decode", lambda: decoding._decode)
+    monkeypatch.setattr(decoding, "BUCKET", 32)
+    batch = five(family, shapes)
+    expected = sample(family, batch)
+    for _ in range(2):
+        found = compiled(family, batch)
+        assert torch.equal(found.mask, expected.mask)
+        assert torch.equal(found.ids * found.mask, expected.ids * expected.mask)
+        assert found.logps is not None
+        torch.testing.assert_close(found.logps, expected.logps, atol=2e-5, rtol=0)
+    sizes = set(family.decode_caches)
+    assert len(sizes) > 2
+    assert all(key[2] % 32 == 0 and key[3] == 24 for key in sizes)
+    assert all(key[:2] == (5, 6) or all(n & (n - 1) == 0 or n in (5, 6) for n in key[:2]) for key in sizes)
+    compiled(family, batch)
+    assert set(family.decode_caches) == sizes  # used again
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_and_compiles_once_per_size(
+    policy: Policy, shapes: ShapesDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By inductor on the CPU, where a GPU would record a CUDA graph; prompts of another length fit the bucket."""
+    monkeypatch.setattr(CompiledDecoder, "drop", lambda self, alive: False)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    first, second = five(policy, shapes), Collator(policy.processor, UniformSampling(4))([shapes[i] for i in range(5)])
+    assert first.input_ids.shape != second.input_ids.shape
+    before = counters["stats"]["unique_graphs"]
+    graphs = []
+    for batch in (first, second, first):
+        expected = sample(policy, batch)
+        found = compiled(policy, batch)
+        assert torch.equal(found.ids * found.mask, expected.ids * expected.mask)
+        assert found.logps is not None
+        torch.testing.assert_close(found.logps, expected.logps, atol=2e-5, rtol=0)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert graphs[0] > 0
+    assert graphs[0] == graphs[2]
+
+
+def test_compiling_needs_a_shared_prefix(tiny_model: str, shapes: ShapesDataset) -> None:
+    policy = make_policy(tiny_model, prefix="duplicate")
+    with pytest.raises(ValueError, match=r"rollout.compile_decode is true; it needs prefix 'shared'"):
+        compiled(policy, five(policy, shapes))

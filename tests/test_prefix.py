@@ -79,12 +79,14 @@ def layout(kind: str, p: int = 3, s: int = 40, g: int = 4, t: int = 6) -> GroupR
     return group_rows(mask, torch.arange(t) < lengths[..., None], one_row=kind != "rows")
 
 
-def attention_inputs(rows: GroupRows, heads: int, key_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def attention_inputs(
+    rows: GroupRows, heads: int, key_heads: int, dtype: torch.dtype, size: int = 16
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     r, length = rows.shape
     # As transformers hands them over: transposed views.
     return [
-        torch.randn(r, length, h, 16, dtype=torch.float64, generator=generator).to(dtype).transpose(1, 2)
+        torch.randn(r, length, h, size, dtype=torch.float64, generator=generator).to(dtype).transpose(1, 2)
         for h in (heads, key_heads, key_heads)
     ]
 
@@ -251,6 +253,15 @@ def test_the_group_pays_once_and_only_completions_get_logits(
     policy.completion_logits(batch, random_completions(policy, 5, 6, 4))
     pixels = next(value for name, value in batch.mm_inputs.items() if name.startswith("pixel_values"))
     assert seen == {"calls": 1, "pixels": pixels.numel(), "logits": 5 * 6 * 4}
+
+
+def test_eager_attention_equals_duplicated(folder: str, shapes: ShapesDataset) -> None:
+    """Its mask is added to the scores, not chosen from them."""
+    logps = []
+    for prefix in ("shared", "duplicate"):
+        policy = make_policy(folder, prefix=prefix, attn_implementation="eager")
+        logps.append(policy.completion_logps(the_batch(policy, shapes), random_completions(policy, 5, 3, 4)).detach())
+    torch.testing.assert_close(*logps, atol=1e-5, rtol=0)
 
 
 def test_one_token_completions(folder: str, shapes: ShapesDataset) -> None:
