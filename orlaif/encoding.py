@@ -47,7 +47,7 @@ def encode(
     """
     inputs = processor(
         text=[_text(processor, prompt, system_prompt) for prompt in prompts],
-        videos=[clip.frames for clip in clips],
+        videos=[[clip.frames] for clip in clips],  # one video to a prompt; transformers 5.17 wants it said for SmolVLM
         video_metadata=[video_metadata(clip) for clip in clips],
         do_sample_frames=False,
         padding=True,
