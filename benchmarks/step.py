@@ -46,8 +46,11 @@ POINTS = [(512, 16, 5), (1024, 32, 8), (2048, 32, 8), (2048, 32, 16), (8192, 256
 GROUP_SIZES = [(2048, 32, g) for g in (2, 4, 8, 16)]
 #: Rows of the duplicated batch that fit the memory of a CPU machine; more are done one part after the other.
 MAX_ROWS = {8192: 2}
+#: (prompts, prompt tokens, answers, answer tokens) around the size from which ``auto`` takes ``split``.
+CHOICES = [(32, 60, 8, 3), (8, 128, 8, 8), (8, 256, 8, 8), (4, 256, 8, 16), (4, 512, 8, 16), (1, 1024, 8, 16)]
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "vocab_size": 8000},
+    "tiny": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "vocab_size": 1000},
     "cuda": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 151936},
 }
 
@@ -76,15 +79,17 @@ class TextPolicy(Policy):
         return (-1,)
 
 
-def language_model(device: str) -> Any:
-    """The model that all candidates run."""
+def language_model(device: str, tiny: bool = False) -> Any:
+    """The model that all candidates run; ``tiny`` has the decoder of the demo."""
     torch.manual_seed(0)
+    size = SIZES["tiny" if tiny else device]
+    head = 16 if tiny else 64
     config = Qwen2Config(
-        num_attention_heads=SIZES[device]["hidden_size"] // 64,
-        num_key_value_heads=SIZES[device]["hidden_size"] // 256,
+        num_attention_heads=size["hidden_size"] // head,
+        num_key_value_heads=size["hidden_size"] // head // (2 if tiny else 4),
         max_position_embeddings=16384,
         tie_word_embeddings=False,
-        **SIZES[device],
+        **size,
     )
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model: Any = Qwen2ForCausalLM(config)
@@ -358,6 +363,40 @@ def measure_step(point: tuple[int, int, int], model: Any, device: str, repeats: 
     return {"prompt": point[0], "answer": point[1], "group": point[2], "predicted": predicted, "results": rows}
 
 
+def measure_choice(sizes: tuple[int, int, int, int], ragged: bool, model: Any, repeats: int) -> dict[str, Any]:
+    """``mask`` against ``split`` on several groups, alike or of different lengths: log-probs and their gradient."""
+    p, s, g, t = sizes
+    device = model.device
+    one, _, _ = inputs((s, t, g), str(device), 1000)
+    generator = torch.Generator().manual_seed(2)
+    prompts = torch.randint(int(0.9 * s), s + 1, (p, 1), generator=generator) if ragged else torch.full((p, 1), s)
+    answers = torch.randint(1, t + 1, (p, g, 1), generator=generator) if ragged else torch.full((p, g, 1), t)
+    batch = PromptBatch(
+        prompts=one.prompts * p,
+        clips=one.clips * p,
+        input_ids=torch.randint(1, 1000, (p, s), generator=generator),
+        attention_mask=(torch.arange(s) >= s - prompts).long(),
+        mm_inputs={},
+    ).to(device)
+    completions = Completions(
+        ids=torch.randint(1, 1000, (p, g, t), generator=generator).to(device),
+        mask=(torch.arange(t) < answers).to(device),
+        texts=(("",) * g,) * p,
+    )
+    times: dict[str, list[float]] = {"mask": [], "split": []}
+    policies = {name: TextPolicy(model, "shared", (name,)) for name in times}
+    for repeat in range(repeats + 1):
+        for name, policy in policies.items():
+            model.zero_grad(set_to_none=True)
+            call = lambda policy=policy: policy.completion_logps(batch, completions).sum().backward()  # noqa: E731
+            taken = seconds(call, device.type == "cuda")
+            if repeat:
+                times[name].append(taken)
+    longest = int(batch.attention_mask.sum(-1).add(completions.mask.sum((1, 2))).max())
+    results = {name: spread(taken) for name, taken in times.items()}
+    return {"sizes": sizes, "ragged": ragged, "longest_group": longest, "results": results}
+
+
 def measure_rollout(point: tuple[int, int, int], model: Any, device: str, repeats: int) -> dict[str, Any]:
     """Prefill and whole rollout, against ``generate`` of transformers on the duplicated batch."""
     p, a, g = point
@@ -441,6 +480,11 @@ def plot(report: dict[str, Any], path: str) -> None:
 
 def show(entry: dict[str, Any]) -> None:
     """A table as it comes."""
+    if "sizes" in entry:
+        mask, split = (entry["results"][name]["median_ms"] for name in ("mask", "split"))
+        ragged = "ragged" if entry["ragged"] else "alike"
+        print(f"{entry['model']:<6} {entry['sizes']} {ragged:<7} mask / split {mask / split:.2f}", flush=True)
+        return
     times = ratios(entry) if "predicted" in entry else {}
     title = f"\nprompt {entry['prompt']} answer {entry['answer']} group {entry['group']}"
     print(title + (f"  predicted {entry['predicted']:.2f}" if "predicted" in entry else "  rollout"), flush=True)
@@ -475,6 +519,7 @@ def main() -> None:
         "steps": [],
         "groups": [],
         "rollouts": [],
+        "choices": [],
     }
     os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
 
@@ -496,6 +541,13 @@ def main() -> None:
         model.eval()
         for point in GROUP_SIZES:
             done("rollouts", measure_rollout(point, model, device, arguments.repeats))
+        model.train()
+        tiny = language_model(device, tiny=True)
+        enable_grouping(tiny)
+        for sizes in CHOICES:
+            for ragged in (False, True):
+                for who, which in (("tiny", tiny), ("large", model)):
+                    done("choices", {"model": who, **measure_choice(sizes, ragged, which, arguments.repeats)})
     plot(report, os.path.splitext(arguments.output)[0] + ".png")
 
 

@@ -34,9 +34,9 @@ from orlaif.prefix import GroupRows
 #: Under this name transformers finds :func:`prefix_attention`.
 NAME = "orlaif_prefix"
 PrefixAttention = Literal["auto", "mask", "split", "flex"]
-#: Entries of a batch's score matrix from which ``auto`` takes ``split`` instead of ``mask``; measured, see
-#: ``benchmarks/step.py``.
-SPLIT_FROM = 1_000_000
+#: Tokens of the longest group from which ``auto`` takes ``split`` instead of ``mask``; measured by
+#: ``benchmarks/step.py`` ("choices").
+SPLIT_FROM = 384
 aten = torch.ops.aten
 
 
@@ -371,9 +371,9 @@ def choose_attention(
 ) -> str:
     """The implementation for groups of this size.
 
-    With one to choose from, that one. With ``mask`` and ``split`` to choose from, ``mask`` while the score matrix of
-    the batch (rows x length x length) is small, and ``split`` from :data:`SPLIT_FROM` entries on: small matrices are
-    done in one call of ``mask``, while the three calls per group of ``split`` cost more than they save.
+    With one to choose from, that one. With ``mask`` and ``split`` to choose from, ``split`` when the longest group has
+    :data:`SPLIT_FROM` tokens or more. Groups of different lengths cost ``split`` three calls each, which short ones do
+    not repay; from there on it is the faster one, ragged or not, on two models whose hidden sizes differ five-fold.
 
     Args:
         prompt_mask: [P, S].
@@ -389,7 +389,7 @@ def choose_attention(
     if len(names) == 1 or "split" not in names:
         return names[0]
     lengths = prompt_mask.sum(-1) + completion_mask.sum((1, 2))
-    return "split" if int(lengths.max()) ** 2 * len(lengths) >= SPLIT_FROM else names[0]
+    return "split" if int(lengths.max()) >= SPLIT_FROM else names[0]
 
 
 def enable_grouping(model: Any) -> None:

@@ -143,7 +143,8 @@ def test_the_choice_by_size() -> None:
         masks = torch.ones(p, s), torch.ones(p, 8, 32).bool()
         return choose_attention(*masks, names, torch.device(kind), torch.float32)
 
-    assert choose(8, 60, ("mask", "split")) == "mask"
+    assert choose(8, 384 - 8 * 32 - 1, ("mask", "split")) == "mask"
+    assert choose(8, 384 - 8 * 32, ("mask", "split")) == "split"
     assert choose(1, 8192, ("mask", "split")) == "split"
     assert choose(1, 8192, ("mask",)) == "mask"
     assert choose(8, 60, ("split",)) == "split"
