@@ -200,7 +200,7 @@ def _prefilled(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 def _bias(prompt_mask: Tensor) -> Tensor:
-    bias = torch.zeros(prompt_mask.shape, device=prompt_mask.device)
+    bias = torch.zeros(prompt_mask.shape, dtype=torch.float32, device=prompt_mask.device)
     return bias.masked_fill(~prompt_mask.bool(), -torch.inf)[:, None, None]
 
 
@@ -328,7 +328,7 @@ class CompiledDecoder(SharedDecoder):
                 )
                 for keys, values in prompts
             ]
-            bias = torch.zeros(shape[0], 1, 1, length, device=buffers[0][0].device)
+            bias = torch.zeros(shape[0], 1, 1, length, dtype=torch.float32, device=buffers[0][0].device)
             self.pool[key] = GroupCache(buffers, bias, shape[1], self.max_new_tokens, fixed=True)
             for tensor in self.pool[key].tensors():  # graphs may be recorded over these very addresses
                 torch._dynamo.mark_static_address(tensor)

@@ -138,9 +138,11 @@ def generate(
         eos = torch.tensor(policy.eos_ids, device=device)
         ids = torch.full((p * g, limit), policy.pad_id, device=device)
         mask = torch.zeros(p * g, limit, dtype=torch.bool, device=device)
-        logps = torch.zeros(p * g, limit, device=device)
+        logps = torch.zeros(p * g, limit, dtype=torch.float32, device=device)
         alive = torch.ones(p * g, dtype=torch.bool, device=device)
-        noise = None if sampling.temperature == 0 else torch.empty(p * g, logits.shape[-1], device=device)
+        noise = None
+        if sampling.temperature:
+            noise = torch.empty(p * g, logits.shape[-1], dtype=torch.float32, device=device)
         for step in range(limit):
             rows = decoder.rows[decoder.real]
             if noise is not None:  # for all completions, ended or not

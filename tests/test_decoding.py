@@ -164,7 +164,6 @@ def test_a_fixed_cache_gives_the_same(family: Policy, shapes: ShapesDataset, mon
     assert set(family.decode_caches) == sizes  # used again
 
 
-@pytest.mark.slow
 def test_a_compiled_step_gives_the_same_and_compiles_once_per_size(
     policy: Policy, shapes: ShapesDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from orlaif.data.datamodule import Collator
 from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling
-from orlaif.policy import Policy
+from orlaif.policy import FUSED_HEAD_FAMILIES, Policy
 from orlaif.prefix import GroupRows, completion_positions, group_rows
 from orlaif.prefix_attention import choose_attention, flex_attention, split_attention
 from orlaif.types import Completions, PromptBatch
@@ -254,6 +254,18 @@ def test_the_group_pays_once_and_only_completions_get_logits(
     policy.completion_logits(batch, random_completions(policy, 5, 6, 4))
     pixels = next(value for name, value in batch.mm_inputs.items() if name.startswith("pixel_values"))
     assert seen == {"calls": 1, "pixels": pixels.numel(), "logits": 5 * 6 * 4}
+
+
+@pytest.mark.parametrize("prefix", ["shared", "duplicate"])
+def test_hidden_states_and_head_make_the_logits(folder: str, shapes: ShapesDataset, prefix: str) -> None:
+    """What a fused head starts from, for every family that is said to allow one."""
+    policy = make_policy(folder, prefix=prefix)
+    assert policy.config.model_type in FUSED_HEAD_FAMILIES
+    batch, completions = the_batch(policy, shapes), random_completions(policy, 5, 3, 4)
+    hidden, head = policy.completion_hidden(batch, completions)
+    logits = hidden @ head["weight"].T + head["bias"]
+    assert head["softcap"] is None
+    torch.testing.assert_close(logits, policy.completion_logits(batch, completions), atol=1e-5, rtol=1e-5)
 
 
 def test_eager_attention_equals_duplicated(folder: str, shapes: ShapesDataset) -> None:
