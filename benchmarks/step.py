@@ -47,9 +47,12 @@ GROUP_SIZES = [(2048, 32, g) for g in (2, 4, 8, 16)]
 #: Rows of the duplicated batch that fit the memory of a CPU machine; more are done one part after the other.
 MAX_ROWS = {8192: 2}
 #: (prompts, prompt tokens, answers, answer tokens) around the size from which ``auto`` takes ``split``.
+PARTS = ["steps", "groups", "rollouts", "choices"]
 CHOICES = [(32, 60, 8, 3), (8, 128, 8, 8), (8, 256, 8, 8), (4, 256, 8, 16), (4, 512, 8, 16), (1, 1024, 8, 16)]
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "vocab_size": 8000},
+    # As many weights to a hidden unit as Qwen2.5-VL 3B has, where attention is a smaller part of the work.
+    "wide": {"hidden_size": 1024, "intermediate_size": 5504, "num_hidden_layers": 4, "vocab_size": 8000},
     "tiny": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "vocab_size": 1000},
     "cuda": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 151936},
 }
@@ -79,14 +82,14 @@ class TextPolicy(Policy):
         return (-1,)
 
 
-def language_model(device: str, tiny: bool = False) -> Any:
-    """The model that all candidates run; ``tiny`` has the decoder of the demo."""
+def language_model(device: str, size_name: str | None = None) -> Any:
+    """The model that all candidates run, by default that of the machine; ``tiny`` has the decoder of the demo."""
     torch.manual_seed(0)
-    size = SIZES["tiny" if tiny else device]
-    head = 16 if tiny else 64
+    size = SIZES[size_name or device]
+    head, share = (16, 2) if size_name == "tiny" else (64, 4)
     config = Qwen2Config(
         num_attention_heads=size["hidden_size"] // head,
-        num_key_value_heads=size["hidden_size"] // head // (2 if tiny else 4),
+        num_key_value_heads=size["hidden_size"] // head // share,
         max_position_embeddings=16384,
         tie_word_embeddings=False,
         **size,
@@ -96,10 +99,10 @@ def language_model(device: str, tiny: bool = False) -> Any:
     return model.to(device, dtype)
 
 
-def operations(point: tuple[int, int, int], device: str, shared: bool) -> float:
+def operations(point: tuple[int, int, int], size_name: str, shared: bool) -> float:
     """Multiply-adds of a forward pass: matrices for every token, scores for every pair that attends, the LM head."""
     p, a, g = point
-    size = SIZES[device]
+    size = SIZES[size_name]
     hidden, layers = size["hidden_size"], size["num_hidden_layers"]
     per_token = layers * (2.5 * hidden**2 + 3 * hidden * size["intermediate_size"])  # a quarter as many key heads
     if shared:
@@ -309,9 +312,11 @@ class Grouper(Candidate):
         )[0]
 
 
-def candidates(model: Any, point: tuple[int, int, int], device: str, others: bool) -> dict[str, Candidate]:
+def candidates(
+    model: Any, point: tuple[int, int, int], device: str, others: bool, duplicate: bool = True
+) -> dict[str, Candidate]:
     """All that take part on this machine."""
-    names = ["duplicate", "mask", "split", *(["flex"] if device == "cuda" else [])]
+    names = ["duplicate"] * duplicate + ["mask", "split", *(["flex"] if device == "cuda" else [])]
     found: dict[str, Candidate] = {name: Ours(model, name) for name in names}
     if others:
         found["trl"] = TRL(model, point)
@@ -327,12 +332,20 @@ def agreement(found: dict[str, Candidate], device: str) -> dict[str, float]:
     batch, completions, _ = inputs((64, 8, 3), device, 1000)
     with torch.no_grad():
         logps = {name: candidate.logps(batch, completions).float() for name, candidate in found.items()}
-    return {name: float((value - logps["duplicate"]).abs().max()) for name, value in logps.items()}
+    first = logps.get("duplicate", logps["mask"])
+    return {name: float((value - first).abs().max()) for name, value in logps.items()}
 
 
-def measure_step(point: tuple[int, int, int], model: Any, device: str, repeats: int, others: bool) -> dict[str, Any]:
-    """Forward, loss and backward of every candidate, taking turns."""
-    found = candidates(model, point, device, others)
+def measure_step(
+    point: tuple[int, int, int],
+    model: Any,
+    device: str,
+    repeats: int,
+    others: bool,
+    size_name: str | None = None,
+) -> dict[str, Any]:
+    """Forward, loss and backward of every candidate, taking turns; another size without the duplicated batch."""
+    found = candidates(model, point, device, others, duplicate=size_name is None)
     batch, completions, advantages = inputs(point, device, model.config.vocab_size)
     tolerance = 0.2 if device == "cuda" else 1e-4
     errors = agreement(found, device)
@@ -359,8 +372,16 @@ def measure_step(point: tuple[int, int, int], model: Any, device: str, repeats: 
             peaks[name] = max(peak, peaks.get(name, 0))
     for name, taken_all in times.items():
         rows[name] |= {**spread(taken_all), "peak_bytes": peaks[name]}
-    predicted = operations(point, device, False) / operations(point, device, True)
-    return {"prompt": point[0], "answer": point[1], "group": point[2], "predicted": predicted, "results": rows}
+    work = {shared: operations(point, size_name or device, shared) for shared in (False, True)}
+    return {
+        "model": size_name or device,
+        "prompt": point[0],
+        "answer": point[1],
+        "group": point[2],
+        "predicted": work[False] / work[True],
+        "multiply_adds_shared": work[True],
+        "results": rows,
+    }
 
 
 def measure_choice(sizes: tuple[int, int, int, int], ragged: bool, model: Any, repeats: int) -> dict[str, Any]:
@@ -465,10 +486,14 @@ def plot(report: dict[str, Any], path: str) -> None:
         axis.set_xlabel("prompt, answer, group")
         axis.set_title(what)
     axes[0].legend(fontsize=8)
-    for name in ("duplicate", "mask", "split", "flex"):
-        points = [(e["group"], e["results"][name]["median_ms"]) for e in report["groups"] if name in e["results"]]
-        if points:
-            axes[2].plot([g for g, _ in points], [ms / points[0][1] for _, ms in points], "o-", label=name)
+    for size_name in dict.fromkeys(e["model"] for e in report["groups"]):
+        series = [e for e in report["groups"] if e["model"] == size_name]
+        groups = [e["group"] for e in series]
+        work = [e["multiply_adds_shared"] / series[0]["multiply_adds_shared"] for e in series]
+        axes[2].plot(groups, work, "k:", label=f"operations, shared, {size_name}")
+        for name in [name for name in ("duplicate", "mask", "split", "flex") if name in series[0]["results"]]:
+            times = [e["results"][name]["median_ms"] for e in series]
+            axes[2].plot(groups, [ms / times[0] for ms in times], "o-", label=f"{name}, {size_name}")
     axes[2].set_xlabel("answers to a prompt of 2048 tokens")
     axes[2].set_title("training step, times that of G = 2")
     axes[2].set_yscale("log")
@@ -486,7 +511,7 @@ def show(entry: dict[str, Any]) -> None:
         print(f"{entry['model']:<6} {entry['sizes']} {ragged:<7} mask / split {mask / split:.2f}", flush=True)
         return
     times = ratios(entry) if "predicted" in entry else {}
-    title = f"\nprompt {entry['prompt']} answer {entry['answer']} group {entry['group']}"
+    title = f"\n{entry.get('model', '')} prompt {entry['prompt']} answer {entry['answer']} group {entry['group']}"
     print(title + (f"  predicted {entry['predicted']:.2f}" if "predicted" in entry else "  rollout"), flush=True)
     for name, row in entry["results"].items():
         if "median_ms" not in row:
@@ -502,24 +527,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="outputs/step.json")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--points", nargs="+", help="only these, each as prompt,answer,group")
+    parser.add_argument("--points", nargs="+", help="only these steps, each as prompt,answer,group")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay as they are in the JSON")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    points = POINTS
+    points, parts = POINTS, arguments.parts
     if arguments.points:
         points = [(int(p), int(a), int(g)) for p, a, g in (point.split(",") for point in arguments.points)]
+        parts = ["steps"]
     model = language_model(device)
     enable_grouping(model)
-    report: dict[str, Any] = {
+    report: dict[str, Any] = {part: [] for part in PARTS}
+    if os.path.exists(arguments.output) and set(parts) != set(PARTS):
+        with open(arguments.output, encoding="utf-8") as file:
+            report |= json.load(file)
+    report |= {
         **about(device == "cuda"),
-        "model": SIZES[device] | {"parameters": sum(p.numel() for p in model.parameters())},
+        "models": SIZES,
         "dtype": str(model.dtype),
         "versions": installed("torch", "transformers", "trl", "prefix-grouper"),
-        "steps": [],
-        "groups": [],
-        "rollouts": [],
-        "choices": [],
+        **{part: [] for part in parts},
     }
     os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
 
@@ -531,24 +559,35 @@ def main() -> None:
 
     model.train()
     measure_step((64, 8, 2), model, device, 1, True)  # what first calls load
-    for point in points:
-        repeats = arguments.repeats if point[0] < 4096 or device == "cuda" else 1
-        done("steps", measure_step(point, model, device, repeats, True))
+    repeats = arguments.repeats
+    if "steps" in parts:
+        for point in points:
+            done(
+                "steps", measure_step(point, model, device, repeats if point[0] < 4096 or device == "cuda" else 1, True)
+            )
     model.zero_grad(set_to_none=True)
-    if not arguments.points:
+    if "groups" in parts:
         for point in GROUP_SIZES:
-            done("groups", measure_step(point, model, device, arguments.repeats, False))
+            done("groups", measure_step(point, model, device, repeats, False))
+        wide = language_model(device, "wide")
+        enable_grouping(wide)
+        for point in GROUP_SIZES:
+            done("groups", measure_step(point, wide, device, repeats, False, "wide"))
+        del wide
+    if "rollouts" in parts:
         model.eval()
         for point in GROUP_SIZES:
-            done("rollouts", measure_rollout(point, model, device, arguments.repeats))
+            done("rollouts", measure_rollout(point, model, device, repeats))
         model.train()
-        tiny = language_model(device, tiny=True)
+    if "choices" in parts:
+        tiny = language_model(device, "tiny")
         enable_grouping(tiny)
         for sizes in CHOICES:
             for ragged in (False, True):
                 for who, which in (("tiny", tiny), ("large", model)):
-                    done("choices", {"model": who, **measure_choice(sizes, ragged, which, arguments.repeats)})
-    plot(report, os.path.splitext(arguments.output)[0] + ".png")
+                    done("choices", {"model": who, **measure_choice(sizes, ragged, which, repeats)})
+    if report["groups"]:
+        plot(report, os.path.splitext(arguments.output)[0] + ".png")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class CompletionsBoard(Callback):
 
 
 class ExportHuggingFace(Callback):
-    """At the end of training, write the policy for the rest of the ecosystem.
+    """At the end of training, write the policy (or the ranker) for the rest of the ecosystem.
 
     Args:
         dirpath: folder; by default ``<run_dir>/export``.
@@ -124,4 +124,4 @@ class ExportHuggingFace(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export on rank 0."""
         if trainer.is_global_zero:
-            pl_module.policy.export(self.dirpath or os.path.join(trainer.default_root_dir, "export"))  # type: ignore[operator,union-attr]
+            pl_module.export(self.dirpath or os.path.join(trainer.default_root_dir, "export"))  # type: ignore[operator]

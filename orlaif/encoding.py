@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.video_utils import VideoMetadata
 
-from orlaif.types import VideoClip, VideoPrompt
+from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 
 def video_metadata(clip: VideoClip) -> VideoMetadata:
@@ -22,7 +22,8 @@ def video_metadata(clip: VideoClip) -> VideoMetadata:
     )
 
 
-def _text(processor: Any, prompt: VideoPrompt, system_prompt: str | None) -> str:
+def render(processor: Any, prompt: VideoPrompt, system_prompt: str | None = None) -> str:
+    """The text of a prompt by the model's chat template: the video, the question, and the start of an answer."""
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
@@ -31,22 +32,19 @@ def _text(processor: Any, prompt: VideoPrompt, system_prompt: str | None) -> str
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def encode(
-    processor: Any, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], system_prompt: str | None = None
-) -> dict[str, Any]:
+def encode(processor: Any, texts: Sequence[str], clips: Sequence[VideoClip]) -> dict[str, Any]:
     """What the processor makes of P prompts.
 
     Args:
         processor: of transformers, padding prompts on the left.
-        prompts: P prompts.
+        texts: P texts (:func:`render`), each with one video.
         clips: their P clips.
-        system_prompt: goes before every question, if given.
 
     Returns:
         ``input_ids`` i64[P, S], ``attention_mask`` i64[P, S], and whatever else the processor returns.
     """
     inputs = processor(
-        text=[_text(processor, prompt, system_prompt) for prompt in prompts],
+        text=list(texts),
         videos=[[clip.frames] for clip in clips],  # one video to a prompt; transformers 5.17 wants it said for SmolVLM
         video_metadata=[video_metadata(clip) for clip in clips],
         do_sample_frames=False,
@@ -54,3 +52,17 @@ def encode(
         return_tensors="pt",
     )
     return dict(inputs)
+
+
+def to_batch(
+    processor: Any, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str]
+) -> PromptBatch:
+    """The same as a batch."""
+    inputs = encode(processor, texts, clips)
+    return PromptBatch(
+        prompts=tuple(prompts),
+        clips=tuple(clips),
+        input_ids=inputs.pop("input_ids"),
+        attention_mask=inputs.pop("attention_mask"),
+        mm_inputs=inputs,
+    )

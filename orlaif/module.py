@@ -116,6 +116,7 @@ class OracleRLAIF(PolicyModule):
             ValueError: ``loss.implementation`` is ``triton`` where it cannot run.
         """
         super().on_fit_start()
+        self.oracle.bind(self.policy)
         log.info("plan: %s", self.prompt_cost)
         try:
             choose(self.loss.implementation, torch.empty(0, device=self.device))
@@ -158,6 +159,7 @@ class OracleRLAIF(PolicyModule):
             groups = candidate_groups(batch, completions)
             ranking = rank_groups(self.oracle, groups, self.on_oracle_failure)
             self._count_failures(ranking)
+            self.log_dict({f"oracle/{name}": value for name, value in self.oracle.take_counts().items()})
         advantages = self.advantage(ranking, completions).to(self.device)
         # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
         ranked = (ranking.ranks >= 0).any(-1).to(self.device)

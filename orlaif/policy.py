@@ -392,12 +392,19 @@ class Policy(nn.Module):
 
     # ----------------------------------------------------------------- export
 
-    def export(self, folder: str) -> None:
+    def export(self, folder: str, merge: bool = False) -> None:
         """Write the policy to ``folder`` for the rest of the ecosystem.
 
         A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged.
+
+        Args:
+            folder: created where it is missing.
+            merge: with LoRA, write a whole model with the adapter merged into it instead.
         """
-        self.network.save_pretrained(folder)
+        if merge and self.lora is not None:
+            copy.deepcopy(self.network).merge_and_unload().save_pretrained(folder)
+        else:
+            self.network.save_pretrained(folder)
         copy_processor(self.path, folder)
 
 

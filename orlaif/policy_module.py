@@ -76,12 +76,26 @@ class PolicyModule(LightningModule):
         """Before the policy is sharded: freeze a copy, for stages that need one."""
 
     def on_fit_start(self) -> None:
-        """Training mode for the policy; from_pretrained leaves it in eval mode."""
+        """Training mode for the policy; from_pretrained leaves it in eval mode.
+
+        Raises:
+            ValueError: an attention of the shared prefix that cannot train on this device.
+        """
+        if self.policy.prefix_attention == "flex" and self.device.type != "cuda":
+            raise ValueError("policy.prefix_attention is 'flex', which trains on CUDA only; use 'auto' here")
         self.policy.network.train()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer moves."""
+        return [p for p in self.policy.network.parameters() if p.requires_grad]
+
+    def export(self, folder: str) -> None:
+        """Write what was trained to ``folder``."""
+        self.policy.export(folder)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer over all trainable parameters, and its scheduler per step."""
-        optimizer = self.optimizer([p for p in self.policy.network.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.trained_parameters())
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
@@ -151,17 +165,17 @@ class PolicyModule(LightningModule):
         self._normalizer = None
         # Lightning divided each loss by the number of batches and averages over ranks; both are undone here.
         factor = float(self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1))
-        for parameter in self.policy.network.parameters():
+        for parameter in self.trained_parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
     def zero_loss(self) -> Tensor:
         """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
-        return torch.stack([p.sum() * 0.0 for p in self.policy.network.parameters() if p.requires_grad]).sum()
+        return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradients before clipping."""
-        grads = [p.grad for p in self.policy.network.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
         self.log("train/grad_norm", nn.utils.get_total_norm(grads))
 
     def _elapsed(self, start: float) -> float:

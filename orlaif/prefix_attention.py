@@ -384,8 +384,16 @@ def choose_attention(
 
     Returns:
         One of ``attentions``.
+
+    Raises:
+        ValueError: none of them runs there.
     """
     names = [name for name in attentions if name != "split" or split_runs_on(device, dtype)]
+    if not names:
+        raise ValueError(
+            f"policy.prefix_attention is 'split', which runs on a CPU, and on CUDA in 16 bits; this is {device.type} "
+            f"in {str(dtype).removeprefix('torch.')}: use 'auto'"
+        )
     if len(names) == 1 or "split" not in names:
         return names[0]
     lengths = prompt_mask.sum(-1) + completion_mask.sum((1, 2))

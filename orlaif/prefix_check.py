@@ -8,12 +8,13 @@ change of one completion must not move the other at all, which also finds a leak
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orlaif.encoding import encode
+from orlaif.encoding import render, to_batch
 from orlaif.forward import per_token, prompt_positions, shared_forward
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 
@@ -43,15 +44,11 @@ def _probe(processor: Any, placeholders: list[int], device: torch.device, dtype:
     frames = torch.randint(0, 256, (4, 3, 56, 56), generator=generator, dtype=torch.uint8)
     clip = VideoClip(frames=frames, pts_s=torch.arange(4.0, dtype=torch.float64) / 2, duration_s=2.0, path="probe")
     prompt = VideoPrompt(id="probe", video="probe", question="what is this")
-    inputs = encode(processor, [prompt], [clip])
-    inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
-    batch = PromptBatch(
-        prompts=(prompt,),
-        clips=(clip,),
-        input_ids=inputs.pop("input_ids"),
-        attention_mask=inputs.pop("attention_mask"),
-        mm_inputs=inputs,
-    ).to(device)
+    batch = to_batch(processor, [prompt], [clip], [render(processor, prompt)])
+    pixels = {
+        k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.mm_inputs.items()
+    }
+    batch = replace(batch, mm_inputs=pixels).to(device)
     special = {*placeholders, *processor.tokenizer.all_special_ids}
     vocabulary = torch.tensor([i for i in range(len(processor.tokenizer)) if i not in special])
     groups = []

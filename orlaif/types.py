@@ -101,6 +101,33 @@ class VideoPrompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferencePrompt(VideoPrompt):
+    """A question with answers that have been compared: what a preference ranker learns from.
+
+    Args:
+        answers: two or more.
+        ranks: of each, 0 = best, equal answers share a rank.
+
+    Raises:
+        ValueError: as for a VideoPrompt, or answers and ranks that are no ranking.
+    """
+
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            len(self.answers) >= 2, f"PreferencePrompt.answers has {len(self.answers)} (prompt {self.id!r}); 2 or more"
+        )
+        _check(
+            len(self.ranks) == len(self.answers) and min(self.ranks) == 0,
+            f"PreferencePrompt.ranks is {list(self.ranks)} (prompt {self.id!r}); expected one for each of "
+            f"{len(self.answers)} answers, the best 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoClip:
     """The frames that were sampled from one video.
 

@@ -116,6 +116,13 @@ def test_what_duplication_costs_is_said(tiny_model: str) -> None:
     )
 
 
+def test_flex_attention_is_refused_where_it_cannot_train(tiny_model: str, data_root: str, tmp_path: Path) -> None:
+    module = rlaif(tiny_model)
+    module.policy = Policy(tiny_model, dtype="float32", prefix_attention="flex")
+    with pytest.raises(ValueError, match=r"policy.prefix_attention is 'flex', which trains on CUDA only"):
+        trainer(tmp_path, max_steps=1).fit(module, data(data_root, 4))
+
+
 def test_a_microbatch_of_nothing_is_refused(tiny_model: str) -> None:
     with pytest.raises(ValueError, match="microbatch is 0; it must be 1 or more"):
         rlaif(tiny_model, microbatch=0)

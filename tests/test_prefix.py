@@ -149,6 +149,8 @@ def test_the_choice_by_size() -> None:
     assert choose(1, 8192, ("mask",)) == "mask"
     assert choose(8, 60, ("split",)) == "split"
     assert choose(1, 8192, ("mask", "split"), "cuda") == "mask"  # no flash attention in 32 bits there
+    with pytest.raises(ValueError, match=r"policy.prefix_attention is 'split', .* this is cuda in float32: use 'auto'"):
+        choose(1, 8192, ("split",), "cuda")
 
 
 def test_completions_start_behind_the_largest_of_three_coordinates() -> None:

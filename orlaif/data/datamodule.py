@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from orlaif.checkpoints import load_processor
 from orlaif.data.datasets import PromptDataset
 from orlaif.data.video import Sampling, UniformSampling, decode_clip, require_ffmpeg
-from orlaif.encoding import encode
+from orlaif.encoding import encode, render
 from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Collator:
             )
         clips = tuple(clip for _, clip in kept)
         used = tuple(prompt for prompt, _ in kept)
-        mm_inputs = encode(self.processor, used, clips, self.system_prompt)
+        texts = [render(self.processor, prompt, self.system_prompt) for prompt in used]
+        mm_inputs = encode(self.processor, texts, clips)
         return PromptBatch(
             prompts=used,
             clips=clips,

@@ -1,14 +1,26 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
 from orlaif.oracles.base import Oracle, OracleFailure, dense_ranks, order_consistency, rank_groups
+from orlaif.oracles.ensemble import EnsembleOracle
+from orlaif.oracles.function import FunctionOracle
+from orlaif.oracles.http import HTTPJudge
+from orlaif.oracles.local import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
+from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
+    "EnsembleOracle",
+    "FunctionOracle",
+    "HTTPJudge",
+    "ListwiseJudge",
     "Oracle",
     "OracleFailure",
+    "PairwiseJudge",
     "RandomOracle",
     "ReferenceAnswerOracle",
+    "ScoreOracle",
+    "TextRewardModel",
     "dense_ranks",
     "order_consistency",
     "rank_groups",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +32,17 @@ class Oracle(ABC):
             ranks i64[P, G] on the CPU: 0 = best, equal answers share a rank, -1 = not ranked.
 
         Raises:
-            OracleError: a group could not be ranked.
+            OracleError: a group could not be ranked. An oracle that can rank the others may instead return them, with
+                -1 throughout for the group and the error in ``failures``.
         """
+
+    def bind(self, policy: Any) -> None:
+        """Called once before training, with the policy; for oracles that use it."""
+        return
+
+    def take_counts(self) -> dict[str, float]:
+        """What has happened since this was last asked, for the log (``oracle/<name>``); by default nothing is said."""
+        return {}
 
 
 def dense_ranks(scores: Tensor) -> Tensor:
@@ -87,9 +96,9 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
     """Rank all groups, handling failures as the recipe says.
 
     Args:
-        oracle: the oracle.
+        oracle: the oracle. It may raise an OracleError, or return what it could rank with the others in ``failures``.
         groups: P groups.
-        on_failure: what to do with an OracleError.
+        on_failure: what to do with groups that could not be ranked.
 
     Returns:
         The ranking of all P groups; a dropped group has rank -1 throughout and is listed in ``failures``.
@@ -98,12 +107,24 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
         OracleError: a group failed and the recipe does not allow it.
         ValueError: the oracle's answer does not have the shape [P, G].
     """
-    try:
-        ranking = oracle.rank(groups)
-    except OracleError:
-        if on_failure.action == "error":
-            raise
-        return _one_by_one(oracle, groups, on_failure)
+    if on_failure.action == "error":
+        ranking = _checked(oracle, groups)
+        if ranking.failures:
+            raise ranking.failures[0]
+        return ranking
+    ranking = _asked(oracle, groups)
+    for _ in range(on_failure.retries):
+        failed = _failed(ranking, groups)
+        if not failed:
+            break
+        ranking = _replaced(ranking, failed, _asked(oracle, [groups[i] for i in failed]))
+    if ranking.failures and on_failure.action != "drop_group":
+        raise ranking.failures[0]
+    return ranking
+
+
+def _checked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
+    ranking = oracle.rank(groups)
     expected = (len(groups), len(groups[0].answers))
     if tuple(ranking.ranks.shape) != expected:
         raise ValueError(
@@ -112,28 +133,37 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
     return ranking
 
 
-def _one_by_one(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: OracleFailure) -> Ranking:
-    """Ask for each group alone, so that a failure costs its own group only."""
-    size = len(groups[0].answers)
-    ranks, scores, failures = [], [], []
-    for group in groups:
-        for attempt in range(on_failure.retries + 1):
-            try:
-                one = oracle.rank([group])
-            except OracleError as error:
-                if attempt < on_failure.retries:
-                    continue
-                if on_failure.action != "drop_group":
-                    raise
-                failures.append(error)
-                one = Ranking(ranks=torch.full((1, size), -1))
-            ranks.append(one.ranks)
-            scores.append(one.scores if one.scores is not None else torch.full((1, size), torch.nan))
-            break
-    all_scores = torch.cat(scores)
+def _asked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
+    """Without an error: where the oracle raises one, each group is asked alone, so that it costs its own group only."""
+    try:
+        return _checked(oracle, groups)
+    except OracleError as error:
+        if len(groups) == 1:
+            return Ranking(ranks=torch.full((1, len(groups[0].answers)), -1), failures=(error,))
+    alone = [_asked(oracle, [group]) for group in groups]
+    missing = torch.full((1, len(groups[0].answers)), torch.nan)
+    scores = [missing if one.scores is None else one.scores for one in alone]
     return Ranking(
-        ranks=torch.cat(ranks), scores=None if bool(all_scores.isnan().all()) else all_scores, failures=tuple(failures)
+        ranks=torch.cat([one.ranks for one in alone]),
+        scores=None if all(one.scores is None for one in alone) else torch.cat(scores),
+        failures=tuple(error for one in alone for error in one.failures),
     )
+
+
+def _failed(ranking: Ranking, groups: Sequence[CandidateGroup]) -> list[int]:
+    ids = {error.prompt_id for error in ranking.failures}
+    empty = (ranking.ranks < 0).all(-1).tolist()
+    return [i for i, group in enumerate(groups) if empty[i] and group.prompt.id in ids]
+
+
+def _replaced(ranking: Ranking, places: list[int], new: Ranking) -> Ranking:
+    """``ranking`` with the groups at ``places`` taken from ``new``."""
+    ranks, scores = ranking.ranks.clone(), ranking.scores
+    ranks[places] = new.ranks
+    if scores is not None or new.scores is not None:
+        scores = torch.full(ranks.shape, torch.nan) if scores is None else scores.clone()
+        scores[places] = torch.full(new.ranks.shape, torch.nan) if new.scores is None else new.scores
+    return Ranking(ranks=ranks, scores=scores, failures=new.failures)
 
 
 def order_consistency(

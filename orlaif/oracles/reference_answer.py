@@ -1,43 +1,85 @@
 """The oracle that knows the reference answer.
 
-Right before right kind before wrong kind: an answer equal to the reference comes first, then those that are at least
-one of the prompt's options (they understood the question), then everything else. All answers of a class tie.
+Answers are compared by one criterion after the other; the next one decides only among answers that the one before finds
+equal. By default: right before right kind before wrong kind, all answers of a class tied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from orlaif.answers import normalize_answer
+from orlaif.answers import choice, is_correct, normalize_answer, rouge_l, same_choice, same_number, token_f1
 from orlaif.oracles.base import Oracle, dense_ranks
-from orlaif.types import CandidateGroup, OracleError, Ranking
+from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
+
+Criterion = Callable[[str, VideoPrompt], float]
+
+
+def _kind(answer: str, prompt: VideoPrompt) -> float:
+    kinds = {normalize_answer(option) for option in prompt.options or ()}
+    return float(normalize_answer(answer) in kinds or is_correct(answer, prompt.answer or ""))
+
+
+#: What a recipe may name; each from an answer and its prompt, whose ``answer`` is known, to a number: more is better.
+CRITERIA: Mapping[str, Criterion] = {
+    "exact": lambda answer, prompt: float(is_correct(answer, prompt.answer or "")),
+    "kind": _kind,
+    "f1": lambda answer, prompt: token_f1(answer, prompt.answer or ""),
+    "rouge_l": lambda answer, prompt: rouge_l(answer, prompt.answer or ""),
+    "numeric": lambda answer, prompt: same_number(answer, prompt.answer or ""),
+    "choice": lambda answer, prompt: same_choice(answer, prompt.answer or "", prompt.options or ()),
+    "names_an_option": lambda answer, prompt: float(choice(answer, prompt.options or ()) is not None),
+    "shortest": lambda answer, prompt: -float(len(answer.split())),
+}
+_NEEDS_OPTIONS = ("choice", "names_an_option")
 
 
 class ReferenceAnswerOracle(Oracle):
-    """Orders answers by the prompt's reference answer; its scores are 1 (right), 0.5 (right kind) and 0."""
+    """Orders answers by the prompt's reference answer.
+
+    Args:
+        criteria: of :data:`CRITERIA`, the deciding one first: ``exact`` (after SQuAD's normalisation), ``kind`` (at
+            least one of the prompt's options: it understood the question), ``f1`` (of words), ``rouge_l``, ``numeric``
+            (the same number, in digits or words), ``choice`` (the same option, by letter or text),
+            ``names_an_option``, ``shortest`` (fewest words). The scores of a ranking are the means of the criteria but
+            ``shortest``.
+
+    Raises:
+        ValueError: an unknown criterion, or none.
+    """
+
+    def __init__(self, criteria: Sequence[str] = ("exact", "kind")) -> None:
+        unknown = [name for name in criteria if name not in CRITERIA]
+        if unknown or not criteria:
+            raise ValueError(f"oracle.criteria is {list(criteria)}; it must be one or more of {', '.join(CRITERIA)}")
+        self.criteria = tuple(criteria)
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group.
 
         Args:
-            groups: P groups; every prompt needs a reference ``answer``.
+            groups: P groups; every prompt needs a reference ``answer``, and ``options`` for criteria of choice.
 
         Returns:
             Dense ranks i64[P, G] and scores f32[P, G].
 
         Raises:
-            OracleError: a prompt without a reference answer.
+            OracleError: a prompt without what the criteria need.
         """
-        scores = torch.tensor([self._scores(group) for group in groups])
-        return Ranking(ranks=dense_ranks(scores), scores=scores)
+        graded = [self._graded(group) for group in groups]
+        # Lexicographic order as one number: the place of each tuple among its group's.
+        places = torch.tensor([[sorted(group).index(values) for values in group] for group in graded])
+        counted = [i for i, name in enumerate(self.criteria) if name != "shortest"]
+        scores = [[sum(values[i] for i in counted) / max(1, len(counted)) for values in group] for group in graded]
+        return Ranking(ranks=dense_ranks(places.float()), scores=torch.tensor(scores))
 
-    def _scores(self, group: CandidateGroup) -> list[float]:
-        prompt = group.prompt
+    def _graded(self, group: CandidateGroup) -> list[tuple[float, ...]]:
+        prompt, name = group.prompt, type(self).__name__
         if prompt.answer is None:
-            raise OracleError(type(self).__name__, prompt.id, "the prompt has no reference answer")
-        right = normalize_answer(prompt.answer)
-        kind = {normalize_answer(option) for option in prompt.options or ()}
-        answers = [normalize_answer(answer) for answer in group.answers]
-        return [1.0 if answer == right else 0.5 if answer in kind else 0.0 for answer in answers]
+            raise OracleError(name, prompt.id, "the prompt has no reference answer")
+        if not prompt.options and any(criterion in _NEEDS_OPTIONS for criterion in self.criteria):
+            raise OracleError(name, prompt.id, "the prompt has no options, which oracle.criteria ask for")
+        criteria = [CRITERIA[criterion] for criterion in self.criteria]
+        return [tuple(grade(answer, prompt) for grade in criteria) for answer in group.answers]

@@ -1,0 +1,77 @@
+"""Several oracles as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+
+from orlaif.oracles.aggregate import borda_points, copeland, pair_wins
+from orlaif.oracles.base import Oracle, OracleFailure, dense_ranks, rank_groups
+from orlaif.types import CandidateGroup, OracleError, Ranking
+
+Method = Literal["borda", "copeland"]
+
+
+class EnsembleOracle(Oracle):
+    """Aggregates the rankings of several oracles.
+
+    Args:
+        oracles: two or more.
+        weights: of their opinions, by default all alike.
+        method: ``borda`` (mean share of the others that an answer beats) or ``copeland`` (pairs won by majority).
+        min_opinions: a group that fewer oracles could rank has failed; by default all must.
+
+    Raises:
+        ValueError: settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        oracles: Sequence[Oracle],
+        weights: Sequence[float] | None = None,
+        method: Method = "borda",
+        min_opinions: int | None = None,
+    ) -> None:
+        if len(oracles) < 2:
+            raise ValueError(f"oracle.oracles has {len(oracles)}; an ensemble needs 2 or more")
+        if weights is not None and (len(weights) != len(oracles) or min(weights) <= 0):
+            raise ValueError(f"oracle.weights is {list(weights)}; it must be {len(oracles)} positive numbers")
+        if method not in get_args(Method):
+            raise ValueError(f"oracle.method is {method!r}; it must be 'borda' or 'copeland'")
+        if min_opinions is not None and not 1 <= min_opinions <= len(oracles):
+            raise ValueError(f"oracle.min_opinions is {min_opinions}; it must lie in 1 .. {len(oracles)}")
+        self.oracles = list(oracles)
+        self.weights = torch.tensor(weights or [1.0] * len(oracles), dtype=torch.float64)
+        self.method = method
+        self.min_opinions = min_opinions or len(oracles)
+
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        """Order the answers of each group by what the oracles say together.
+
+        Args:
+            groups: P groups.
+
+        Returns:
+            Dense ranks i64[P, G]; groups with fewer than ``min_opinions`` opinions in ``failures``.
+        """
+        lenient = OracleFailure(action="drop_group")
+        opinions = [rank_groups(oracle, groups, lenient) for oracle in self.oracles]
+        causes = {error.prompt_id: error for opinion in opinions for error in opinion.failures}
+        stacked = torch.stack([opinion.ranks for opinion in opinions])  # [N, P, G]
+        rows, failures = [], []
+        for i, group in enumerate(groups):
+            ranks = stacked[:, i]
+            given = (ranks >= 0).any(-1)
+            if int(given.sum()) < self.min_opinions:
+                cause = f"{int(given.sum())} of {len(opinions)} oracles ranked it, {self.min_opinions} are needed"
+                if group.prompt.id in causes:
+                    cause += f"; {causes[group.prompt.id]}"
+                failures.append(OracleError(type(self).__name__, group.prompt.id, cause))
+                rows.append(torch.full((ranks.shape[-1],), torch.nan, dtype=torch.float64))
+            elif self.method == "borda":
+                rows.append(borda_points(ranks[given], self.weights[given]))
+            else:
+                rows.append(copeland(pair_wins(ranks[given], self.weights[given])))
+        return Ranking(ranks=dense_ranks(torch.stack(rows).round(decimals=9)), failures=tuple(failures))

@@ -1,0 +1,118 @@
+"""What a judge is asked, and how its answer is read: strictly, for a misread answer would be a made-up ranking."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orlaif.types import CandidateGroup
+
+LISTWISE_INSTRUCTIONS = (
+    "You are shown frames of a video, a question about it, and candidate answers with letters. Order the candidates "
+    "from best to worst: what the video shows decides, then how well the question is answered; length and style do not "
+    "count. Candidates that are equally good share a place. Reply with one JSON object and nothing else, the letters "
+    'from best to worst, equals in a list of their own: {"ranking": ["B", ["A", "D"], "C"]}'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ballot:
+    """A group as a judge sees it: each different answer once, in an order of its own, with a letter.
+
+    Args:
+        group: what is ranked.
+        texts: the different answers in the order shown; letters are A, B, ...
+        places: of each answer of the group, which of ``texts`` it is.
+    """
+
+    group: CandidateGroup
+    texts: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Letters of the texts."""
+        return tuple(string.ascii_uppercase[: len(self.texts)])
+
+    @property
+    def question(self) -> str:
+        """Question and lettered candidates."""
+        lines = [f"{label}: {text}" for label, text in zip(self.labels, self.texts, strict=True)]
+        return f"Question: {self.group.prompt.question}\n\nCandidates:\n" + "\n".join(lines)
+
+    def ranks(self, order: Sequence[Sequence[int]]) -> list[int]:
+        """Ranks of the group's answers from the order of the texts, ``[[best, equal], [next], ...]``."""
+        rank = {place: i for i, level in enumerate(order) for place in level}
+        return [rank[place] for place in self.places]
+
+
+def ballots(group: CandidateGroup, number: int, seed: int) -> list[Ballot]:
+    """``number`` ballots of a group, the same ones whenever the same group comes again.
+
+    The first is shuffled; every further one is the reverse of the one before or drawn anew, in turn, so that two of
+    them already cancel a preference for the first or the last place.
+
+    Args:
+        group: at most 26 different answers; in another order they are shown in another order.
+        number: of ballots.
+        seed: of the orders.
+
+    Raises:
+        ValueError: more than 26 different answers.
+    """
+    texts = list(dict.fromkeys(group.answers))
+    if len(texts) > len(string.ascii_uppercase):
+        raise ValueError(f"{len(texts)} different answers; a judge of lists takes at most 26")
+    generator = random.Random(json.dumps([seed, group.prompt.id]))
+    found: list[Ballot] = []
+    for i in range(number):
+        order = list(reversed(found[-1].texts)) if i % 2 else generator.sample(texts, len(texts))
+        places = tuple(order.index(answer) for answer in group.answers)
+        found.append(Ballot(group=group, texts=tuple(order), places=places))
+    return found
+
+
+def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
+    """The order in a judge's reply.
+
+    Args:
+        reply: text with exactly one JSON object that has ``ranking``; prose around it does not matter.
+        labels: the letters to be ordered.
+
+    Returns:
+        Places in ``labels``, best level first.
+
+    Raises:
+        ValueError: nothing, or more than one thing, to read; a letter missing, twice or unknown.
+    """
+    found = []
+    decoder = json.JSONDecoder()
+    start = reply.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(reply, start)
+        except ValueError:
+            end = start + 1
+        else:
+            if isinstance(value, dict) and "ranking" in value:
+                found.append(value["ranking"])
+        start = reply.find("{", end)
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rankings in the reply {_short(reply)}")
+    levels = found[0]
+    if not isinstance(levels, list):
+        raise ValueError(f"the ranking is no list in the reply {_short(reply)}")
+    order = [[level] if isinstance(level, str) else level for level in levels]
+    if not all(isinstance(level, list) and all(isinstance(label, str) for label in level) for level in order):
+        raise ValueError(f"the ranking is not made of letters in the reply {_short(reply)}")
+    named = [label.strip().upper() for level in order for label in level]
+    if sorted(named) != sorted(labels):
+        raise ValueError(f"the ranking has {', '.join(named) or 'nothing'} instead of each of {', '.join(labels)} once")
+    return [[labels.index(label.strip().upper()) for label in level] for level in order if level]
+
+
+def _short(reply: str) -> str:
+    return repr(reply if len(reply) <= 200 else f"{reply[:200]}...")

@@ -1,0 +1,262 @@
+"""HTTPJudge against a server that judges well, and one that lies, stalls and answers nonsense."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from orlaif.oracles import HTTPJudge, OracleFailure, order_consistency, rank_groups
+from orlaif.oracles.prompting import ballots, parse_order
+from orlaif.types import CandidateGroup, OracleError, VideoClip, VideoPrompt
+from tests.oracles.server import ChatServer, as_shown, candidates, shortest_first
+
+ANSWERS = ("four", "a", "bb", "ccc", "a")
+
+
+def group(*answers: str, id: str = "p", frames: int = 4, height: int = 16) -> CandidateGroup:
+    clip = VideoClip(
+        frames=torch.arange(frames, dtype=torch.uint8)[:, None, None, None].mul(60).expand(-1, 3, height, 24).clone(),
+        pts_s=torch.arange(float(frames), dtype=torch.float64),
+        duration_s=float(frames),
+        path="clip.mp4",
+    )
+    prompt = VideoPrompt(id=id, video="clip.mp4", question="How many?")
+    return CandidateGroup(prompt=prompt, clip=clip, answers=answers or ANSWERS)
+
+
+def judge(server: ChatServer, **settings: Any) -> HTTPJudge:
+    return HTTPJudge(server.url, "tiny", **{"timeout_s": 5.0, "max_retries": 0, **settings})
+
+
+# ----------------------------------------------------------------------------------------------------- a good judge
+
+
+def test_groups_are_ordered_and_equal_answers_tie() -> None:
+    with ChatServer(shortest_first) as server:
+        ranking = judge(server).rank([group(), group("xx", "y", "y", "y", "zzz", id="q")])
+    assert ranking.ranks.tolist() == [[3, 0, 1, 2, 0], [1, 0, 0, 0, 2]]
+    assert ranking.failures == ()
+    assert len(server.requests) == 4  # two ballots each
+
+
+def test_what_the_judge_is_sent() -> None:
+    with ChatServer(shortest_first) as server:
+        judge(server, num_ballots=1, num_frames=2, frame_height=8, extra_body={"top_k": 1}).rank([group(height=32)])
+    (request,) = server.requests
+    assert request["model"] == "tiny"
+    assert request["temperature"] == 0.0
+    assert request["top_k"] == 1
+    *images, text = request["messages"][-1]["content"]
+    assert "Question: How many?" in text["text"]
+    assert sorted(candidates(request).values()) == ["a", "bb", "ccc", "four"]  # each different answer once
+    pictures = [Image.open(io.BytesIO(base64.b64decode(i["image_url"]["url"].split(",")[1]))) for i in images]
+    assert [picture.size for picture in pictures] == [(6, 8), (6, 8)]  # first and last frame, shrunk
+    assert [round(sum(picture.getpixel((3, 4))) / 3) for picture in pictures] == pytest.approx([0, 180], abs=3)
+
+
+def test_a_group_of_one_answer_asks_nobody() -> None:
+    with ChatServer(shortest_first) as server:
+        assert judge(server).rank([group("x", "x", "x")]).ranks.tolist() == [[0, 0, 0]]
+    assert server.requests == []
+
+
+def test_two_ballots_cancel_a_preference_for_places() -> None:
+    """Each is the reverse of the other, so a judge that ranks as shown ties everything."""
+    with ChatServer(as_shown) as server:
+        assert judge(server).rank([group("a", "b", "c")]).ranks.tolist() == [[0, 0, 0]]
+        assert sorted(judge(server, num_ballots=1).rank([group("a", "b", "c")]).ranks[0].tolist()) == [0, 1, 2]
+
+
+def test_order_consistency_finds_the_judge_that_looks_at_places() -> None:
+    groups = [group("a", "bb", "ccc", "dddd", id=str(i)) for i in range(10)]
+    found = []
+    for reply in (shortest_first, as_shown):
+        with ChatServer(reply) as server:
+            one = judge(server, num_ballots=1)
+            found.append(order_consistency(one, groups, one.rank(groups), torch.Generator().manual_seed(0)))
+    assert found[0] == 1.0
+    assert found[1] < 0.3
+
+
+def test_requests_are_in_flight_together_up_to_a_bound() -> None:
+    groups = [group("a", "bb", id=str(i)) for i in range(12)]
+    with ChatServer(shortest_first, delay_s=0.2) as server:
+        start = time.perf_counter()
+        judge(server, num_ballots=1, concurrency=6).rank(groups)
+        taken = time.perf_counter() - start
+    assert server.most_at_once == 6
+    assert taken < 12 * 0.2 / 2
+
+
+def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sesame-123")
+    with caplog.at_level("DEBUG"), ChatServer(lambda _: (401, {}, "{}")) as server:
+        one = judge(server, api_key_env="JUDGE_KEY")
+        ranking = one.rank([group()])
+    headers = {name.lower(): value for name, value in server.headers[0].items()}
+    assert headers["authorization"] == "Bearer sesame-123"
+    assert "sesame" not in caplog.text + str(ranking.failures) + repr(vars(one))
+    assert "sesame" not in str(pickle.dumps(one))
+
+
+# -------------------------------------------------------------------------------------------------- hostile answers
+
+HOSTILE = {
+    "half a permutation": '{"ranking": ["A"]}',
+    "twice the same": '{"ranking": ["A", "A", "B"]}',
+    "a stranger": '{"ranking": ["A", "B", "C", "Z"]}',
+    "two rankings": '{"ranking": ["A", "B", "C"]} or rather {"ranking": ["C", "B", "A"]}',
+    "prose only": "The best one is B, then C, and then A.",
+    "cut off": '{"ranking": ["A", "B", ',
+    "nested too deep": '{"ranking": [[["A"]], "B", "C"]}',
+    "numbers": '{"ranking": [1, 2, 3]}',
+    "no list": '{"ranking": "A, B, C"}',
+    "blank": "  ",
+    "an empty body": (200, {}, ""),
+    "no completion": (200, {}, '{"detail": "hello"}'),
+    "no choices": (200, {}, '{"id": "1", "choices": []}'),
+    "a page": (200, {"Content-Type": "text/html"}, "<html>welcome</html>"),
+    "not found": (404, {}, "{}"),
+    "server error": (500, {}, "oops"),
+    "a closed connection": None,
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_no_hostile_answer_becomes_a_ranking(kind: str) -> None:
+    """Only the group in question fails; the others are ranked."""
+
+    def reply(request: dict[str, Any]) -> Any:
+        return HOSTILE[kind] if "hostile" in candidates(request).values() else shortest_first(request)
+
+    groups = [group("a", "bb", "ccc", id="x"), group("a", "bb", "hostile", id="y"), group("aa", "b", "c", id="z")]
+    with ChatServer(reply) as server:
+        one = judge(server)
+        ranking = one.rank(groups)
+        assert ranking.ranks.tolist() == [[0, 1, 2], [-1, -1, -1], [1, 0, 0]]
+        assert [error.prompt_id for error in ranking.failures] == ["y"]
+        assert one.take_counts()["failures"] == 1
+        assert one.take_counts() == {"requests": 0, "cache_hits": 0, "failures": 0}
+        with pytest.raises(OracleError, match="HTTPJudge gave no ranking for prompt 'y'"):
+            rank_groups(one, groups, OracleFailure())
+
+
+def test_prose_around_one_ranking_does_not_matter() -> None:
+    text = 'Sure! {"thoughts": "B {is} best"} Here you are:\n```json\n{"ranking": ["b", ["A", "C"]]}\n```\nBest wishes'
+    assert parse_order(text, ("A", "B", "C")) == [[1], [0, 2]]
+
+
+def test_a_time_out_is_a_failure() -> None:
+    with ChatServer(shortest_first, delay_s=1.5) as server:
+        start = time.perf_counter()
+        ranking = judge(server, timeout_s=0.3).rank([group()])
+        assert time.perf_counter() - start < 1.2
+    assert "APITimeoutError" in str(ranking.failures[0])
+
+
+def test_retry_after_is_honoured() -> None:
+    seen: list[float] = []
+
+    def reply(request: dict[str, Any]) -> Any:
+        seen.append(time.perf_counter())
+        return (429, {"Retry-After": "1"}, "{}") if len(seen) == 1 else shortest_first(request)
+
+    with ChatServer(reply) as server:
+        ranking = judge(server, num_ballots=1, max_retries=2).rank([group()])
+    assert ranking.ranks.tolist() == [[3, 0, 1, 2, 0]]
+    assert 0.9 < seen[1] - seen[0] < 3.0
+
+
+def test_a_server_that_recovers_is_asked_again() -> None:
+    troubles: list[Any] = [(500, {}, "oops"), None, (503, {}, "")]
+
+    def reply(request: dict[str, Any]) -> Any:
+        return troubles.pop() if troubles else shortest_first(request)
+
+    with ChatServer(reply) as server:
+        ranking = judge(server, num_ballots=1, max_retries=4).rank([group()])
+    assert ranking.ranks.tolist() == [[3, 0, 1, 2, 0]]
+    assert len(server.requests) == 4
+
+
+def test_nobody_there() -> None:
+    ranking = HTTPJudge("http://127.0.0.1:9/v1", "tiny", max_retries=0).rank([group()])
+    assert "APIConnectionError from http://127.0.0.1:9/v1" in str(ranking.failures[0])
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+def test_a_repeated_run_asks_nothing_twice(tmp_path: Path) -> None:
+    groups = [group(f"{i}", f"{i}b", f"{i}cc", id=str(i)) for i in range(5)]
+    with ChatServer(shortest_first) as server:
+        first = judge(server, cache_dir=str(tmp_path))
+        half = first.rank(groups[:3])
+        assert first.take_counts() == {"requests": 6, "cache_hits": 0, "failures": 0}
+        resumed = judge(server, cache_dir=str(tmp_path))  # as another process would
+        whole = resumed.rank(groups)
+        assert resumed.take_counts() == {"requests": 4, "cache_hits": 6, "failures": 0}
+        assert len(server.requests) == 10
+    assert torch.equal(whole.ranks[:3], half.ranks)
+    replayed = HTTPJudge(server.url, "tiny", cache_dir=str(tmp_path), replay=True)  # nobody is there any more
+    assert torch.equal(replayed.rank(groups).ranks, whole.ranks)
+    other = replayed.rank([group("x", "yy", "zzz", id="new")])
+    assert "the reply is not in the cache" in str(other.failures[0])
+
+
+def test_an_unreadable_reply_is_kept_as_one_and_asked_anew_only_by_a_retry(tmp_path: Path) -> None:
+    replies = iter(["nonsense", "more nonsense", '{"ranking": ["A", "B"]}'])
+    retry = OracleFailure(action="retry", retries=2)
+    with ChatServer(lambda _: next(replies)) as server:
+        first = judge(server, num_ballots=1, cache_dir=str(tmp_path))
+        expected = rank_groups(first, [group("a", "bb")], retry)
+        assert len(server.requests) == 3
+        again = judge(server, num_ballots=1, cache_dir=str(tmp_path))
+        assert torch.equal(rank_groups(again, [group("a", "bb")], retry).ranks, expected.ranks)
+        assert len(server.requests) == 3
+        assert again.take_counts()["requests"] == 0
+
+
+def test_other_settings_are_another_question(tmp_path: Path) -> None:
+    with ChatServer(shortest_first) as server:
+        for settings in ({}, {"max_tokens": 99}, {"instructions": "Order them."}, {"num_frames": 2}):
+            judge(server, cache_dir=str(tmp_path), num_ballots=1, **settings).rank([group()])
+    assert len(server.requests) == 4
+
+
+# --------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"replay": True}, "it needs oracle.cache_dir"),
+        ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "'NO_SUCH_VARIABLE_HERE', but that environment variable is not set"),
+        ({"num_ballots": 0}, "oracle.num_ballots is 0"),
+        ({"timeout_s": 0}, "oracle.timeout_s is 0"),
+        ({"max_retries": -1}, "oracle.max_retries -1"),
+    ],
+)
+def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HTTPJudge("http://localhost/v1", "m", **settings)
+
+
+def test_ballots_are_the_same_again_and_another_seed_shuffles_anew() -> None:
+    one = group("a", "b", "c", "d", "e", "b")
+    first, second, third = ballots(one, 3, seed=0)
+    assert [b.texts for b in ballots(one, 3, seed=0)] == [first.texts, second.texts, third.texts]
+    assert second.texts == tuple(reversed(first.texts))
+    assert sorted(third.texts) == ["a", "b", "c", "d", "e"]
+    assert len({ballots(one, 1, seed=s)[0].texts for s in range(20)}) > 10
+    assert first.ranks([[first.texts.index("b")], [i for i in range(5) if first.texts[i] != "b"]]) == [1, 0, 1, 1, 1, 0]
+    with pytest.raises(ValueError, match="27 different answers"):
+        ballots(group(*(f"answer {i}" for i in range(27))), 1, 0)

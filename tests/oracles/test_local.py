@@ -1,0 +1,217 @@
+"""Local judges on a tiny model: what they ask, and what they make of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orlaif.data.shapes import ShapesDataset, words
+from orlaif.data.video import UniformSampling, decode_clip
+from orlaif.encoding import render, to_batch
+from orlaif.oracles import ListwiseJudge, PairwiseJudge
+from orlaif.oracles.aggregate import bradley_terry
+from orlaif.oracles.local import _CUT, letter_ids, sorting_network
+from orlaif.oracles.prompting import ballots
+from orlaif.policy import Policy
+from orlaif.tiny import make_tiny_model
+from orlaif.types import CandidateGroup, VideoPrompt
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def judge_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Qwen3-VL whose tokenizer knows capital letters."""
+    folder = str(tmp_path_factory.mktemp("judge"))
+    make_tiny_model(folder, [*words(), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def groups(data_root: str) -> list[CandidateGroup]:
+    dataset = ShapesDataset(data_root, "train", size=64)
+    dataset.load()
+    made = []
+    answers = [("red", "blue", "green", "red"), ("one", "two", "circle", "blue"), ("left", "left", "left", "left")]
+    for i, own in enumerate(answers):
+        clip = decode_clip(dataset[i], UniformSampling(4))
+        made.append(CandidateGroup(prompt=dataset[i], clip=clip, answers=own))
+    return made
+
+
+def sharpened(judge: Any) -> Any:
+    """Weights that make its opinions strong."""
+    with torch.no_grad():
+        for parameter in judge.judge.network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return judge
+
+
+def verdict(judge: PairwiseJudge, group: CandidateGroup, first: str, second: str) -> float:
+    """Probability of A, from a prompt of its own through transformers' forward."""
+    policy = judge.judge
+    question = f"{judge.instructions}\n\nQuestion: {group.prompt.question}\n\n{_CUT}"
+    prompt = VideoPrompt(id="1", video="v", question=question)
+    text = render(policy.processor, prompt).replace(_CUT, f"A: {first}\nB: {second}")
+    batch = to_batch(policy.processor, [prompt], [group.clip], [text])
+    with torch.no_grad():
+        logits = policy.network(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **batch.mm_inputs
+        ).logits
+    return float(logits[0, -1, letter_ids(policy, 2)].double().softmax(-1)[0])
+
+
+def test_pairs_by_log_probs_in_both_orders(judge_model: str, groups: list[CandidateGroup]) -> None:
+    """Strengths from verdicts that are asked one prompt at a time."""
+    judge = sharpened(PairwiseJudge(judge_model, dtype="float32"))
+    ranking = judge.rank(groups)
+    assert judge.take_counts() == {"verdicts": 6.0 + 12.0}
+    assert ranking.scores is not None
+    for i, group in enumerate(groups[:2]):
+        texts = list(dict.fromkeys(group.answers))
+        wins = torch.zeros(len(texts), len(texts), dtype=torch.float64)
+        for a, b in itertools.permutations(range(len(texts)), 2):
+            p = verdict(judge, group, texts[a], texts[b])
+            wins[a, b] += p
+            wins[b, a] += 1 - p
+        expected = bradley_terry(wins)
+        assert float(expected.max() - expected.min()) > 0.005
+        for answer, score in zip(group.answers, ranking.scores[i].tolist(), strict=True):
+            assert score == pytest.approx(float(expected[texts.index(answer)]), abs=1e-5)
+    assert ranking.ranks[0, 0] == ranking.ranks[0, 3]  # the same answer twice
+    assert ranking.ranks[2].tolist() == [0, 0, 0, 0]
+
+
+def test_the_video_is_paid_once_per_group(judge_model: str, groups: list[CandidateGroup]) -> None:
+    judge = PairwiseJudge(judge_model, dtype="float32")
+    calls = {"vision": 0}
+    tower = Policy._vision_tower(judge.judge.network)
+    tower.register_forward_hook(lambda *_: calls.__setitem__("vision", calls["vision"] + 1))
+    judge.rank(groups)
+    assert calls["vision"] == 1
+
+
+def test_a_network_of_pairs_sorts_by_the_verdicts(judge_model: str, groups: list[CandidateGroup]) -> None:
+    """With verdicts that follow the alphabet, the network finds the alphabet."""
+    judge = PairwiseJudge(judge_model, pairs="network", dtype="float32")
+
+    def alphabet(part: Any, texts: list[list[str]], pairs: list[list[tuple[int, int]]]) -> list[torch.Tensor]:
+        wins = [torch.zeros(len(own), len(own), dtype=torch.float64) for own in texts]
+        for own, asked, table in zip(texts, pairs, wins, strict=True):
+            for a, b in asked:
+                table[(a, b) if own[a] < own[b] else (b, a)] += 1
+        return wins
+
+    judge._wins = alphabet  # type: ignore[method-assign]
+    assert judge.rank(groups).ranks.tolist() == [[2, 0, 1, 2], [2, 3, 1, 0], [0, 0, 0, 0]]
+
+
+def test_a_network_asks_the_model(judge_model: str, groups: list[CandidateGroup]) -> None:
+    judge = sharpened(PairwiseJudge(judge_model, pairs="network", dtype="float32"))
+    ranking = judge.rank(groups[1:2])
+    assert sorted(ranking.ranks[0].tolist()) == [0, 1, 2, 3]
+    assert judge.take_counts() == {"verdicts": 10.0}  # 5 comparisons of 4 answers, in both orders
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_the_network_sorts_everything(n: int) -> None:
+    """The 0-1 principle: a network that sorts all sequences of zeros and ones sorts all."""
+    stages = sorting_network(n)
+    for bits in itertools.product([0, 1], repeat=n):
+        row = list(bits)
+        for stage in stages:
+            assert len({place for pair in stage for place in pair}) == 2 * len(stage)
+            for i, j in stage:
+                if row[j] < row[i]:
+                    row[i], row[j] = row[j], row[i]
+        assert row == sorted(bits)
+    assert sum(map(len, stages)) == [0, 1, 3, 5, 9, 12, 16, 19][n - 1]
+
+
+@pytest.mark.parametrize("num_ballots", [1, 3])
+def test_a_constrained_list_is_always_an_order(
+    judge_model: str, groups: list[CandidateGroup], num_ballots: int
+) -> None:
+    judge = sharpened(ListwiseJudge(judge_model, dtype="float32", num_ballots=num_ballots, batch_size=2))
+    ranking = judge.rank(groups)
+    assert ranking.failures == ()
+    assert ranking.ranks[0, 0] == ranking.ranks[0, 3]
+    assert ranking.ranks[2].tolist() == [0, 0, 0, 0]
+    if num_ballots == 1:
+        assert sorted(ranking.ranks[1].tolist()) == [0, 1, 2, 3]
+    again = ListwiseJudge(judge_model, dtype="float32", num_ballots=num_ballots, batch_size=16)
+    assert torch.equal(sharpened(again).rank(groups).ranks, ranking.ranks)
+
+
+def test_a_constrained_list_follows_the_model(judge_model: str, groups: list[CandidateGroup]) -> None:
+    """Letter by letter the most probable of those that are left."""
+    judge = sharpened(ListwiseJudge(judge_model, dtype="float32", num_ballots=1))
+    policy, group = judge.judge, groups[1]
+    (ballot,) = ballots(group, 1, 0)
+    prompt = VideoPrompt(id="1", video="v", question=f"{judge.instructions}\n\n{ballot.question}")
+    batch = to_batch(policy.processor, [prompt], [group.clip], [render(policy.processor, prompt)])
+    letters, written = letter_ids(policy, 4), []
+    for _ in range(4):
+        ids = torch.cat([batch.input_ids, letters[written][None]], 1)
+        extra = {"mm_token_type_ids": torch.nn.functional.pad(batch.mm_inputs["mm_token_type_ids"], (0, len(written)))}
+        with torch.no_grad():
+            logits = policy.network(
+                input_ids=ids, attention_mask=torch.ones_like(ids), **{**batch.mm_inputs, **extra}
+            ).logits[0, -1, letters]
+        logits[written] = -torch.inf
+        written.append(int(logits.argmax()))
+    assert judge.rank([group]).ranks[0].tolist() == ballot.ranks([[place] for place in written])
+
+
+def test_free_replies_of_a_model_that_knows_nothing_are_failures(
+    judge_model: str, groups: list[CandidateGroup]
+) -> None:
+    ranking = ListwiseJudge(judge_model, output="parsed", dtype="float32", max_tokens=8).rank(groups)
+    assert [error.prompt_id for error in ranking.failures] == [group.prompt.id for group in groups[:2]]
+    assert ranking.ranks.tolist() == [[-1] * 4, [-1] * 4, [0] * 4]
+
+
+def test_the_policys_own_base_with_the_adapter_off(judge_model: str, groups: list[CandidateGroup]) -> None:
+    expected = PairwiseJudge(judge_model, dtype="float32").rank(groups)
+    torch.manual_seed(0)
+    policy = Policy(judge_model, lora=LORA, dtype="float32").load()
+    with torch.no_grad():
+        for name, parameter in policy.network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    judge = PairwiseJudge(None)
+    with pytest.raises(ValueError, match="no policy has been bound"):
+        judge.rank(groups)
+    judge.bind(policy)
+    found = judge.rank(groups)
+    assert found.scores is not None
+    assert expected.scores is not None
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="this policy has no adapter"):
+        PairwiseJudge(None).bind(Policy(judge_model))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PairwiseJudge("m", pairs="some"), "oracle.pairs is 'some'"),  # type: ignore[arg-type]
+        (lambda: PairwiseJudge("m", method="borda"), "oracle.method is 'borda'"),  # type: ignore[arg-type]
+        (lambda: PairwiseJudge("m", batch_size=0), "oracle.batch_size is 0"),
+        (lambda: ListwiseJudge("m", output="free"), "oracle.output is 'free'"),  # type: ignore[arg-type]
+        (lambda: ListwiseJudge("m", num_ballots=0), "oracle.num_ballots is 0"),
+        (lambda: ListwiseJudge("m", method="median"), "oracle.method is 'median'"),  # type: ignore[arg-type]
+    ],
+)
+def test_mistakes_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_tokenizer_without_letters_is_refused(tiny_model: str, groups: list[CandidateGroup], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no token of its own for each of the letters A \.\. B"):
+        PairwiseJudge(tiny_model, dtype="float32").rank(groups)
