@@ -95,6 +95,19 @@ class JsonlDataset(PromptDataset):
         self.video_root = video_root
         self._prompts: list[VideoPrompt] | None = None
 
+    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+        """One row as a prompt; other formats say it differently.
+
+        Args:
+            row: the parsed JSON value.
+            where: file and line, for errors.
+            video_root: folder that a relative video is resolved against.
+
+        Raises:
+            ValueError: naming ``where`` and the field.
+        """
+        return parse_row(row, where, video_root)
+
     def load(self) -> None:
         """Read and check the whole file."""
         if not os.path.isfile(self.path):
@@ -111,7 +124,7 @@ class JsonlDataset(PromptDataset):
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where}: not valid JSON ({error})") from error
-                prompt = parse_row(row, where, root)
+                prompt = self.parse(row, where, root)
                 if prompt.id in lines:
                     raise ValueError(f"{where}: id {prompt.id!r} was used before, on line {lines[prompt.id]}")
                 lines[prompt.id] = number

@@ -5,6 +5,7 @@ from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.function import FunctionOracle
 from orlaif.oracles.http import HTTPJudge
 from orlaif.oracles.local import ListwiseJudge, PairwiseJudge
+from orlaif.oracles.preference import PreferenceRanker
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
 from orlaif.oracles.score import ScoreOracle, TextRewardModel
@@ -17,6 +18,7 @@ __all__ = [
     "Oracle",
     "OracleFailure",
     "PairwiseJudge",
+    "PreferenceRanker",
     "RandomOracle",
     "ReferenceAnswerOracle",
     "ScoreOracle",
