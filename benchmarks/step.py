@@ -312,16 +312,10 @@ class Grouper(Candidate):
         )[0]
 
 
-def candidates(
-    model: Any, point: tuple[int, int, int], device: str, others: bool, duplicate: bool = True
-) -> dict[str, Candidate]:
+def candidates(model: Any, point: tuple[int, int, int], device: str) -> dict[str, Candidate]:
     """All that take part on this machine."""
-    names = ["duplicate"] * duplicate + ["mask", "split", *(["flex"] if device == "cuda" else [])]
-    found: dict[str, Candidate] = {name: Ours(model, name) for name in names}
-    if others:
-        found["trl"] = TRL(model, point)
-        found["prefix_grouper"] = Grouper(model)
-    return found
+    names = ["duplicate", "mask", "split", *(["flex"] if device == "cuda" else [])]
+    return {name: Ours(model, name) for name in names} | {"trl": TRL(model, point), "prefix_grouper": Grouper(model)}
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
@@ -332,8 +326,7 @@ def agreement(found: dict[str, Candidate], device: str) -> dict[str, float]:
     batch, completions, _ = inputs((64, 8, 3), device, 1000)
     with torch.no_grad():
         logps = {name: candidate.logps(batch, completions).float() for name, candidate in found.items()}
-    first = logps.get("duplicate", logps["mask"])
-    return {name: float((value - first).abs().max()) for name, value in logps.items()}
+    return {name: float((value - logps["duplicate"]).abs().max()) for name, value in logps.items()}
 
 
 def measure_step(
@@ -341,11 +334,9 @@ def measure_step(
     model: Any,
     device: str,
     repeats: int,
-    others: bool,
-    size_name: str | None = None,
 ) -> dict[str, Any]:
-    """Forward, loss and backward of every candidate, taking turns; another size without the duplicated batch."""
-    found = candidates(model, point, device, others, duplicate=size_name is None)
+    """Forward, loss and backward of every candidate, taking turns."""
+    found = candidates(model, point, device)
     batch, completions, advantages = inputs(point, device, model.config.vocab_size)
     tolerance = 0.2 if device == "cuda" else 1e-4
     errors = agreement(found, device)
@@ -372,9 +363,9 @@ def measure_step(
             peaks[name] = max(peak, peaks.get(name, 0))
     for name, taken_all in times.items():
         rows[name] |= {**spread(taken_all), "peak_bytes": peaks[name]}
-    work = {shared: operations(point, size_name or device, shared) for shared in (False, True)}
+    work = {shared: operations(point, device, shared) for shared in (False, True)}
     return {
-        "model": size_name or device,
+        "model": device,
         "prompt": point[0],
         "answer": point[1],
         "group": point[2],
@@ -382,6 +373,36 @@ def measure_step(
         "multiply_adds_shared": work[True],
         "results": rows,
     }
+
+
+def measure_groups(model: Any, size_name: str, device: str, repeats: int) -> list[dict[str, Any]]:
+    """A training step at a fixed prompt for several group sizes, which take turns."""
+    names = ["mask", "split", *(["flex"] if device == "cuda" else [])]
+    given = {point: inputs(point, device, model.config.vocab_size) for point in GROUP_SIZES}
+    times: dict[tuple[tuple[int, int, int], str], list[float]] = {}
+    for repeat in range(repeats + 1):
+        for point, (batch, completions, advantages) in given.items():
+            for name in names:
+                candidate = Ours(model, name)
+                model.zero_grad(set_to_none=True)
+
+                def step(candidate: Candidate = candidate, given: Any = (batch, completions, advantages)) -> None:
+                    candidate.loss(*given).backward()
+
+                taken = seconds(step, device == "cuda")
+                if repeat:
+                    times.setdefault((point, name), []).append(taken)
+    return [
+        {
+            "model": size_name,
+            "prompt": point[0],
+            "answer": point[1],
+            "group": point[2],
+            "multiply_adds_shared": operations(point, size_name, True),
+            "results": {name: spread(times[point, name]) for name in names},
+        }
+        for point in GROUP_SIZES
+    ]
 
 
 def measure_choice(sizes: tuple[int, int, int, int], ragged: bool, model: Any, repeats: int) -> dict[str, Any]:
@@ -491,7 +512,7 @@ def plot(report: dict[str, Any], path: str) -> None:
         groups = [e["group"] for e in series]
         work = [e["multiply_adds_shared"] / series[0]["multiply_adds_shared"] for e in series]
         axes[2].plot(groups, work, "k:", label=f"operations, shared, {size_name}")
-        for name in [name for name in ("duplicate", "mask", "split", "flex") if name in series[0]["results"]]:
+        for name in series[0]["results"]:
             times = [e["results"][name]["median_ms"] for e in series]
             axes[2].plot(groups, [ms / times[0] for ms in times], "o-", label=f"{name}, {size_name}")
     axes[2].set_xlabel("answers to a prompt of 2048 tokens")
@@ -512,7 +533,17 @@ def show(entry: dict[str, Any]) -> None:
         return
     times = ratios(entry) if "predicted" in entry else {}
     title = f"\n{entry.get('model', '')} prompt {entry['prompt']} answer {entry['answer']} group {entry['group']}"
-    print(title + (f"  predicted {entry['predicted']:.2f}" if "predicted" in entry else "  rollout"), flush=True)
+    print(
+        title
+        + (
+            f"  predicted {entry['predicted']:.2f}"
+            if "predicted" in entry
+            else ""
+            if "multiply_adds_shared" in entry
+            else "  rollout"
+        ),
+        flush=True,
+    )
     for name, row in entry["results"].items():
         if "median_ms" not in row:
             print(f"  {name:<34} differs by {row['log_prob_difference']:.2g}: no speed")
@@ -558,21 +589,18 @@ def main() -> None:
             json.dump(report, file, indent=1)
 
     model.train()
-    measure_step((64, 8, 2), model, device, 1, True)  # what first calls load
+    measure_step((64, 8, 2), model, device, 1)  # what first calls load
     repeats = arguments.repeats
     if "steps" in parts:
         for point in points:
-            done(
-                "steps", measure_step(point, model, device, repeats if point[0] < 4096 or device == "cuda" else 1, True)
-            )
+            done("steps", measure_step(point, model, device, repeats if point[0] < 4096 or device == "cuda" else 1))
     model.zero_grad(set_to_none=True)
     if "groups" in parts:
-        for point in GROUP_SIZES:
-            done("groups", measure_step(point, model, device, repeats, False))
         wide = language_model(device, "wide")
         enable_grouping(wide)
-        for point in GROUP_SIZES:
-            done("groups", measure_step(point, wide, device, repeats, False, "wide"))
+        for name, which in ((device, model), ("wide", wide)):
+            for entry in measure_groups(which, name, device, repeats):
+                done("groups", entry)
         del wide
     if "rollouts" in parts:
         model.eval()
