@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import StableLmConfig, StableLmForSequenceClassification
 
 from orlaif.oracles import (
     EnsembleOracle,
@@ -14,8 +16,10 @@ from orlaif.oracles import (
     OracleFailure,
     ReferenceAnswerOracle,
     ScoreOracle,
+    TextRewardModel,
     rank_groups,
 )
+from orlaif.tiny import tiny_tokenizer
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip, VideoPrompt
 
 CLIP = VideoClip(
@@ -203,3 +207,33 @@ def test_a_retry_that_helps_leaves_no_failure() -> None:
     ranking = rank_groups(Moody([0, 1]), groups, OracleFailure(action="retry", retries=1))
     assert ranking.ranks.tolist() == [[0, 1], [0, 1]]
     assert ranking.failures == ()
+
+
+def test_a_reward_model_of_hugging_face(tmp_path: Path) -> None:
+    """Rewards of a padded batch are those of each answer alone."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(["which", "red", "blue", "ball"])
+    config = StableLmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = StableLmForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    answers = ("red", "blue ball", "red ball red ball", "red")
+    ranking = ScoreOracle(TextRewardModel(str(tmp_path), dtype="float32", device="cpu")).rank([group(*answers)])
+    assert ranking.scores is not None
+    for answer, score in zip(answers, ranking.scores[0].tolist(), strict=True):
+        messages = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        with torch.no_grad():
+            alone = model.eval()(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
+        assert score == pytest.approx(float(alone[0, 0]), abs=1e-5)
+    assert ranking.scores[0, 0] == ranking.scores[0, 3]
+    assert ranking.scores.unique().numel() == 3
