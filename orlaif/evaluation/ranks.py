@@ -43,7 +43,8 @@ def rank_metrics(
     Returns:
         0-dim tensors: ``oracle/tie_rate`` (share of ranked pairs), ``oracle/unranked_rate`` (share of answers),
         ``oracle/zero_signal_rate`` (share of groups without any advantage), ``oracle/length_tau`` (positive: longer
-        answers rank better) and ``oracle/policy_tau`` (positive: policy and oracle agree).
+        answers rank better), ``oracle/position_tau`` (positive: answers shown first rank better; they were sampled in
+        no order, so anything but 0 is the oracle's) and ``oracle/policy_tau`` (positive: policy and oracle agree).
     """
     valid = ranks >= 0
     pair = (valid.unsqueeze(-1) & valid.unsqueeze(-2)).triu(1)
@@ -54,6 +55,8 @@ def rank_metrics(
         "oracle/zero_signal_rate": (advantages == 0).all(-1).float().mean(),
         "oracle/length_tau": _mean(kendall_tau(-ranks, lengths, valid)),
     }
+    first = -torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
+    metrics["oracle/position_tau"] = _mean(kendall_tau(-ranks, first, valid))
     if sequence_logps is not None:
         metrics["oracle/policy_tau"] = _mean(kendall_tau(-ranks, sequence_logps, valid))
     return metrics
