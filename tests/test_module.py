@@ -142,7 +142,7 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
         *(f"train/completions/{m}" for m in ("mean_length", "clipped_ratio")),
         *(f"time/{m}" for m in ("decode", "rollout", "oracle", "reference", "policy")),
         *(f"oracle/{m}" for m in ("tie_rate", "unranked_rate", "zero_signal_rate", "order_consistency", "policy_tau")),
-        *(f"oracle/{m}" for m in ("length_tau", "mean_score", "failure_rate")),
+        *(f"oracle/{m}" for m in ("length_tau", "position_tau", "mean_score", "failure_rate")),
         "data/bad_videos",
     }
     assert all(metrics[f"time/{stage}"] > 0 for stage in ("decode", "rollout", "oracle", "reference", "policy"))
