@@ -231,12 +231,12 @@ class SharedDecoder:
 
     def advance(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Decoder`."""
-        logits = self._step(self.model, self.cache, tokens, positions, self.mask)
+        logits = self._step(tokens, positions)
         self.cache.advance()
         return logits if len(self.real) == len(self.rows) else logits.index_select(0, self.real)
 
-    def _step(self, model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        return _decode(model, cache, tokens, positions, mask)
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return _decode(self.model, self.cache, tokens, positions, self.mask)
 
     def _new_shape(self, prompts: int, width: int) -> tuple[int, int] | None:
         """What the batch becomes when this many prompts with up to this many rows are unfinished; None: it stays."""
@@ -316,9 +316,8 @@ class CompiledDecoder(SharedDecoder):
         self.pool, self.max_new_tokens = pool, max_new_tokens
         super().__init__(model, cache, batch, group_size, max_new_tokens)
 
-    def _fixed(self, like: GroupCache | list[tuple[Tensor, Tensor]], shape: tuple[int, int], length: int) -> GroupCache:
-        """A cache of this size, used before or new."""
-        prompts = like.prompts if isinstance(like, GroupCache) else like
+    def _fixed(self, prompts: list[tuple[Tensor, Tensor]], shape: tuple[int, int], length: int) -> GroupCache:
+        """A cache of this size, used before or new, with layers like those of ``prompts``."""
         key = (*shape, length, self.max_new_tokens)
         if key not in self.pool:
             buffers = [
@@ -348,17 +347,17 @@ class CompiledDecoder(SharedDecoder):
         cache.position.zero_()
         return cache
 
-    def _step(self, model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         with torch._dynamo.config.patch(recompile_limit=64):  # one for each size; the default gives up at 8
             # The next replay of a CUDA graph overwrites its outputs.
-            return _compiled_decode()(model, cache, tokens, positions, mask).clone()
+            return _compiled_decode()(self.model, self.cache, tokens, positions, self.mask).clone()
 
     def _new_shape(self, prompts: int, width: int) -> tuple[int, int] | None:
         shape = _power_of_two(prompts, self.shape[0]), _power_of_two(width, self.shape[1])
         return shape if shape[0] * shape[1] <= SHRINK_COMPILED_AT * len(self.rows) else None
 
     def _shrink(self, prompts: Tensor, rows: Tensor, shape: tuple[int, int]) -> None:
-        smaller = self._fixed(self.cache, shape, self.cache.prompt_length)
+        smaller = self._fixed(self.cache.prompts, shape, self.cache.prompt_length)
         for new, old in zip(smaller.prompts, self.cache.prompts, strict=True):
             for buffer, values in zip(new, old, strict=True):
                 buffer.copy_(values.index_select(0, prompts))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.prefix import GroupRows, completion_positions, group_rows
-from orlaif.prefix_attention import RowAttention, choose_attention, flex_attention, split_attention
+from orlaif.prefix_attention import RowAttention, autocast_dtype, choose_attention, flex_attention, split_attention
 from orlaif.types import Completions, PromptBatch
 
 
@@ -99,7 +99,8 @@ def shared_forward(
         [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
     """
     device, dtype = batch.input_ids.device, next(model.parameters()).dtype
-    name = choose_attention(batch.attention_mask, completions.mask, attentions, device, dtype)
+    computed = autocast_dtype(device, dtype)
+    name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
     rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask")
     _, g, t = completions.ids.shape
     ahead = completion_positions(positions, t).unsqueeze(-2)
@@ -115,11 +116,10 @@ def shared_forward(
 
 def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
     if name == "mask":
-        if base_of(model).get_decoder().config._attn_implementation != "eager":
-            return {"attention_mask": rows.mask}
-        # Eager attention adds its mask to the scores.
-        added = torch.zeros(rows.mask.shape, dtype=dtype, device=rows.source.device)
-        return {"attention_mask": added.masked_fill(~rows.mask, torch.finfo(dtype).min)}
+        mask = rows.mask
+        if base_of(model).get_decoder().config._attn_implementation == "eager":  # which adds its mask to the scores
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return {"attention_mask": mask}
     # A mask of four dimensions goes through transformers as it is; the attention function does not read it.
     function = {"split": split_attention, "flex": flex_attention}[name]
     return {

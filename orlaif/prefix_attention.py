@@ -17,7 +17,7 @@ Shapes: B rows, H query heads, K key heads (H = K * n), N queries, M keys, D hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -76,6 +76,11 @@ def _flash_backward(
     )
 
 
+def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What attention computes in: autocast's dtype where it is on, as for PyTorch's own attention, else ``dtype``."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
 def split_runs_on(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch has a flash attention for ``split`` there: any CPU, CUDA in 16 bits."""
     return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
@@ -107,10 +112,11 @@ class _Block:
     back: Tensor | None
 
 
-def _iterate(rows: GroupRows) -> Iterator[_Block]:
+def _blocks(rows: GroupRows) -> list[_Block]:
     """The layout as blocks: one where all groups are alike and start a row each, else one per group."""
     spans = rows.spans
     alike = all((s.start, s.prompt, s.completions) == (0, spans[0].prompt, spans[0].completions) for s in spans)
+    blocks = []
     for span in spans[:1] if alike else spans:
         lengths = torch.tensor(span.completions)
         longest = int(lengths.max())
@@ -122,28 +128,23 @@ def _iterate(rows: GroupRows) -> Iterator[_Block]:
             back = valid.flatten().nonzero().squeeze(-1).to(device)
             own, valid = own.flatten().to(device), valid.flatten().to(device)
         end = span.start + span.prompt
-        yield _Block(
-            rows=slice(0, len(spans)) if alike else slice(span.row, span.row + 1),
-            prompt=slice(span.start, end),
-            completions=slice(end, span.start + span.length),
-            size=(len(lengths), longest),
-            own=own,
-            valid=valid,
-            back=back,
+        blocks.append(
+            _Block(
+                rows=slice(0, len(spans)) if alike else slice(span.row, span.row + 1),
+                prompt=slice(span.start, end),
+                completions=slice(end, span.start + span.length),
+                size=(len(lengths), longest),
+                own=own,
+                valid=valid,
+                back=back,
+            )
         )
-
-
-def _blocks(rows: GroupRows) -> list[_Block]:
-    return list(_iterate(rows))
+    return blocks
 
 
 def _fold(x: Tensor, heads: int) -> Tensor:
     """[B, H, N, ...] to [B, K, n * N, ...]: query heads that share a key head become further queries."""
     return x.reshape(x.shape[0], heads, -1, *x.shape[3:])
-
-
-def _unfold(x: Tensor, like: Tensor) -> Tensor:
-    return x.reshape(like.shape)
 
 
 def _apart(block: _Block, x: Tensor, zero: bool = False) -> Tensor:
@@ -188,7 +189,7 @@ class _Split(torch.autograd.Function):
                 continue
             q = q[:, :, behind]
             out_1, lse_1, rest_1 = _flash(_fold(q, heads), prompt_k, prompt_v, False, scale)
-            out_1, lse_1 = _unfold(out_1, q), lse_1.reshape(q.shape[:3])
+            out_1, lse_1 = out_1.reshape(q.shape), lse_1.reshape(q.shape[:3])
             own = [_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind])]
             out_2, lse_2, rest_2 = _flash(own[0], own[1], own[2], True, scale)
             out_2, lse_2 = _together(block, out_2), _together(block, lse_2)
@@ -236,7 +237,7 @@ class _Split(torch.autograd.Function):
                 g_q2, g_k2, g_v2 = _flash_backward(
                     _apart(block, g_out, zero=True), own_q, own_k, own_v, own_out, own_lse, True, scale, rest_2
                 )
-                g_q[:, :, behind] = _unfold(g_q1, q) + _together(block, g_q2)
+                g_q[:, :, behind] = g_q1.reshape(q.shape) + _together(block, g_q2)
                 g_k[:, :, behind], g_v[:, :, behind] = _together(block, g_k2), _together(block, g_v2)
             g_k[:, :, at], g_v[:, :, at] = g_pk, g_pv
         return grads[0], grads[1], grads[2], None, None
@@ -307,8 +308,9 @@ class RowAttention:
     function: Callable[[Tensor, Tensor, Tensor, GroupRows, float], Tensor]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See :class:`Grouping`."""
-        return self.function(query, key, value, self.rows, scale)
+        """See :class:`Grouping`; under autocast norms may leave query and key in another dtype than value."""
+        dtype = autocast_dtype(query.device, query.dtype)
+        return self.function(query.to(dtype), key.to(dtype), value.to(dtype), self.rows, scale)
 
 
 def prefix_attention(

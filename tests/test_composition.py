@@ -17,8 +17,9 @@ from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling
 from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
-from orlaif.rollout import Rollout, SamplingParams
+from orlaif.rollout import Rollout, SamplingParams, generate
 from tests.conftest import REPO, random_completions
+from tests.families import FAMILIES
 from tests.test_module import Recorder, data, rlaif, trainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -126,6 +127,32 @@ def test_flex_attention_is_refused_where_it_cannot_train(tiny_model: str, data_r
 def test_a_microbatch_of_nothing_is_refused(tiny_model: str) -> None:
     with pytest.raises(ValueError, match="microbatch is 0; it must be 1 or more"):
         rlaif(tiny_model, microbatch=0)
+
+
+@pytest.mark.parametrize("attention", ["mask", "split"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_mixed_precision_is_as_close_to_float32_as_the_duplicated_batch(
+    family: str, attention: str, shapes: ShapesDataset, tmp_path: Path
+) -> None:
+    """Under autocast, where norms leave query and key in float32 and projections leave value in bf16."""
+    FAMILIES[family](str(tmp_path))
+
+    def logps(mixed: bool, **settings: Any) -> torch.Tensor:
+        policy = Policy(str(tmp_path), dtype="float32", **settings).load()
+        batch = Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            sampling = SamplingParams(max_new_tokens=4)
+            sampled = generate(policy, batch, 3, sampling, torch.Generator().manual_seed(0))
+            assert sampled.mask.any()
+            found = policy.completion_logps(batch, random_completions(policy, 5, 3, 4))
+        found.sum().backward()
+        return found.detach()
+
+    exact = logps(False, prefix="duplicate")
+    duplicate = (logps(True, prefix="duplicate") - exact).abs().max()
+    shared = (logps(True, prefix="shared", prefix_attention=attention) - exact).abs().max()
+    assert 0 < float(duplicate) < 0.1
+    assert float(shared) <= 2 * float(duplicate)
 
 
 @pytest.mark.parametrize("attention", ["mask", "split"])
