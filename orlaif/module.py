@@ -149,9 +149,7 @@ class OracleRLAIF(PolicyModule):
         """One step: rollout, oracle, advantage, reference, loss."""
         generator = self.seed_step(batch_idx)
         if not len(batch):
-            self.log_batch(batch, 0)
-            self._policy_start = time.perf_counter()
-            return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+            return self.empty_step(batch, batch_idx)
 
         with self.stage("rollout"):
             completions = self.rollout(self.policy, batch, generator)

@@ -169,6 +169,12 @@ class PolicyModule(LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
+    def empty_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """The step of a batch whose videos were all left out."""
+        self.log_batch(batch, 0)
+        self._policy_start = time.perf_counter()
+        return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+
     def zero_loss(self) -> Tensor:
         """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
         return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()

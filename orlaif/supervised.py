@@ -36,13 +36,8 @@ def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
         if prompt.answer is None:
             raise ValueError(f"prompt {prompt.id!r} has no answer; supervised fine-tuning needs one for every prompt")
         answers.append(prompt.answer)
-    ids = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for answer in answers]
-    longest = max(len(row) for row in ids)
-    device = batch.input_ids.device
-    padded = torch.tensor([row + [policy.pad_id] * (longest - len(row)) for row in ids], device=device)
-    lengths = torch.tensor([len(row) for row in ids], device=device)
-    mask = torch.arange(longest, device=device) < lengths[:, None]
-    return Completions(ids=padded[:, None], mask=mask[:, None], texts=tuple((answer,) for answer in answers))
+    rows = [[[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]] for answer in answers]
+    return Completions.padded(rows, tuple((answer,) for answer in answers), policy.pad_id, batch.input_ids.device)
 
 
 class SupervisedFineTuning(PolicyModule):
@@ -69,10 +64,9 @@ class SupervisedFineTuning(PolicyModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One batch of reference answers."""
         self.seed_step(batch_idx)
-        self._policy_start = time.perf_counter()
         if not len(batch):
-            self.log_batch(batch, 0)
-            return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+            return self.empty_step(batch, batch_idx)
+        self._policy_start = time.perf_counter()
         completions = reference_completions(self.policy, batch)
         total = -self.policy.completion_logps(batch, completions).sum()
         count = completions.mask.sum()

@@ -12,7 +12,7 @@ The two exceptions that carry a failure across stages, :class:`VideoError` and :
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,6 +255,28 @@ class Completions:
             self.logps is None or self.logps.shape == self.ids.shape,
             f"Completions.logps must have the shape of ids, {list(self.ids.shape)}",
         )
+
+    @classmethod
+    def padded(
+        cls,
+        rows: Sequence[Sequence[Sequence[int]]],
+        texts: tuple[tuple[str, ...], ...],
+        pad_id: int,
+        device: torch.device,
+    ) -> Completions:
+        """From lists of tokens.
+
+        Args:
+            rows: P groups of the same number of lists.
+            texts: P tuples of G texts.
+            pad_id: fills masked places.
+            device: of the tensors.
+        """
+        longest = max(len(row) for group in rows for row in group)
+        ids = [[[*row, *[pad_id] * (longest - len(row))] for row in group] for group in rows]
+        lengths = torch.tensor([[len(row) for row in group] for group in rows], device=device)
+        mask = torch.arange(longest, device=device) < lengths.unsqueeze(-1)
+        return cls(ids=torch.tensor(ids, device=device), mask=mask, texts=texts)
 
     @property
     def group_size(self) -> int:

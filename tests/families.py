@@ -64,13 +64,17 @@ def make_qwen2_5_vl(folder: str) -> None:
             "window_size": 24,
             "fullatt_block_indexes": [1],
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
+        **qwen_tokens(processor),
     )
     save(folder, processor, Qwen2_5_VLForConditionalGeneration, config)
+
+
+def qwen_tokens(processor: ProcessorMixin) -> dict[str, object]:
+    """What the config of a Qwen model says of the tokenizer, and tied embeddings."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {f"{name}_token_id": name for name in ("vision_start", "vision_end")}
+    return {**{field: ids(f"<|{name}|>") for field, name in names.items()}, "tie_word_embeddings": True}
 
 
 def save(folder: str, processor: ProcessorMixin, kind: type[PreTrainedModel], config: object) -> None:

@@ -16,14 +16,13 @@ from orlaif.prefix_check import structural_reason
 from orlaif.rollout import SamplingParams, generate
 from orlaif.tiny import tiny_processor
 from tests.conftest import make_policy
-from tests.families import FAMILIES, decoder, save
+from tests.families import FAMILIES, decoder, qwen_tokens, save
 from tests.test_rollout import five
 
 
 def make_hybrid(folder: str) -> None:
     """A Qwen3.5: a layer of linear attention, whose state runs through the sequence, and one of full attention."""
     processor = tiny_processor(words())
-    ids = processor.tokenizer.convert_tokens_to_ids
     config = Qwen3_5Config(
         text_config={
             **decoder(processor.tokenizer),
@@ -49,11 +48,7 @@ def make_hybrid(folder: str) -> None:
             "out_hidden_size": 32,
             "num_position_embeddings": 64,
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
+        **qwen_tokens(processor),
     )
     save(folder, processor, Qwen3_5ForConditionalGeneration, config)
 

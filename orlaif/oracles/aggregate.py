@@ -5,8 +5,12 @@ Shapes: G answers, N rankings.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Method = Literal["borda", "copeland"]
 
 
 def borda_points(rankings: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -66,6 +70,11 @@ def copeland(wins: Tensor) -> Tensor:
     points = (wins - wins.T).sign().sum(-1)
     met = ((wins + wins.T) > 0).any(-1)
     return points.where(met, torch.full_like(points, torch.nan))
+
+
+def by_method(method: Method, rankings: Tensor, weights: Tensor | None = None) -> Tensor:
+    """f64[G], more is better: :func:`borda_points`, or :func:`copeland` of :func:`pair_wins`."""
+    return borda_points(rankings, weights) if method == "borda" else copeland(pair_wins(rankings, weights))
 
 
 def bradley_terry(wins: Tensor, prior: float = 0.1, iterations: int = 200, tolerance: float = 1e-10) -> Tensor:

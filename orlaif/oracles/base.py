@@ -62,6 +62,22 @@ def dense_ranks(scores: Tensor) -> Tensor:
     return ranks
 
 
+def ranking_of(outcomes: Sequence[Tensor | OracleError], size: int) -> Ranking:
+    """A ranking from what became of each group.
+
+    Args:
+        outcomes: P times aggregated values f64[G], more is better, equal to 9 decimals = tied; or why there are none.
+        size: G.
+
+    Returns:
+        Dense ranks i64[P, G], -1 throughout and an entry in ``failures`` for groups without values.
+    """
+    nothing = torch.full((size,), torch.nan, dtype=torch.float64)
+    values = torch.stack([nothing if isinstance(outcome, OracleError) else outcome for outcome in outcomes])
+    failures = tuple(outcome for outcome in outcomes if isinstance(outcome, OracleError))
+    return Ranking(ranks=dense_ranks(values.round(decimals=9)), failures=failures)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OracleFailure:
     """What to do with groups that the oracle cannot rank: ``on_oracle_failure`` of a recipe.

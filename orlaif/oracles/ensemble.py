@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
+from torch import Tensor
 
-from orlaif.oracles.aggregate import borda_points, copeland, pair_wins
-from orlaif.oracles.base import Oracle, OracleFailure, dense_ranks, rank_groups
+from orlaif.oracles.aggregate import Method, by_method
+from orlaif.oracles.base import Oracle, OracleFailure, rank_groups, ranking_of
 from orlaif.types import CandidateGroup, OracleError, Ranking
-
-Method = Literal["borda", "copeland"]
 
 
 class EnsembleOracle(Oracle):
@@ -60,18 +59,15 @@ class EnsembleOracle(Oracle):
         opinions = [rank_groups(oracle, groups, lenient) for oracle in self.oracles]
         causes = {error.prompt_id: error for opinion in opinions for error in opinion.failures}
         stacked = torch.stack([opinion.ranks for opinion in opinions])  # [N, P, G]
-        rows, failures = [], []
+        outcomes: list[Tensor | OracleError] = []
         for i, group in enumerate(groups):
             ranks = stacked[:, i]
             given = (ranks >= 0).any(-1)
-            if int(given.sum()) < self.min_opinions:
-                cause = f"{int(given.sum())} of {len(opinions)} oracles ranked it, {self.min_opinions} are needed"
-                if group.prompt.id in causes:
-                    cause += f"; {causes[group.prompt.id]}"
-                failures.append(OracleError(type(self).__name__, group.prompt.id, cause))
-                rows.append(torch.full((ranks.shape[-1],), torch.nan, dtype=torch.float64))
-            elif self.method == "borda":
-                rows.append(borda_points(ranks[given], self.weights[given]))
-            else:
-                rows.append(copeland(pair_wins(ranks[given], self.weights[given])))
-        return Ranking(ranks=dense_ranks(torch.stack(rows).round(decimals=9)), failures=tuple(failures))
+            if int(given.sum()) >= self.min_opinions:
+                outcomes.append(by_method(self.method, ranks[given], self.weights[given]))
+                continue
+            cause = f"{int(given.sum())} of {len(opinions)} oracles ranked it, {self.min_opinions} are needed"
+            if group.prompt.id in causes:
+                cause += f"; {causes[group.prompt.id]}"
+            outcomes.append(OracleError(type(self).__name__, group.prompt.id, cause))
+        return ranking_of(outcomes, stacked.shape[-1])

@@ -20,11 +20,12 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2.functional import resize
 
 from orlaif.oracles.aggregate import borda_points
-from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip
 
@@ -111,29 +112,23 @@ class HTTPJudge(Oracle):
         if self._background is None:
             self._background = _Background()
         outcomes = self._background.run(self._rank_all(groups))
-        size = len(groups[0].answers)
-        rows, failures = [], []
-        for outcome in outcomes:
-            if isinstance(outcome, OracleError):
-                failures.append(outcome)
-                rows.append(torch.full((size,), torch.nan, dtype=torch.float64))
-            else:
-                rows.append(borda_points(torch.tensor(outcome)))
-        self._counts["failures"] += len(failures)
-        return Ranking(ranks=dense_ranks(torch.stack(rows).round(decimals=9)), failures=tuple(failures))
+        ranking = ranking_of(outcomes, len(groups[0].answers))
+        self._counts["failures"] += len(ranking.failures)
+        return ranking
 
-    async def _rank_all(self, groups: Sequence[CandidateGroup]) -> list[list[list[int]] | OracleError]:
+    async def _rank_all(self, groups: Sequence[CandidateGroup]) -> list[Tensor | OracleError]:
         limit = asyncio.Semaphore(self.concurrency)
         return list(await asyncio.gather(*(self._rank_one(group, limit) for group in groups)))
 
-    async def _rank_one(self, group: CandidateGroup, limit: asyncio.Semaphore) -> list[list[int]] | OracleError:
-        """Ranks of the group by each ballot, or why there are none."""
+    async def _rank_one(self, group: CandidateGroup, limit: asyncio.Semaphore) -> Tensor | OracleError:
+        """Points of the group's answers over all ballots, or why there are none."""
         if len(set(group.answers)) == 1:
-            return [[0] * len(group.answers)]  # nothing to decide
+            return torch.zeros(len(group.answers), dtype=torch.float64)  # nothing to decide
         try:
             shown = ballots(group, self.num_ballots, self.seed)
             frames = await asyncio.to_thread(_data_urls, group.clip, self.num_frames, self.frame_height)
-            return list(await asyncio.gather(*(self._ballot(ballot, frames, limit) for ballot in shown)))
+            rankings = await asyncio.gather(*(self._ballot(ballot, frames, limit) for ballot in shown))
+            return borda_points(torch.tensor(rankings))
         except (ValueError, _UnansweredError) as error:
             return OracleError(type(self).__name__, group.prompt.id, str(error))
 

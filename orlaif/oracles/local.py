@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from orlaif.encoding import render, to_batch
-from orlaif.oracles.aggregate import borda_points, bradley_terry, copeland, pair_wins
-from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.oracles.aggregate import Method, bradley_terry, by_method, copeland
+from orlaif.oracles.base import Oracle, dense_ranks, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.policy import Policy, evaluating
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoPrompt
 
 Output = Literal["constrained", "parsed"]
-ListMethod = Literal["borda", "copeland"]
 PairMethod = Literal["copeland", "bradley_terry"]
 
 CONSTRAINED_INSTRUCTIONS = (
@@ -123,7 +122,7 @@ class ListwiseJudge(LocalJudge):
         model: str | None,
         output: Output = "constrained",
         num_ballots: int = 2,
-        method: ListMethod = "borda",
+        method: Method = "borda",
         max_tokens: int = 128,
         instructions: str | None = None,
         dtype: str = "bfloat16",
@@ -134,7 +133,7 @@ class ListwiseJudge(LocalJudge):
         super().__init__(model, dtype, device, batch_size)
         if output not in get_args(Output):
             raise ValueError(f"oracle.output is {output!r}; it must be 'constrained' or 'parsed'")
-        if method not in get_args(ListMethod):
+        if method not in get_args(Method):
             raise ValueError(f"oracle.method is {method!r}; it must be 'borda' or 'copeland'")
         if num_ballots < 1:
             raise ValueError(f"oracle.num_ballots is {num_ballots}; it must be 1 or more")
@@ -169,17 +168,12 @@ class ListwiseJudge(LocalJudge):
                     opinions.setdefault(i, []).append(ballot.ranks(self._order(reply, ballot)))
                 except ValueError as error:
                     failures[i] = OracleError(type(self).__name__, ballot.group.prompt.id, str(error))
-        rows = []
-        for i, group in enumerate(groups):
-            if i in failures:
-                rows.append(torch.full((len(group.answers),), torch.nan, dtype=torch.float64))
-            elif i not in opinions:
-                rows.append(torch.zeros(len(group.answers), dtype=torch.float64))  # one answer: nothing to decide
-            elif self.method == "borda":
-                rows.append(borda_points(torch.tensor(opinions[i])))
-            else:
-                rows.append(copeland(pair_wins(torch.tensor(opinions[i]))))
-        return Ranking(ranks=dense_ranks(torch.stack(rows).round(decimals=9)), failures=tuple(failures.values()))
+        undecided = torch.zeros(len(groups[0].answers), dtype=torch.float64)  # one answer: nothing to decide
+        outcomes: list[Tensor | OracleError] = []
+        for i in range(len(groups)):
+            given = by_method(self.method, torch.tensor(opinions[i])) if i in opinions else undecided
+            outcomes.append(failures.get(i, given))
+        return ranking_of(outcomes, len(groups[0].answers))
 
     def _order(self, reply: str, ballot: Ballot) -> list[list[int]]:
         if self.output == "parsed":
@@ -326,19 +320,12 @@ class PairwiseJudge(LocalJudge):
             ]
             for own, asked in zip(texts, pairs, strict=True)
         ]
-        longest = max(len(row) for asked in rows for row in asked)
-        ids = torch.full((len(groups), most, longest), judge.pad_id)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for i, own_rows in enumerate(rows):
-            for j, row in enumerate(own_rows):
-                ids[i, j, : len(row)] = torch.tensor(row)
-                mask[i, j, : len(row)] = True
-        completions = Completions(
-            ids=ids.to(judge.device), mask=mask.to(judge.device), texts=(("",) * most,) * len(groups)
-        )
+        # Groups with fewer pairs than others are filled up with rows of no token.
+        filled = [[*own, *[[]] * (most - len(own))] for own in rows]
+        completions = Completions.padded(filled, (("",) * most,) * len(groups), judge.pad_id, judge.device)
         with evaluating(judge.network), self._adapter_off():
             hidden, head = judge.completion_hidden(batch, completions)
-        last = (mask.sum(-1) - 1).clamp(min=0).flatten().to(hidden.device)
+        last = (completions.lengths - 1).clamp(min=0).flatten()
         verdict = hidden[torch.arange(len(hidden), device=hidden.device), last]
         scores = verdict.float() @ head["weight"][letters].float().T
         if head["bias"] is not None:

@@ -132,16 +132,10 @@ def answer_completions(
     tokenizer = policy.processor.tokenizer
     most = max(len(own) for own in answers)
     end = [tokenizer.eos_token_id] * 2
-    ids = [
-        [[*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in [*own, *[""] * (most - len(own))]]
-        for own in answers
-    ]
-    longest = max(len(row) for own in ids for row in own)
-    padded = torch.tensor([[row + [policy.pad_id] * (longest - len(row)) for row in own] for own in ids], device=device)
-    lengths = torch.tensor([[len(row) for row in own] for own in ids], device=device)
+    filled = tuple((*own, *[""] * (most - len(own))) for own in answers)
+    rows = [[[*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in own] for own in filled]
     real = torch.arange(most, device=device) < torch.tensor([len(own) for own in answers], device=device)[:, None]
-    mask = torch.arange(longest, device=device) < lengths.unsqueeze(-1)
-    return Completions(ids=padded, mask=mask, texts=(("",) * most,) * len(answers)), real
+    return Completions.padded(rows, filled, policy.pad_id, device), real
 
 
 class PreferenceRanker(Oracle):

@@ -90,10 +90,9 @@ class PreferenceRankerTraining(PolicyModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One batch of compared answers."""
         self.seed_step(batch_idx)
-        self._policy_start = time.perf_counter()
         if not len(batch):
-            self.log_batch(batch, 0)
-            return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+            return self.empty_step(batch, batch_idx)
+        self._policy_start = time.perf_counter()
         scores, ranks = self._scored(batch)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
         total, count = likelihood(scores, ranks)

@@ -20,14 +20,8 @@ from orlaif.oracles import (
     rank_groups,
 )
 from orlaif.tiny import tiny_tokenizer
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip, VideoPrompt
-
-CLIP = VideoClip(
-    frames=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-    pts_s=torch.tensor([0.0, 1.0], dtype=torch.float64),
-    duration_s=2.0,
-    path="none",
-)
+from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
+from tests.oracles.test_oracles import CLIP
 
 
 def group(*answers: str, id: str = "p", **prompt: object) -> CandidateGroup:
