@@ -76,7 +76,8 @@ class LocalJudge(Oracle):
         if self._judge is None:
             raise ValueError("oracle.model is null, and no policy has been bound")
         if self._judge.model is None:
-            self._judge.load().to(self.device).eval()
+            # Frozen, so that the features of a batch's videos are computed once however often it is asked.
+            self._judge.load().to(self.device).eval().requires_grad_(False)
         return self._judge
 
     def _adapter_off(self) -> Any:
@@ -269,11 +270,13 @@ class PairwiseJudge(LocalJudge):
     def _rank_part(self, groups: Sequence[CandidateGroup]) -> list[Tensor]:
         """f64[G] of each group, more is better."""
         texts = [list(dict.fromkeys(group.answers)) for group in groups]
+        questions = [f"{self.instructions}\n\nQuestion: {group.prompt.question}\n\n{_CUT}" for group in groups]
+        prompts = self._batch(groups, questions, cut=True)
         if self.pairs == "all":
             wanted = [list(permutations(range(len(own)), 2)) for own in texts]
-            values = [self._aggregated(wins) for wins in self._wins(groups, texts, wanted)]
+            values = [self._aggregated(wins) for wins in self._wins(prompts, texts, wanted)]
         else:
-            values = self._sorted(groups, texts)
+            values = self._sorted(prompts, texts)
         return [
             torch.stack([value[own.index(answer)] for answer in group.answers])
             for group, own, value in zip(groups, texts, values, strict=True)
@@ -284,7 +287,7 @@ class PairwiseJudge(LocalJudge):
             return torch.zeros(1, dtype=torch.float64)
         return copeland(wins) if self.method == "copeland" else bradley_terry(wins)
 
-    def _sorted(self, groups: Sequence[CandidateGroup], texts: list[list[str]]) -> list[Tensor]:
+    def _sorted(self, prompts: tuple[PromptBatch, str], texts: list[list[str]]) -> list[Tensor]:
         """Places in the order that the network makes, all groups one stage at a time."""
         orders = [list(range(len(own))) for own in texts]
         stages = [sorting_network(len(own)) for own in texts]
@@ -294,23 +297,21 @@ class PairwiseJudge(LocalJudge):
             for order, pairs in zip(orders, comparisons, strict=True):
                 meets = [(order[i], order[j]) for i, j in pairs]
                 wanted.append([*meets, *((b, a) for a, b in meets)])
-            for order, pairs, wins in zip(orders, comparisons, self._wins(groups, texts, wanted), strict=True):
+            for order, pairs, wins in zip(orders, comparisons, self._wins(prompts, texts, wanted), strict=True):
                 for i, j in pairs:
                     if wins[order[j], order[i]] > wins[order[i], order[j]]:
                         order[i], order[j] = order[j], order[i]
         return [-torch.tensor([order.index(i) for i in range(len(order))]).double() for order in orders]
 
     def _wins(
-        self, groups: Sequence[CandidateGroup], texts: list[list[str]], pairs: list[list[tuple[int, int]]]
+        self, prompts: tuple[PromptBatch, str], texts: list[list[str]], pairs: list[list[tuple[int, int]]]
     ) -> list[Tensor]:
         """f64[n, n] of each group: probability that i is better than j, summed over the orders that were asked."""
         wins = [torch.zeros(len(own), len(own), dtype=torch.float64) for own in texts]
         most = max(len(asked) for asked in pairs)
         if not most:
             return wins
-        judge = self.judge
-        questions = [f"{self.instructions}\n\nQuestion: {group.prompt.question}\n\n{_CUT}" for group in groups]
-        batch, tail = self._batch(groups, questions, cut=True)
+        judge, (batch, tail) = self.judge, prompts
         letters = letter_ids(judge, 2)
         tokenizer = judge.processor.tokenizer
         rows = [
@@ -322,7 +323,7 @@ class PairwiseJudge(LocalJudge):
         ]
         # Groups with fewer pairs than others are filled up with rows of no token.
         filled = [[*own, *[[]] * (most - len(own))] for own in rows]
-        completions = Completions.padded(filled, (("",) * most,) * len(groups), judge.pad_id, judge.device)
+        completions = Completions.padded(filled, (("",) * most,) * len(batch), judge.pad_id, judge.device)
         with evaluating(judge.network), self._adapter_off():
             hidden, head = judge.completion_hidden(batch, completions)
         last = (completions.lengths - 1).clamp(min=0).flatten()
@@ -330,7 +331,7 @@ class PairwiseJudge(LocalJudge):
         scores = verdict.float() @ head["weight"][letters].float().T
         if head["bias"] is not None:
             scores = scores + head["bias"][letters].float()
-        first = torch.sigmoid((scores[:, 0] - scores[:, 1]).double()).cpu().view(len(groups), most)
+        first = torch.sigmoid((scores[:, 0] - scores[:, 1]).double()).cpu().view(len(batch), most)
         for i, asked in enumerate(pairs):
             for j, (a, b) in enumerate(asked):
                 wins[i][a, b] += first[i, j]

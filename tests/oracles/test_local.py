@@ -87,8 +87,9 @@ def test_pairs_by_log_probs_in_both_orders(judge_model: str, groups: list[Candid
     assert ranking.ranks[2].tolist() == [0, 0, 0, 0]
 
 
-def test_the_video_is_paid_once_per_group(judge_model: str, groups: list[CandidateGroup]) -> None:
-    judge = PairwiseJudge(judge_model, dtype="float32")
+@pytest.mark.parametrize("pairs", ["all", "network"])
+def test_the_video_is_paid_once_per_group(judge_model: str, groups: list[CandidateGroup], pairs: Any) -> None:
+    judge = PairwiseJudge(judge_model, pairs=pairs, dtype="float32")
     calls = {"vision": 0}
     tower = Policy._vision_tower(judge.judge.network)
     tower.register_forward_hook(lambda *_: calls.__setitem__("vision", calls["vision"] + 1))
