@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orlaif.data.datamodule import VideoDataModule
     from orlaif.module import OracleRLAIF
+    from orlaif.preferences import PreferenceSampling
     from orlaif.supervised import SupervisedFineTuning
 
 __version__ = "0.1.0"
-__all__ = ["OracleRLAIF", "SupervisedFineTuning", "VideoDataModule", "__version__"]
+__all__ = ["OracleRLAIF", "PreferenceSampling", "SupervisedFineTuning", "VideoDataModule", "__version__"]
 
 _HOMES = {
     "OracleRLAIF": "orlaif.module",
+    "PreferenceSampling": "orlaif.preferences",
     "SupervisedFineTuning": "orlaif.supervised",
     "VideoDataModule": "orlaif.data.datamodule",
 }

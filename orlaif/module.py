@@ -21,7 +21,7 @@ from torch import Tensor
 from orlaif.advantages import DCG, Advantage
 from orlaif.evaluation.ranks import rank_metrics
 from orlaif.losses import GRPORankLoss, grpo_rank_loss, linear_grpo_rank_loss, loss_weights
-from orlaif.oracles import Oracle, OracleFailure, order_consistency, rank_groups
+from orlaif.oracles import Asked, Oracle, OracleFailure, order_consistency
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
 from orlaif.rollout import Rollout
@@ -153,21 +153,21 @@ class OracleRLAIF(PolicyModule):
 
         with self.stage("rollout"):
             completions = self.rollout(self.policy, batch, generator)
-        with self.stage("oracle"):
-            groups = candidate_groups(batch, completions)
-            ranking = rank_groups(self.oracle, groups, self.on_oracle_failure)
-            self._count_failures(ranking)
-            self.log_dict({f"oracle/{name}": value for name, value in self.oracle.take_counts().items()})
-        advantages = self.advantage(ranking, completions).to(self.device)
-        # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
-        ranked = (ranking.ranks >= 0).any(-1).to(self.device)
-        mask = completions.mask & ranked[:, None, None]
+        groups = candidate_groups(batch, completions)
+        asked = Asked(self.oracle, groups, self.on_oracle_failure)
 
         parts = completions.split(self.microbatch)
         reference: list[Tensor | None] = [None] * len(parts)
         if self.loss.kl_coef:
             with self.stage("reference"):
                 reference = [self._reference_logps(batch, part) for part in parts]
+
+        ranking = asked.result()
+        self._log_oracle(ranking, asked)
+        advantages = self.advantage(ranking, completions).to(self.device)
+        # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
+        ranked = (ranking.ranks >= 0).any(-1).to(self.device)
+        mask = completions.mask & ranked[:, None, None]
 
         self._policy_start = time.perf_counter()
         sizes = [part.group_size for part in parts]
@@ -223,8 +223,11 @@ class OracleRLAIF(PolicyModule):
         logits = self.policy.completion_logits(batch, completions)
         return grpo_rank_loss(logits, flat_ids, inplace=True, **settings)
 
-    def _count_failures(self, ranking: Ranking) -> None:
-        """Log the share of groups that the oracle failed on; raise past ``on_oracle_failure.max_rate``."""
+    def _log_oracle(self, ranking: Ranking, asked: Asked) -> None:
+        """Log what the oracle cost, and the groups it failed on; raise past ``on_oracle_failure.max_rate``."""
+        self.log("time/oracle", asked.seconds, prog_bar=True)
+        self.log("oracle/wait_s", asked.waited)
+        self.log_dict({f"oracle/{name}": value for name, value in self.oracle.take_counts().items()})
         self._groups += len(ranking.ranks)
         self._failed_groups += len(ranking.failures)
         rate = self._failed_groups / self._groups

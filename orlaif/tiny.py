@@ -162,8 +162,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--letters", action="store_true", help="its tokenizer knows A to H, as a judge's has to")
     arguments = parser.parse_args()
-    make_tiny_model(arguments.folder, words(), seed=arguments.seed)
+    known = [*words(), *"ABCDEFGH"] if arguments.letters else words()
+    make_tiny_model(arguments.folder, known, seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
-from orlaif.oracles.base import Oracle, OracleFailure, dense_ranks, order_consistency, rank_groups
+from orlaif.oracles.base import Asked, Oracle, OracleFailure, dense_ranks, order_consistency, rank_groups
 from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.function import FunctionOracle
 from orlaif.oracles.http import HTTPJudge
@@ -11,6 +11,7 @@ from orlaif.oracles.reference_answer import ReferenceAnswerOracle
 from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
+    "Asked",
     "EnsembleOracle",
     "FunctionOracle",
     "HTTPJudge",

@@ -7,6 +7,8 @@ says otherwise (:class:`OracleFailure`).
 
 from __future__ import annotations
 
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,14 @@ from orlaif.types import CandidateGroup, OracleError, Ranking
 
 
 class Oracle(ABC):
-    """The protocol, and the seam a recipe fills."""
+    """The protocol, and the seam a recipe fills.
+
+    Attributes:
+        mostly_waits: ``rank`` waits for others (a server) instead of computing, so that a training step may ask on a
+            thread and go on with the reference's forward pass.
+    """
+
+    mostly_waits = False
 
     @abstractmethod
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
@@ -137,6 +146,51 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
     if ranking.failures and on_failure.action != "drop_group":
         raise ranking.failures[0]
     return ranking
+
+
+class Asked:
+    """An oracle at work on the groups of a step; one that mostly waits does so on a thread.
+
+    Args:
+        oracle: the oracle.
+        groups: P groups.
+        on_failure: what to do with groups that could not be ranked.
+
+    Attributes:
+        seconds: from the question to the ranking.
+        waited: seconds that nothing else could be done in.
+    """
+
+    def __init__(self, oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: OracleFailure) -> None:
+        self.seconds = self.waited = 0.0
+        self._outcome: Ranking | BaseException | None = None
+        self._work = (oracle, groups, on_failure)
+        self._thread = None
+        if oracle.mostly_waits:
+            # A daemon: an interrupted run does not stay for a server that stalls.
+            self._thread = threading.Thread(target=self._run, name="orlaif-oracle", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        start = time.perf_counter()
+        try:
+            self._outcome = rank_groups(*self._work)
+        except BaseException as error:
+            self._outcome = error
+        self.seconds = time.perf_counter() - start
+
+    def result(self) -> Ranking:
+        """The ranking of all P groups; raises as :func:`rank_groups`."""
+        start = time.perf_counter()
+        if self._thread is None:
+            self._run()
+        else:
+            self._thread.join()
+        self.waited = time.perf_counter() - start
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
 
 
 def _checked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:

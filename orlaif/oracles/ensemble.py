@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from orlaif.oracles.aggregate import Method, by_method
-from orlaif.oracles.base import Oracle, OracleFailure, rank_groups, ranking_of
+from orlaif.oracles.base import Asked, Oracle, OracleFailure, ranking_of
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 
@@ -45,6 +45,20 @@ class EnsembleOracle(Oracle):
         self.weights = torch.tensor(weights or [1.0] * len(oracles), dtype=torch.float64)
         self.method = method
         self.min_opinions = min_opinions or len(oracles)
+        self.mostly_waits = all(oracle.mostly_waits for oracle in oracles)
+
+    def bind(self, policy: Any) -> None:
+        """Each member's own."""
+        for oracle in self.oracles:
+            oracle.bind(policy)
+
+    def take_counts(self) -> dict[str, float]:
+        """Each member's own, under its class and place: ``HTTPJudge_0/requests``."""
+        return {
+            f"{type(oracle).__name__}_{i}/{name}": value
+            for i, oracle in enumerate(self.oracles)
+            for name, value in oracle.take_counts().items()
+        }
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group by what the oracles say together.
@@ -56,7 +70,8 @@ class EnsembleOracle(Oracle):
             Dense ranks i64[P, G]; groups with fewer than ``min_opinions`` opinions in ``failures``.
         """
         lenient = OracleFailure(action="drop_group")
-        opinions = [rank_groups(oracle, groups, lenient) for oracle in self.oracles]
+        asked = [Asked(oracle, groups, lenient) for oracle in self.oracles]  # those that wait do so together
+        opinions = [each.result() for each in asked]
         causes = {error.prompt_id: error for opinion in opinions for error in opinion.failures}
         stacked = torch.stack([opinion.ranks for opinion in opinions])  # [N, P, G]
         outcomes: list[Tensor | OracleError] = []

@@ -55,6 +55,8 @@ class HTTPJudge(Oracle):
         ValueError: settings that contradict each other, or an environment variable that is not set.
     """
 
+    mostly_waits = True
+
     def __init__(
         self,
         base_url: str,

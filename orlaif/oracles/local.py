@@ -8,6 +8,7 @@ second. Its pairs are completions behind one prompt, so that the video is paid o
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import permutations
@@ -57,6 +58,13 @@ class LocalJudge(Oracle):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._judge = None if model is None else Policy(model, dtype=dtype)
         self._borrowed: Policy | None = None
+        self._counts: Counter[str] = Counter()
+
+    def take_counts(self) -> dict[str, float]:
+        """Ballots or verdicts since this was last asked."""
+        counts = {name: float(value) for name, value in self._counts.items()}
+        self._counts.clear()
+        return counts
 
     def bind(self, policy: Policy) -> None:
         """Use the policy's base; called by the training module."""
@@ -161,6 +169,7 @@ class ListwiseJudge(LocalJudge):
                     shown += [(i, ballot) for ballot in ballots(group, self.num_ballots, self.seed)]
             except ValueError as error:
                 failures[i] = OracleError(type(self).__name__, group.prompt.id, str(error))
+        self._counts["ballots"] += len(shown)
         opinions: dict[int, list[list[int]]] = {}
         for start in range(0, len(shown), self.batch_size):
             part = shown[start : start + self.batch_size]
@@ -248,7 +257,6 @@ class PairwiseJudge(LocalJudge):
         if method not in get_args(PairMethod):
             raise ValueError(f"oracle.method is {method!r}; it must be 'copeland' or 'bradley_terry'")
         self.pairs, self.method, self.instructions = pairs, method, instructions
-        self._verdicts = 0
 
     @torch.no_grad()
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
@@ -336,13 +344,8 @@ class PairwiseJudge(LocalJudge):
             for j, (a, b) in enumerate(asked):
                 wins[i][a, b] += first[i, j]
                 wins[i][b, a] += 1 - first[i, j]
-        self._verdicts += sum(len(asked) for asked in pairs)
+        self._counts["verdicts"] += sum(len(asked) for asked in pairs)
         return wins
-
-    def take_counts(self) -> dict[str, float]:
-        """``verdicts`` since this was last asked."""
-        verdicts, self._verdicts = self._verdicts, 0
-        return {"verdicts": float(verdicts)}
 
 
 def letter_ids(judge: Policy, number: int) -> Tensor:

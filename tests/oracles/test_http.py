@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import pickle
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from PIL import Image
 from orlaif.oracles import HTTPJudge, OracleFailure, order_consistency, rank_groups
 from orlaif.oracles.prompting import ballots, parse_order
 from orlaif.types import CandidateGroup, OracleError, VideoClip, VideoPrompt
+from tests.conftest import REPO
 from tests.oracles.server import ChatServer, as_shown, candidates, shortest_first
 
 ANSWERS = ("four", "a", "bb", "ccc", "a")
@@ -210,6 +215,46 @@ def test_a_repeated_run_asks_nothing_twice(tmp_path: Path) -> None:
     assert torch.equal(replayed.rank(groups).ranks, whole.ranks)
     other = replayed.rank([group("x", "yy", "zzz", id="new")])
     assert "the reply is not in the cache" in str(other.failures[0])
+
+
+def cache_run(server: ChatServer, folder: Path, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.oracles.cache_run", server.url, str(folder), str(count)]
+    return subprocess.Popen(command, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_what_a_killed_run_was_told_is_not_asked_again(tmp_path: Path) -> None:
+    """SIGKILL at three moments; then a run to the end. Only what was under way at a kill is asked twice."""
+    with ChatServer(shortest_first, delay_s=0.02) as server:
+        for enough in (5, 11, 18):
+            run = cache_run(server, tmp_path, 20)
+            while len(server.requests) < enough:
+                assert run.poll() is None, run.communicate()
+                time.sleep(0.005)
+            run.kill()
+            run.communicate()
+        last = cache_run(server, tmp_path, 20)
+        _, errors = last.communicate(timeout=120)
+        assert last.returncode == 0, errors
+        asked = Counter(json.dumps(request) for request in server.requests)
+        assert len(asked) == 40
+        assert sum(asked.values()) <= 40 + 3 * 2  # two in flight at each kill
+        before = len(server.requests)
+        again = cache_run(server, tmp_path, 20)
+        assert "'requests': 0.0, 'cache_hits': 40.0" in again.communicate(timeout=120)[0]
+        assert len(server.requests) == before
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    """Three at once, none fails, and a fourth asks nothing."""
+    with ChatServer(shortest_first) as server:
+        runs = [cache_run(server, tmp_path, 10) for _ in range(3)]
+        for run in runs:
+            _, errors = run.communicate(timeout=120)
+            assert run.returncode == 0, errors
+        assert len({json.dumps(request) for request in server.requests}) == 20
+        before = len(server.requests)
+        assert "'requests': 0.0" in cache_run(server, tmp_path, 10).communicate(timeout=120)[0]
+        assert len(server.requests) == before
 
 
 def test_an_unreadable_reply_is_kept_as_one_and_asked_anew_only_by_a_retry(tmp_path: Path) -> None:

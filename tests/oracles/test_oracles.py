@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
 import torch
 
 from orlaif.oracles import (
+    Asked,
+    EnsembleOracle,
     Oracle,
     OracleFailure,
     RandomOracle,
@@ -107,3 +110,61 @@ def test_an_oracle_of_the_wrong_shape_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"Short.rank gave ranks of shape \[1, 2\]; expected \(2, 2\)"):
         rank_groups(Short(), [group("a", "b")] * 2, OracleFailure())
+
+
+class Waits(ReferenceAnswerOracle):
+    """As a server would: 0.3 s, on a thread."""
+
+    mostly_waits = True
+
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        time.sleep(0.3)
+        return super().rank(groups)
+
+
+def test_an_oracle_that_waits_does_so_beside_other_work() -> None:
+    asked = Asked(Waits(), [group("x", "red")], OracleFailure())
+    time.sleep(0.25)  # the reference's forward pass
+    assert asked.result().ranks.tolist() == [[1, 0]]
+    assert asked.seconds >= 0.3
+    assert asked.waited < 0.2
+
+
+def test_an_oracle_that_computes_does_so_when_its_ranking_is_wanted() -> None:
+    oracle = Fails(set())
+    asked = Asked(oracle, [group("x", "red")], OracleFailure())
+    assert oracle.calls == 0
+    assert asked.result().ranks.tolist() == [[1, 0]]
+    assert asked.waited >= asked.seconds > 0
+
+
+@pytest.mark.parametrize("oracle", [Waits(), ReferenceAnswerOracle()])
+def test_an_error_of_the_oracle_reaches_the_step(oracle: Oracle) -> None:
+    asked = Asked(oracle, [group("x", "red", answer=None, id="7")], OracleFailure())
+    with pytest.raises(OracleError, match="prompt '7': the prompt has no reference answer"):
+        asked.result()
+
+
+def test_the_members_of_an_ensemble_that_wait_do_so_together() -> None:
+    start = time.perf_counter()
+    assert EnsembleOracle([Waits(), Waits(), Waits()]).rank([group("x", "red")]).ranks.tolist() == [[1, 0]]
+    assert time.perf_counter() - start < 0.6
+
+
+def test_an_ensemble_binds_and_counts_its_members() -> None:
+    class Member(ReferenceAnswerOracle):
+        bound: object = None
+
+        def bind(self, policy: object) -> None:
+            self.bound = policy
+
+        def take_counts(self) -> dict[str, float]:
+            return {"requests": 2.0}
+
+    members = [Member(), ReferenceAnswerOracle(), Member()]
+    ensemble = EnsembleOracle(members)
+    ensemble.bind("the policy")
+    assert [getattr(member, "bound", None) for member in members] == ["the policy", None, "the policy"]
+    assert ensemble.take_counts() == {"Member_0/requests": 2.0, "Member_2/requests": 2.0}
+    assert not ensemble.mostly_waits
+    assert EnsembleOracle([Waits(), Waits()]).mostly_waits
