@@ -23,12 +23,16 @@ def video_metadata(clip: VideoClip) -> VideoMetadata:
 
 
 def render(processor: Any, prompt: VideoPrompt, system_prompt: str | None = None) -> str:
-    """The text of a prompt by the model's chat template: the video, the question, and the start of an answer."""
+    """A prompt by the model's chat template: the video, earlier turns, the question, and the start of an answer."""
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
-    content = [{"type": "video"}, {"type": "text", "text": prompt.question}]
-    messages.append({"role": "user", "content": content})
+    video = [{"type": "video"}]
+    for question, answer in prompt.history:
+        messages.append({"role": "user", "content": [*video, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        video = []
+    messages.append({"role": "user", "content": [*video, {"type": "text", "text": prompt.question}]})
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 

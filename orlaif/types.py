@@ -74,6 +74,10 @@ class VideoPrompt:
         start_s: start of the segment asked about, in seconds of the file's own time line.
         end_s: end of that segment, in seconds.
         category: kind of question, for results broken down by kind.
+        frames: paths of images, in order, that stand for the video; ``video`` then only names them in errors.
+        frames_fps: images of ``frames`` per second.
+        history: earlier questions and answers of the same conversation, which the model is shown.
+        tags: further labels, for results broken down by them.
 
     Raises:
         ValueError: a required field is empty, or the segment is not one.
@@ -87,6 +91,10 @@ class VideoPrompt:
     start_s: float | None = None
     end_s: float | None = None
     category: str | None = None
+    frames: tuple[str, ...] | None = None
+    frames_fps: float = 1.0
+    history: tuple[tuple[str, str], ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(bool(self.id), "VideoPrompt.id is empty; every prompt needs an id")
@@ -97,6 +105,14 @@ class VideoPrompt:
         _check(
             self.end_s is None or self.end_s > start,
             f"VideoPrompt.end_s is {self.end_s} (prompt {self.id!r}); it must lie after start_s = {start}",
+        )
+        _check(
+            self.frames is None or len(self.frames) >= 2,
+            f"VideoPrompt.frames has {len(self.frames or ())} (prompt {self.id!r}); a clip needs 2 or more",
+        )
+        _check(
+            self.frames_fps > 0,
+            f"VideoPrompt.frames_fps is {self.frames_fps} (prompt {self.id!r}); it must be positive",
         )
 
 

@@ -7,13 +7,13 @@ starts: a broken row is a ValueError that names file, line and field.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from orlaif.data.rows import folder_of, join, read_rows
 from orlaif.types import VideoPrompt
 
 _FIELDS = {f.name: f for f in dataclasses.fields(VideoPrompt)}
@@ -30,6 +30,14 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
     def load(self) -> None:
         """Read and check all rows; called on every process, after :meth:`prepare`. May be called again."""
 
+    def problems(self) -> list[str]:
+        """What is wrong with the rows, a line each; empty where :meth:`load` succeeds."""
+        try:
+            self.load()
+        except ValueError as error:
+            return [str(error)]
+        return []
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -43,6 +51,19 @@ def _field_error(name: str, value: Any) -> str | None:
     if name in ("start_s", "end_s"):
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
         return None if good else f"field {name!r} is {value!r}; it must be a number of seconds"
+    if name == "frames_fps":
+        return None if type(value) in (int, float) else f"field {name!r} is {value!r}; it must be a number per second"
+    if name == "frames":
+        good = isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+        return None if good else f"field {name!r} is {value!r}; it must be a list of paths"
+    if name == "history":
+        good = isinstance(value, list) and all(
+            isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
+        )
+        return None if good else f"field {name!r} is {value!r}; it must be a list of [question, answer]"
+    if name == "tags":
+        good = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+        return None if good else f"field {name!r} is {value!r}; it must be an object of texts"
     if name == "options":
         good = isinstance(value, list) and len(value) >= 2 and all(isinstance(v, str) and v.strip() for v in value)
         return None if good else f"field 'options' is {value!r}; it must be a list of 2 or more texts"
@@ -69,25 +90,29 @@ def parse_row(row: Any, where: str, video_root: str) -> VideoPrompt:
     for name in _FIELDS:
         if problem := _field_error(name, row.get(name)):
             raise ValueError(f"{where}: {problem}")
-    values = {**row, "video": os.path.join(video_root, row["video"])}
-    if row.get("options") is not None:
-        values["options"] = tuple(row["options"])
+    values = {name: value for name, value in row.items() if value is not None}
+    values["video"] = join(video_root, row["video"])
+    if "frames" in values:
+        values["frames"] = tuple(join(video_root, frame) for frame in values["frames"])
+    if "options" in values:
+        values["options"] = tuple(values["options"])
+    if "history" in values:
+        values["history"] = tuple((question, answer) for question, answer in values["history"])
     try:
         return VideoPrompt(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-class JsonlDataset(PromptDataset):
-    """The project's own format: one JSON object a line, keys as the fields of :class:`~orlaif.types.VideoPrompt`.
+class RowDataset(PromptDataset):
+    """A file of rows, each of which says one or more prompts; adapters say how.
 
     Args:
-        path: the ``.jsonl`` file.
-        video_root: folder for relative ``video`` paths; by default the folder of ``path``.
+        path: a JSONL, JSON or Parquet file, or a URL of one that fsspec knows.
+        video_root: folder for relative paths of videos; by default the folder of ``path``.
 
     Raises:
-        ValueError: on :meth:`load`, for a missing or empty file, broken JSON, an unknown, missing or empty field, or an
-            id used twice.
+        ValueError: on :meth:`load`, for a missing, unreadable or empty file, a broken row, or an id used twice.
     """
 
     def __init__(self, path: str, video_root: str | None = None) -> None:
@@ -96,42 +121,69 @@ class JsonlDataset(PromptDataset):
         self._prompts: list[VideoPrompt] | None = None
 
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
-        """One row as a prompt; other formats say it differently.
+        """One row as a prompt.
 
         Args:
-            row: the parsed JSON value.
+            row: the parsed value.
             where: file and line, for errors.
             video_root: folder that a relative video is resolved against.
 
         Raises:
             ValueError: naming ``where`` and the field.
         """
-        return parse_row(row, where, video_root)
+        raise NotImplementedError
+
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+        """One row as prompts; by default one, by :meth:`parse`."""
+        yield self.parse(row, where, video_root)
+
+    def read(self) -> Iterator[VideoPrompt | ValueError]:
+        """Prompts and what is wrong with the others, in order; a file that cannot be read at all raises ValueError."""
+        root = folder_of(self.path) if self.video_root is None else self.video_root
+        places: dict[str, str] = {}
+        for where, row in read_rows(self.path):
+            if isinstance(row, ValueError):
+                yield row
+                continue
+            try:
+                prompts = list(self.parse_all(row, where, root))
+            except ValueError as error:
+                yield error
+                continue
+            for prompt in prompts:
+                if prompt.id in places:
+                    yield ValueError(f"{where}: id {prompt.id!r} was used before, on {places[prompt.id]}")
+                    continue
+                places[prompt.id] = where.rsplit(", ", 1)[-1]
+                yield prompt
 
     def load(self) -> None:
         """Read and check the whole file."""
-        if not os.path.isfile(self.path):
-            raise ValueError(f"data file {self.path}: no such file")
-        root = os.path.dirname(self.path) if self.video_root is None else self.video_root
         prompts: list[VideoPrompt] = []
-        lines: dict[str, int] = {}
-        with open(self.path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{self.path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not valid JSON ({error})") from error
-                prompt = self.parse(row, where, root)
-                if prompt.id in lines:
-                    raise ValueError(f"{where}: id {prompt.id!r} was used before, on line {lines[prompt.id]}")
-                lines[prompt.id] = number
-                prompts.append(prompt)
+        for found in self.read():
+            if isinstance(found, ValueError):
+                raise found
+            prompts.append(found)
         if not prompts:
             raise ValueError(f"data file {self.path}: no rows")
         self._prompts = prompts
+
+    def problems(self) -> list[str]:
+        """Every broken row, a line each; the others stay, so that they can be looked at."""
+        found: list[str] = []
+        prompts: list[VideoPrompt] = []
+        try:
+            for one in self.read():
+                if isinstance(one, ValueError):
+                    found.append(str(one))
+                else:
+                    prompts.append(one)
+        except ValueError as error:
+            found.append(str(error))
+        if not prompts and not found:
+            found.append(f"data file {self.path}: no rows")
+        self._prompts = prompts
+        return found
 
     @property
     def prompts(self) -> list[VideoPrompt]:
@@ -146,3 +198,11 @@ class JsonlDataset(PromptDataset):
 
     def __getitem__(self, index: int) -> VideoPrompt:
         return self.prompts[index]
+
+
+class JsonlDataset(RowDataset):
+    """The project's own format: keys as the fields of :class:`~orlaif.types.VideoPrompt`, as JSONL, JSON or Parquet."""
+
+    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+        """See :meth:`RowDataset.parse`."""
+        return parse_row(row, where, video_root)

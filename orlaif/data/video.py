@@ -4,20 +4,29 @@ A sampling says *when* to look (seconds), the file says which frames are there: 
 display at that time, and a frame that is wanted twice is taken once, so F may be smaller than asked for on short clips.
 Whatever is wrong with a file ends in a :class:`~orlaif.types.VideoError` that names it; nothing stands in for it.
 
-Shapes: frames u8[F, 3, H, W] at the file's own resolution (resizing is the processor's business), pts_s f64[F].
+Shapes: frames u8[F, 3, H, W] at the file's own resolution unless a :class:`PixelBudget` shrinks them, pts_s f64[F].
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2.functional import resize
 
+from orlaif.data.rows import is_url, open_file
 from orlaif.types import VideoClip, VideoError, VideoPrompt
+
+log = logging.getLogger(__name__)
 
 FFMPEG_HELP = (
     "torchcodec finds no FFmpeg. It needs FFmpeg's shared libraries (version 4 to 9), for instance Debian's: "
@@ -112,13 +121,111 @@ def _cause(error: Exception) -> str:
     return re.sub(r"^.*\.cpp:\d+,\s*", "", line) or type(error).__name__
 
 
-def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | torch.device = "cpu") -> VideoClip:
+@dataclass(frozen=True)
+class PixelBudget:
+    """How large the frames of a clip may be; larger ones are shrunk, sides in proportion, where that is cheapest.
+
+    Args:
+        per_frame: most pixels of a frame.
+        per_clip: most pixels of all frames together.
+    """
+
+    per_frame: int | None = None
+    per_clip: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("per_frame", self.per_frame), ("per_clip", self.per_clip)):
+            if value is not None and value < 1024:
+                raise ValueError(f"PixelBudget.{name} is {value}; it must be 1024 pixels or more")
+
+    def size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """Height and width within the budget, even numbers where they shrink; as they are where they fit."""
+        most = min(self.per_frame or height * width, (self.per_clip or height * width * num_frames) // num_frames)
+        if height * width <= most:
+            return height, width
+        scale = math.sqrt(most / (height * width))
+        return max(2, int(height * scale) // 2 * 2), max(2, int(width * scale) // 2 * 2)
+
+
+def _source(path: str) -> Any:
+    """What the decoder opens: a path, or the open file behind a URL."""
+    if is_url(path):
+        try:
+            return open_file(path)
+        except ValueError as error:
+            raise VideoError(path, str(error)) from error
+    if os.path.isdir(path):
+        raise VideoError(path, "is a directory, not a media file")
+    if not os.path.exists(path):
+        raise VideoError(path, "no such file")
+    if os.path.getsize(path) == 0:
+        raise VideoError(path, "the file is empty")
+    return path
+
+
+_fallbacks_told: set[str] = set()
+
+
+def _tell_fallback(decoder: Any, path: str, device: str) -> None:
+    """Warn, once per reason, where the GPU's decoder did not take the file and the CPU did."""
+    fallback = getattr(decoder, "cpu_fallback", None)
+    if device.startswith("cuda") and fallback:
+        reason = str(fallback)
+        if reason not in _fallbacks_told:
+            _fallbacks_told.add(reason)
+            log.warning("%s: decoded on the CPU although decode_device is %r: %s", path, device, reason)
+
+
+def _segment(prompt: VideoPrompt, duration_s: float) -> tuple[float, float]:
+    """The part of a video that a prompt asks about, in seconds; raises VideoError where there is none."""
+    start, end = prompt.start_s or 0.0, duration_s if prompt.end_s is None else min(duration_s, prompt.end_s)
+    if end <= start:
+        raise VideoError(
+            prompt.video, f"the segment from {start} to {prompt.end_s} s lies outside its {duration_s:.3f} s"
+        )
+    return start, end
+
+
+def _opened(
+    prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None
+) -> tuple[Any, tuple[int, int] | None]:
+    """A decoder that shrinks frames while it converts them, on a CPU; on CUDA, the size to shrink them to."""
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    path = prompt.video
+    source = _source(path)
+    settings: dict[str, Any] = {"seek_mode": "exact", "num_ffmpeg_threads": 1, "device": device}
+    if budget is None:
+        return VideoDecoder(source, **settings), None
+    meta = VideoDecoder(source, seek_mode="approximate", num_ffmpeg_threads=1).metadata
+    if not meta.height or not meta.width:
+        raise VideoError(path, "says no frame size")
+    num_frames = len(sampling.times(*_segment(prompt, float(meta.duration_seconds or 0.0))))
+    size = budget.size(meta.height, meta.width, num_frames)
+    if size == (meta.height, meta.width):
+        return VideoDecoder(source, **settings), None
+    if not isinstance(source, str):
+        source = _source(path)
+    if device.startswith("cuda"):
+        return VideoDecoder(source, **settings), size
+    return VideoDecoder(source, transforms=[Resize(size)], **settings), None
+
+
+def decode_clip(
+    source: VideoPrompt | str,
+    sampling: Sampling,
+    device: str | torch.device = "cpu",
+    budget: PixelBudget | None = None,
+) -> VideoClip:
     """Decode the frames that a sampling wants from one video.
 
     Args:
-        source: a prompt (its ``start_s`` and ``end_s`` bound the segment) or a path.
+        source: a prompt (its ``start_s`` and ``end_s`` bound the segment; its ``frames``, where it has them, are the
+            video), or a path or URL.
         sampling: when to look.
-        device: where to decode; ``cuda`` uses the GPU's decoder.
+        device: where to decode; ``cuda`` uses the GPU's decoder, and says so in the log where that falls back.
+        budget: how large the frames may be.
 
     Returns:
         The clip, frames on ``device``.
@@ -127,43 +234,72 @@ def decode_clip(source: VideoPrompt | str, sampling: Sampling, device: str | tor
         VideoError: the file is missing, empty, broken, has no video stream, or gives fewer than 2 frames.
         RuntimeError: FFmpeg's libraries are not installed.
     """
+    device = str(device)
+    prompt = VideoPrompt(id=source, video=source, question="?") if isinstance(source, str) else source
+    if prompt.frames is not None:
+        return _picture_clip(prompt, prompt.frames, sampling, device, budget)
     require_ffmpeg()
-    from torchcodec.decoders import VideoDecoder
-
-    path, start_s, end_s = (
-        (source, None, None) if isinstance(source, str) else (source.video, source.start_s, source.end_s)
-    )
-    if os.path.isdir(path):
-        raise VideoError(path, "is a directory, not a media file")
-    if not os.path.exists(path):
-        raise VideoError(path, "no such file")
-    if os.path.getsize(path) == 0:
-        raise VideoError(path, "the file is empty")
+    path = prompt.video
     try:
-        decoder = VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, device=str(device))
+        decoder, size = _opened(prompt, sampling, device, budget)
         meta = decoder.metadata
         first_s, last_s = float(meta.begin_stream_seconds or 0.0), float(meta.end_stream_seconds or 0.0)
         if not meta.num_frames:
             raise VideoError(path, "has no frames")
         # Segments count from the first frame on, as players show it; a file's own clock may start elsewhere.
         duration_s = last_s - first_s
-        start = start_s or 0.0
-        end = min(duration_s, end_s if end_s is not None else duration_s)
-        if end <= start:
-            raise VideoError(path, f"the segment from {start} to {end_s} s lies outside its {duration_s:.3f} s")
-        times = first_s + sampling.times(start, end)
+        times = first_s + sampling.times(*_segment(prompt, duration_s))
         frames = decoder.get_frames_played_at(times.clamp(first_s, last_s - 1e-6).tolist())
     except (RuntimeError, ValueError, IndexError) as error:
         raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
+    _tell_fallback(decoder, path, device)
     fresh = torch.ones(len(frames.pts_seconds), dtype=torch.bool)
     fresh[1:] = frames.pts_seconds.diff() > 0
     if int(fresh.sum()) < 2:
         raise VideoError(
             path, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"
         )
+    pixels = frames.data[fresh.to(frames.data.device)]
     return VideoClip(
-        frames=frames.data[fresh.to(frames.data.device)],
+        frames=pixels if size is None else resize(pixels, list(size), antialias=True),
         pts_s=(frames.pts_seconds[fresh].double() - first_s).cpu(),
         duration_s=duration_s,
         path=path,
+    )
+
+
+def _picture_clip(
+    prompt: VideoPrompt, paths: Sequence[str], sampling: Sampling, device: str, budget: PixelBudget | None
+) -> VideoClip:
+    """The clip of a video that is given as pictures, each on display for 1 / ``frames_fps`` seconds."""
+    duration_s = len(paths) / prompt.frames_fps
+    try:
+        times = sampling.times(*_segment(prompt, duration_s))
+    except ValueError as error:
+        raise VideoError(prompt.video, str(error)) from error
+    wanted = sorted({min(int(t * prompt.frames_fps), len(paths) - 1) for t in times.tolist()})
+    if len(wanted) < 2:
+        raise VideoError(prompt.video, "gave 1 frame; a clip needs 2 or more")
+    pictures = []
+    for index in wanted:
+        path = paths[index]
+        try:
+            source = _source(path)
+            with open(source, "rb") if isinstance(source, str) else source as file:
+                data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+            pictures.append(decode_image(data, mode=ImageReadMode.RGB))
+        except RuntimeError as error:
+            raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
+        if pictures[-1].shape != pictures[0].shape:
+            own, first = (" x ".join(map(str, p.shape[1:])) for p in (pictures[-1], pictures[0]))
+            raise VideoError(path, f"is {own} pixels, and the first picture of its video is {first}")
+    frames = torch.stack(pictures)
+    if budget is not None:
+        size = budget.size(frames.shape[-2], frames.shape[-1], len(frames))
+        frames = resize(frames, list(size), antialias=True)
+    return VideoClip(
+        frames=frames.to(device),
+        pts_s=torch.tensor(wanted, dtype=torch.float64) / prompt.frames_fps,
+        duration_s=duration_s,
+        path=prompt.video,
     )

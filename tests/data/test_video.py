@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torchvision.io import write_png
+from torchvision.transforms.v2.functional import resize
 
 from orlaif.data.shapes import ShapesDataset
-from orlaif.data.video import FpsSampling, SegmentSampling, UniformSampling, decode_clip
+from orlaif.data.video import (
+    FpsSampling,
+    PixelBudget,
+    SegmentSampling,
+    UniformSampling,
+    _tell_fallback,
+    decode_clip,
+)
 from orlaif.types import VideoError, VideoPrompt
 
 
@@ -144,3 +154,114 @@ def test_without_ffmpeg_the_error_says_what_to_install(monkeypatch: pytest.Monke
 def test_mistakes_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---------------------------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize(
+    ("budget", "size"),
+    [
+        (PixelBudget(per_frame=10_000), (74, 132)),  # 270 x 480 by sqrt(10000 / 129600)
+        (PixelBudget(per_clip=80_000), (74, 132)),  # of 8 frames
+        (PixelBudget(per_frame=10_000, per_clip=20_000), (36, 66)),
+        (PixelBudget(per_frame=129_600), (270, 480)),
+    ],
+)
+def test_frames_are_shrunk_into_their_budget(shared_videos: Path, budget: PixelBudget, size: tuple[int, int]) -> None:
+    path = str(shared_videos / "nasa_13013.mp4")
+    clip, whole = decode_clip(path, UniformSampling(8), budget=budget), decode_clip(path, UniformSampling(8))
+    assert tuple(clip.frames.shape) == (8, 3, *size)
+    assert torch.equal(clip.pts_s, whole.pts_s)
+    expected = resize(whole.frames.float(), list(size), antialias=True)
+    assert (clip.frames.float() - expected).abs().mean() < 2.0
+
+
+def test_a_budget_counts_the_frames_of_a_sampling_by_time(shared_videos: Path) -> None:
+    """13 s at 1 frame per second."""
+    path = str(shared_videos / "nasa_13013.mp4")
+    clip = decode_clip(path, FpsSampling(fps=1.0), budget=PixelBudget(per_clip=130_000))
+    assert len(clip.frames) == 13
+    assert 120_000 < clip.frames[:, 0].numel() <= 130_000
+
+
+def test_a_rotated_clip_is_shrunk_upright(shared_videos: Path) -> None:
+    path = str(shared_videos / "nasa_13013_rotated.mp4")
+    clip = decode_clip(path, UniformSampling(4), budget=PixelBudget(per_frame=10_000))
+    assert tuple(clip.frames.shape[-2:]) == (132, 74)
+
+
+@pytest.mark.parametrize("kind", ["per_frame", "per_clip"])
+def test_a_budget_that_is_none(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"PixelBudget.{kind} is 10"):
+        PixelBudget(**{kind: 10})
+
+
+# ----------------------------------------------------------------------------------------- lists of pictures, and URLs
+
+
+def pictures(folder: Path, number: int = 10, side: int = 8) -> tuple[str, ...]:
+    """Picture i is all 10 * i."""
+    paths = []
+    for i in range(number):
+        path = folder / f"{i:02d}.png"
+        write_png(torch.full((3, side, side), 10 * i, dtype=torch.uint8), str(path))
+        paths.append(str(path))
+    return tuple(paths)
+
+
+def of_pictures(frames: tuple[str, ...], **fields: Any) -> VideoPrompt:
+    return VideoPrompt(id="p", video="v", question="q", frames=frames, frames_fps=2.0, **fields)
+
+
+def test_pictures_stand_for_a_video(tmp_path: Path) -> None:
+    """Ten at 2 per second last 5 s; the middles of four parts, 0.625, 1.875, ..., show pictures 1, 3, 6 and 8."""
+    prompt = of_pictures(pictures(tmp_path))
+    clip = decode_clip(prompt, UniformSampling(4))
+    assert clip.frames[:, 0, 0, 0].tolist() == [10, 30, 60, 80]
+    assert clip.pts_s.tolist() == [0.5, 1.5, 3.0, 4.0]
+    assert clip.duration_s == 5.0
+    part = decode_clip(of_pictures(prompt.frames or (), start_s=1.0, end_s=2.0), UniformSampling(8))
+    assert part.frames[:, 0, 0, 0].tolist() == [20, 30]
+    assert tuple(decode_clip(prompt, UniformSampling(40)).frames.shape) == (10, 3, 8, 8)
+
+
+def test_broken_pictures_are_named(tmp_path: Path) -> None:
+    frames = pictures(tmp_path)
+    Path(frames[3]).write_bytes(b"no picture")
+    with pytest.raises(VideoError, match=r"03.png: cannot be decoded"):
+        decode_clip(of_pictures(frames), UniformSampling(10))
+    Path(frames[3]).unlink()
+    with pytest.raises(VideoError, match=r"03.png: no such file"):
+        decode_clip(of_pictures(frames), UniformSampling(10))
+    write_png(torch.zeros(3, 8, 6, dtype=torch.uint8), frames[3])
+    with pytest.raises(VideoError, match=r"03.png: is 8 x 6 pixels, and the first picture of its video is 8 x 8"):
+        decode_clip(of_pictures(frames), UniformSampling(10))
+    with pytest.raises(VideoError, match="gave 1 frame"):
+        decode_clip(of_pictures(frames, start_s=0.0, end_s=0.4), UniformSampling(10))
+
+
+def test_a_clip_behind_a_url(shapes: ShapesDataset) -> None:
+    """Any that fsspec knows; here, memory."""
+    import fsspec
+
+    with fsspec.open("memory://clips/a.mp4", "wb") as file:
+        file.write(Path(shapes[0].video).read_bytes())
+    here, there = (decode_clip(path, UniformSampling(4)) for path in (shapes[0].video, "memory://clips/a.mp4"))
+    assert torch.equal(here.frames, there.frames)
+    small = decode_clip("memory://clips/a.mp4", UniformSampling(4), budget=PixelBudget(per_frame=1024))
+    assert tuple(small.frames.shape[-2:]) == (32, 32)
+    with pytest.raises(VideoError, match=r"memory://clips/b.mp4: .*cannot be opened"):
+        decode_clip("memory://clips/b.mp4", UniformSampling(4))
+
+
+def test_a_decoder_that_falls_back_to_the_cpu_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Fallen:
+        cpu_fallback = "codec not supported by NVDEC (test)"
+
+    with caplog.at_level("WARNING"):
+        for name in ("a.mp4", "b.mp4"):
+            _tell_fallback(Fallen(), name, "cuda")
+        _tell_fallback(Fallen(), "c.mp4", "cpu")
+    assert len(caplog.records) == 1
+    assert "a.mp4: decoded on the CPU although decode_device is 'cuda'" in caplog.text

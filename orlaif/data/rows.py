@@ -1,0 +1,156 @@
+"""Rows of a data file: JSONL, JSON or Parquet, local or behind a URL that fsspec knows.
+
+Each row comes with where it stands (file and line, or row), so that whatever is wrong with it can be named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+Row = tuple[str, Any]
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec has to open it."""
+    return "://" in path
+
+
+def join(root: str, path: str) -> str:
+    """``path`` below ``root``, unless it is absolute or a URL."""
+    if is_url(path):
+        return path
+    return f"{root.rstrip('/')}/{path}" if is_url(root) else os.path.join(root, path)
+
+
+def folder_of(path: str) -> str:
+    """The folder of a file or URL."""
+    return path.rsplit("/", 1)[0] if is_url(path) else os.path.dirname(path)
+
+
+def open_file(path: str, mode: str = "rb") -> Any:
+    """An open file; raises ValueError where there is none."""
+    if is_url(path):
+        import fsspec
+
+        try:
+            return fsspec.open(path, mode, **({} if "b" in mode else {"encoding": "utf-8"})).open()
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"data file {path}: cannot be opened ({error})") from error
+    if not os.path.isfile(path):
+        raise ValueError(f"data file {path}: no such file")
+    return open(path, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def read_rows(path: str) -> Iterator[tuple[str, Any | ValueError]]:
+    """All rows of a file; one that is not valid JSON comes as the ValueError that says so.
+
+    Args:
+        path: ends in ``.json`` (a list, or an object with a list under ``data``), ``.parquet``, or is read as JSONL.
+
+    Yields:
+        Where the row stands, and its value.
+
+    Raises:
+        ValueError: no such file, or one that cannot be read at all, by name.
+    """
+    if path.endswith(".parquet"):
+        yield from _parquet(path)
+    elif path.endswith(".json"):
+        yield from _json(path)
+    else:
+        yield from _jsonl(path)
+
+
+def _jsonl(path: str) -> Iterator[tuple[str, Any | ValueError]]:
+    with open_file(path, "r") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield where, ValueError(f"{where}: not valid JSON ({error})")
+
+
+def _json(path: str) -> Iterator[Row]:
+    with open_file(path, "r") as file:
+        try:
+            value = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise ValueError(f"data file {path}: it must hold a list of rows, found {type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", row
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ValueError(f"data file {path}: Parquet needs pyarrow (pip install orlaif[data])") from None
+    number = 0
+    with open_file(path) as file:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"data file {path}: not a readable Parquet file ({error})") from error
+
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+def find_video(root: str, name: str) -> str:
+    """The file of a video that is named with or without its extension; ``root/name`` itself where none is there."""
+    stem = join(root, name)
+    if is_url(stem):
+        return stem
+    return next((path for path in (stem, *(stem + ending for ending in EXTENSIONS)) if os.path.isfile(path)), stem)
+
+
+def object_row(row: Any, where: str) -> dict[str, Any]:
+    """A row that must be an object; raises ValueError naming ``where``."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row must be a JSON object, found {type(row).__name__}")
+    return row
+
+
+def text_field(row: dict[str, Any], name: str, where: str) -> str:
+    """A field that must be a text; raises ValueError naming ``where`` and the field."""
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a text that is not empty")
+    return value.strip()
+
+
+def id_field(row: dict[str, Any], name: str, where: str) -> str:
+    """A field that must be a text or a whole number, as a text; raises ValueError naming ``where`` and the field."""
+    value = row.get(name)
+    if type(value) is int:
+        return str(value)
+    return text_field(row, name, where)
+
+
+def texts_field(row: dict[str, Any], name: str, where: str, least: int = 1) -> tuple[str, ...]:
+    """A field that must be a list of texts; raises ValueError naming ``where`` and the field."""
+    value = row.get(name)
+    if not isinstance(value, list) or len(value) < least or not all(isinstance(v, str) and v.strip() for v in value):
+        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a list of {least} or more texts")
+    return tuple(value)
+
+
+def named(where: str, kind: type[Any], **fields: Any) -> Any:
+    """``kind(**fields)``; what it finds wrong names ``where``."""
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
