@@ -60,6 +60,8 @@ class PolicyModule(LightningModule):
         self._stepping = False
         self._part_done = False
         self._policy_start = 0.0
+        self._first_batch_at: float | None = None
+        self._waited = 0.0
         self._predictions: str | None = None
         self._by_category: Counter[tuple[str, bool]] = Counter()
 
@@ -200,9 +202,21 @@ class PolicyModule(LightningModule):
         """Log what every stage logs: decoding time; bad videos and tokens seen so far on this rank."""
         self.num_tokens += num_tokens
         self.log("time/decode", batch.decode_s, prog_bar=True, batch_size=max(1, len(batch)))
+        self._log_wait(batch)
         self.log("train/num_tokens", float(self.num_tokens))
         self.num_bad_videos += len(batch.skipped)
         self.log("data/bad_videos", float(self.num_bad_videos))
+
+    def _log_wait(self, batch: PromptBatch) -> None:
+        """``time/data_wait``, and ``data/wait_share``: of all seconds since the first batch came, what was waited."""
+        self.log("time/data_wait", batch.wait_s)
+        now = time.perf_counter()
+        if self._first_batch_at is None:  # nothing can be decoded ahead of the first
+            self._first_batch_at, self._waited = now, 0.0
+            return
+        self._waited += batch.wait_s
+        share = self._waited / (now - self._first_batch_at)
+        self.log("data/wait_share", share, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the reference out where it is the checkpoint that the run started from."""

@@ -187,6 +187,7 @@ class PromptBatch:
         mm_inputs: everything else that the processor returned; it goes to the model unchanged.
         skipped: bad media that was left out of this batch (``on_bad_video: skip``).
         decode_s: seconds spent on decoding and processing this batch.
+        wait_s: seconds that the step waited for it.
 
     Raises:
         ValueError: the parts disagree on P or S, or the padding is not on the left.
@@ -199,6 +200,7 @@ class PromptBatch:
     mm_inputs: Mapping[str, Any]
     skipped: tuple[VideoError, ...] = ()
     decode_s: float = 0.0
+    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         p = len(self.prompts)

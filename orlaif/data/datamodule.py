@@ -1,8 +1,8 @@
-"""The DataModule: prompts in, decoded and tokenised batches out.
+"""The DataModule: prompts in, decoded and tokenised batches out, ahead of the step.
 
-Decoding runs on threads in the collate function (torchcodec releases the GIL), once per prompt. The order of the
-training data is a function of (seed, epoch), and the loader keeps its place in checkpoints, so that a resumed run sees
-the batches that the interrupted one would have seen.
+Decoding runs on threads (torchcodec releases the GIL), once per prompt. The order of the training data is a function
+of (seed, epoch), and the loader keeps its place in checkpoints, so that a resumed run sees the batches that the
+interrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from orlaif.checkpoints import load_processor
-from orlaif.data.datasets import PromptDataset
-from orlaif.data.video import Sampling, UniformSampling, decode_clip, require_ffmpeg
+from orlaif.data.clip_cache import ClipCache
+from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
+from orlaif.data.loader import PrefetchLoader, ResumableLoader, ResumableSampler, Sealed, SealingCollator, map_style
+from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip, require_ffmpeg
 from orlaif.encoding import encode, render
 from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
@@ -39,6 +41,8 @@ class Collator:
         num_threads: decoding threads.
         on_bad_video: ``error`` raises the VideoError; ``skip`` leaves the prompt out and lists it in the batch.
         system_prompt: goes before every question, if given.
+        budget: how large frames may be.
+        clip_cache: folder of decoded clips, if they are to be kept.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Collator:
         num_threads: int = 2,
         on_bad_video: OnBadVideo = "error",
         system_prompt: str | None = None,
+        budget: PixelBudget | None = None,
+        clip_cache: str | None = None,
     ) -> None:
         self.processor = processor
         self.sampling = sampling
@@ -56,10 +62,17 @@ class Collator:
         self.num_threads = num_threads
         self.on_bad_video = on_bad_video
         self.system_prompt = system_prompt
+        self.budget = budget
+        self.cache = None if clip_cache is None else ClipCache(clip_cache)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the threads, which stay in their process."""
+        return {**self.__dict__, "_pool": None}
 
     def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
         try:
-            return decode_clip(prompt, self.sampling, self.device)
+            return (self.cache or decode_clip)(prompt, self.sampling, self.device, self.budget)
         except VideoError as error:
             return error
 
@@ -73,8 +86,11 @@ class Collator:
             VideoError: a video is bad and ``on_bad_video`` is ``error``.
         """
         start = time.perf_counter()
-        with ThreadPoolExecutor(max_workers=self.num_threads) as pool:
-            results = list(pool.map(self._decode, prompts))
+        if self._pool is None:  # shared by batches that are prepared at the same time
+            self._pool = ThreadPoolExecutor(
+                self.num_threads, "orlaif-decode", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        results = list(self._pool.map(self._decode, prompts))
         skipped = tuple(result for result in results if isinstance(result, VideoError))
         if skipped and self.on_bad_video == "error":
             raise skipped[0]
@@ -99,72 +115,11 @@ class Collator:
         )
 
 
-class Sealed:
-    """A batch on its way from a loader to the DataModule's transfer hook, which opens it.
-
-    Lightning's precision plugins rebuild every collection that they are given, field by field, and refuse frozen
-    dataclasses; an object that they do not know passes. Casting pixels is the model's business.
-    """
-
-    def __init__(self, batch: PromptBatch) -> None:
-        self.batch = batch
-
-
-class SealingCollator:
-    """A collator whose batches travel :class:`Sealed`."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:
-        """Collate and seal."""
-        return Sealed(self.collator(prompts))
-
-
-class ResumableSampler(DistributedSampler[int]):
-    """A DistributedSampler whose first pass can begin part of the way through an epoch."""
-
-    first_sample = 0
-
-    def __iter__(self) -> Iterator[int]:
-        skip, self.first_sample = self.first_sample, 0
-        return iter(list(super().__iter__())[skip:])
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader over a :class:`ResumableSampler` that keeps its place; Lightning saves and restores it."""
-
-    sampler: ResumableSampler
-    batch_size: int
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._epoch = 0
-        self._batches = 0
-
-    def __iter__(self) -> Any:
-        self._batches = self.sampler.first_sample // self.batch_size
-        for batch in super().__iter__():
-            self._epoch = self.sampler.epoch
-            self._batches += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches already given out in it."""
-        return {"epoch": self._epoch, "batches": self._batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the last batch that was given out."""
-        done = state["batches"] >= len(self)
-        self.sampler.set_epoch(state["epoch"] + done)
-        self.sampler.first_sample = 0 if done else state["batches"] * self.batch_size
-
-
 class VideoDataModule(LightningDataModule):
     """Video prompts for training, validation, test and prediction.
 
     Args:
-        train: dataset for ``fit``.
+        train: dataset for ``fit``; a :class:`~orlaif.data.datasets.StreamingDataset` where it is too large for memory.
         val: dataset for validation.
         test: dataset for ``test``.
         predict: dataset for ``predict``; by default that of ``test``.
@@ -175,7 +130,11 @@ class VideoDataModule(LightningDataModule):
         system_prompt: goes before every question, if given.
         decode_device: where to decode, ``cpu`` or ``cuda``.
         decode_threads: decoding threads of each process.
-        num_workers: processes that prepare batches ahead; 0 prepares them in the main process.
+        budget: how large frames may be; by default as they are in the file.
+        clip_cache: folder that keeps decoded clips for further epochs and runs; by default they are not kept.
+        ahead: batches that are decoded and tokenised on threads while the model works; memory grows with it. 0 waits.
+        num_workers: processes that prepare batches in place of threads; for processors that hold Python's lock.
+        curriculum: order of the training data; by default all of it is shuffled.
         on_bad_video: ``error`` stops at the first bad video; ``skip`` leaves it out and counts it.
         max_bad_rate: with ``skip``, the run stops when more than this share of all videos so far is bad.
         seed: of the order of the training data; by default that of ``seed_everything``.
@@ -186,7 +145,7 @@ class VideoDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: PromptDataset | None = None,
+        train: PromptDataset | StreamingDataset | None = None,
         val: PromptDataset | None = None,
         test: PromptDataset | None = None,
         predict: PromptDataset | None = None,
@@ -197,7 +156,11 @@ class VideoDataModule(LightningDataModule):
         system_prompt: str | None = None,
         decode_device: str = "cpu",
         decode_threads: int = 2,
+        budget: PixelBudget | None = None,
+        clip_cache: str | None = None,
+        ahead: int = 2,
         num_workers: int = 0,
+        curriculum: AnswerLengthCurriculum | None = None,
         on_bad_video: OnBadVideo = "error",
         max_bad_rate: float = 0.05,
         seed: int | None = None,
@@ -211,6 +174,14 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(
                 "data.num_workers must be 0 with decode_device other than 'cpu': decode on threads instead"
             )
+        for name, value in (("ahead", ahead), ("num_workers", num_workers)):
+            if value < 0:
+                raise ValueError(f"data.{name} is {value}; it must be 0 or more")
+        if decode_threads < 1:
+            raise ValueError(f"data.decode_threads is {decode_threads}; it must be 1 or more")
+        if curriculum is not None and isinstance(train, StreamingDataset):
+            raise ValueError("data.curriculum needs to know all answers; a stream does not")
+        self.datasets: dict[str, PromptDataset | StreamingDataset | None]
         self.datasets = {"train": train, "val": val, "test": test, "predict": predict if predict is not None else test}
         self.sampling = sampling or UniformSampling()
         self.batch_size = batch_size
@@ -219,14 +190,17 @@ class VideoDataModule(LightningDataModule):
         self.system_prompt = system_prompt
         self.decode_device = decode_device
         self.decode_threads = decode_threads
+        self.budget, self.clip_cache = budget, clip_cache
+        self.ahead = ahead
         self.num_workers = num_workers
+        self.curriculum = curriculum
         self.on_bad_video: OnBadVideo = on_bad_video
         self.max_bad_rate = max_bad_rate
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._videos = 0
         self._bad_videos: list[VideoError] = []
 
-    def _wanted(self, stage: str | None) -> list[PromptDataset]:
+    def _wanted(self, stage: str | None) -> list[PromptDataset | StreamingDataset]:
         names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         datasets = [self.datasets[name] for name in names.get(stage or "", tuple(self.datasets))]
         return list({id(d): d for d in datasets if d is not None}.values())
@@ -255,12 +229,19 @@ class VideoDataModule(LightningDataModule):
     def make_collator(self, processor: Any) -> Collator:
         """The collator of this module's settings around ``processor``."""
         return Collator(
-            processor, self.sampling, self.decode_device, self.decode_threads, self.on_bad_video, self.system_prompt
+            processor,
+            self.sampling,
+            self.decode_device,
+            self.decode_threads,
+            self.on_bad_video,
+            self.system_prompt,
+            self.budget,
+            self.clip_cache,
         )
 
     def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> PromptBatch:
         """Open the batch and count its bad videos; raises VideoError past ``max_bad_rate`` (from the 20th video on)."""
-        return self._count(batch.batch)
+        return self._count(batch.open())
 
     def _count(self, batch: PromptBatch) -> PromptBatch:
         self._videos += len(batch) + len(batch.skipped)
@@ -274,7 +255,7 @@ class VideoDataModule(LightningDataModule):
             raise VideoError(last.path, f"{last.cause}; {cause} ({self.max_bad_rate:g})")
         return batch
 
-    def _dataset(self, name: str) -> PromptDataset:
+    def _dataset(self, name: str) -> PromptDataset | StreamingDataset:
         dataset = self.datasets[name]
         if dataset is None:
             raise ValueError(f"data.{name} is missing; the recipe must name a dataset for it")
@@ -284,21 +265,27 @@ class VideoDataModule(LightningDataModule):
         # Forked children would inherit torch's and FFmpeg's threads in any state.
         context = "spawn" if self.num_workers else None
         collate = SealingCollator(self.collator)
-        return {"collate_fn": collate, "num_workers": self.num_workers, "multiprocessing_context": context}
+        workers = {"num_workers": self.num_workers, "multiprocessing_context": context}
+        return {"collate_fn": collate, "ahead": self.ahead, **workers}
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled anew each epoch from (seed, epoch), split over ranks; an incomplete last batch is dropped."""
         dataset = self._dataset("train")
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        if isinstance(dataset, StreamingDataset):
+            dataset.world, dataset.rank = world, rank
+            return ResumableLoader(dataset, batch_size=self.batch_size, drop_last=True, **self._common())
         if len(dataset) < self.batch_size * world:
             raise ValueError(
                 f"data.batch_size is {self.batch_size} on {world} processes, but train has {len(dataset)} rows"
             )
         sampler = ResumableSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
+        sampler.curriculum = self.curriculum
         return ResumableLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._common())
 
     def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
-        return DataLoader(self._dataset(name), batch_size=self.eval_batch_size, **self._common())
+        dataset = map_style(self._dataset(name), name)
+        return PrefetchLoader(dataset, batch_size=self.eval_batch_size, **self._common())
 
     def val_dataloader(self) -> DataLoader[VideoPrompt] | list[Any]:
         """In order; nothing where the recipe names no validation data."""

@@ -7,11 +7,13 @@ starts: a broken row is a ValueError that names file, line and field.
 from __future__ import annotations
 
 import dataclasses
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from orlaif.data.rows import folder_of, join, read_rows
 from orlaif.types import VideoPrompt
@@ -206,3 +208,110 @@ class JsonlDataset(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
         """See :meth:`RowDataset.parse`."""
         return parse_row(row, where, video_root)
+
+
+class StreamingDataset(IterableDataset[VideoPrompt]):
+    """Rows of an adapter as they are read, never all in memory: sharded over ranks and workers, shuffled in a buffer.
+
+    The order is a function of (seed, epoch). To go on within an epoch, the rows before are read again but not decoded.
+
+    Args:
+        source: an adapter; its file may be large, or a ``datasets://`` source.
+        shuffle_buffer: rows among which the next one is drawn; 0 keeps the order of the file.
+        seed: of the order.
+
+    Raises:
+        ValueError: a negative buffer; while reading, a broken row.
+    """
+
+    def __init__(self, source: RowDataset, shuffle_buffer: int = 1000, seed: int = 0) -> None:
+        if shuffle_buffer < 0:
+            raise ValueError(f"StreamingDataset.shuffle_buffer is {shuffle_buffer}; it must be 0 or more rows")
+        self.source, self.shuffle_buffer, self.seed = source, shuffle_buffer, seed
+        self.rank, self.world = 0, 1
+        self.epoch = self.first_sample = 0
+
+    def prepare(self) -> None:
+        """The source's own."""
+        self.source.prepare()
+
+    def load(self) -> None:
+        """Look at the first row, so that a wrong file or format is found before any long work starts."""
+        for found in self.source.read():
+            if isinstance(found, ValueError):
+                raise found
+            return
+        raise ValueError(f"data file {self.source.path}: no rows")
+
+    def problems(self) -> list[str]:
+        """The source's own."""
+        return self.source.problems()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another epoch is another order."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[VideoPrompt]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
+        skip, self.first_sample = self.first_sample, 0
+        if skip and workers > 1:
+            raise ValueError("a stream cannot go on within an epoch with data.num_workers above 1; use 0 or 1")
+        shards, own = self.world * workers, self.rank * workers + number
+        mine = (prompt for place, prompt in enumerate(self._whole()) if place % shards == own)
+        return islice(mine, skip, None)
+
+    def _whole(self) -> Iterator[VideoPrompt]:
+        """All rows in the epoch's order, the same on every process; an incomplete last round over ranks is left out."""
+        started: list[VideoPrompt] = []
+        for prompt in self._shuffled(random.Random(f"{self.seed}/{self.epoch}")):
+            started.append(prompt)
+            if len(started) == self.world:
+                yield from started
+                started = []
+
+    def _shuffled(self, rng: random.Random) -> Iterator[VideoPrompt]:
+        buffer: list[VideoPrompt] = []
+        for found in self.source.read():
+            if isinstance(found, ValueError):
+                raise found
+            if len(buffer) < self.shuffle_buffer:
+                buffer.append(found)
+                continue
+            if not self.shuffle_buffer:
+                yield found
+                continue
+            place = rng.randrange(len(buffer))
+            found, buffer[place] = buffer[place], found
+            yield found
+        rng.shuffle(buffer)
+        yield from buffer
+
+
+class AnswerLengthCurriculum:
+    """Easy questions first, as in VLM-RLAIF (Ahn et al. 2024): those with short reference answers, then the others.
+
+    Args:
+        stages: parts of equal size, shuffled each on its own; 2 are easy and hard.
+
+    Raises:
+        ValueError: fewer than 2 stages.
+    """
+
+    def __init__(self, stages: int = 2) -> None:
+        if stages < 2:
+            raise ValueError(f"AnswerLengthCurriculum.stages is {stages}; it must be 2 or more")
+        self.stages = stages
+
+    def order(self, dataset: PromptDataset, seed: int) -> list[int]:
+        """Places of all prompts: the stages one after the other, each shuffled by ``seed``."""
+        lengths = [len((dataset[i].answer or "").split()) for i in range(len(dataset))]
+        places = sorted(range(len(dataset)), key=lambda i: lengths[i])  # stable: equal lengths keep the file's order
+        rng = random.Random(seed)
+        ends = [round(len(places) * (stage + 1) / self.stages) for stage in range(self.stages)]
+        order: list[int] = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            part = places[start:end]
+            rng.shuffle(part)
+            order += part
+        return order

@@ -9,6 +9,9 @@ import json
 import os
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl
+
+DATASETS = "datasets://"
 
 Row = tuple[str, Any]
 
@@ -26,7 +29,9 @@ def join(root: str, path: str) -> str:
 
 
 def folder_of(path: str) -> str:
-    """The folder of a file or URL."""
+    """The folder of a file or URL; that of a ``datasets://`` source is the folder it names."""
+    if path.startswith(DATASETS):
+        return path.removeprefix(DATASETS).partition("?")[0]
     return path.rsplit("/", 1)[0] if is_url(path) else os.path.dirname(path)
 
 
@@ -48,7 +53,8 @@ def read_rows(path: str) -> Iterator[tuple[str, Any | ValueError]]:
     """All rows of a file; one that is not valid JSON comes as the ValueError that says so.
 
     Args:
-        path: ends in ``.json`` (a list, or an object with a list under ``data``), ``.parquet``, or is read as JSONL.
+        path: ends in ``.json`` (a list, or an object with a list under ``data``), ``.parquet``, or is read as JSONL; or
+            ``datasets://<hub id or folder>?split=train&name=...``, which the library datasets streams.
 
     Yields:
         Where the row stands, and its value.
@@ -56,12 +62,32 @@ def read_rows(path: str) -> Iterator[tuple[str, Any | ValueError]]:
     Raises:
         ValueError: no such file, or one that cannot be read at all, by name.
     """
-    if path.endswith(".parquet"):
+    if path.startswith(DATASETS):
+        yield from _datasets(path)
+    elif path.endswith(".parquet"):
         yield from _parquet(path)
     elif path.endswith(".json"):
         yield from _json(path)
     else:
         yield from _jsonl(path)
+
+
+def _datasets(path: str) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"data file {path}: needs the library datasets (pip install orlaif[data])") from None
+    source, _, query = path.removeprefix(DATASETS).partition("?")
+    settings = dict(parse_qsl(query))
+    if unknown := sorted(set(settings) - {"split", "name", "revision"}):
+        raise ValueError(f"data file {path}: unknown setting {unknown[0]!r}; known are split, name, revision")
+    split = settings.pop("split", "train")
+    try:
+        rows = datasets.load_dataset(source, split=split, streaming=True, **settings)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"data file {path}: cannot be opened ({error})") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", {name: value for name, value in row.items() if value is not None}
 
 
 def _jsonl(path: str) -> Iterator[tuple[str, Any | ValueError]]:

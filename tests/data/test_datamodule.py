@@ -79,10 +79,10 @@ def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: Sha
     whole = loader()
     whole.sampler.set_epoch(2)
     iterator = iter(whole)
-    before = [tuple(p.id for p in next(iterator).batch.prompts) for _ in range(3)]
+    before = [tuple(p.id for p in next(iterator).open().prompts) for _ in range(3)]
     state = whole.state_dict()
     assert state == {"epoch": 2, "batches": 3}
-    rest = [tuple(p.id for p in sealed.batch.prompts) for sealed in iterator]
+    rest = [tuple(p.id for p in sealed.open().prompts) for sealed in iterator]
     resumed = loader()
     resumed.load_state_dict(state)
     assert ids(resumed) == rest

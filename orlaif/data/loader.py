@@ -1,0 +1,195 @@
+"""Loaders that decode ahead of the step, in order, within bounded memory, and keep their place in checkpoints.
+
+Decoding runs on threads of this process (torchcodec and torch release the GIL), so that frames never cross a pipe and a
+GPU's decoder can be used. ``ahead`` batches are under way or waiting while the model works on the one before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
+from orlaif.types import PromptBatch, VideoPrompt
+
+Collate = Callable[[Sequence[VideoPrompt]], PromptBatch]
+
+
+class Sealed:
+    """A batch on its way from a loader to the DataModule's transfer hook, which opens it.
+
+    Lightning's precision plugins rebuild every collection that they are given, field by field, and refuse frozen
+    dataclasses; an object that they do not know passes. Casting pixels is the model's business.
+
+    Attributes:
+        batch: the batch.
+        wait_s: seconds that the consumer waited for it.
+        on_open: called when the batch is used; Lightning fetches one ahead of streams, whose length it does not know.
+    """
+
+    def __init__(self, batch: PromptBatch) -> None:
+        self.batch = batch
+        self.wait_s = 0.0
+        self.on_open: Callable[[], None] = _nothing
+
+    def open(self) -> PromptBatch:
+        """The batch, about to be used."""
+        self.on_open()
+        return replace(self.batch, wait_s=self.wait_s)
+
+
+def _nothing() -> None:
+    """No loader keeps its place by this batch."""
+
+
+class SealingCollator:
+    """A collator whose batches travel :class:`Sealed`."""
+
+    def __init__(self, collator: Collate) -> None:
+        self.collator = collator
+
+    def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:
+        """Collate and seal."""
+        return Sealed(self.collator(prompts))
+
+
+def prefetched(
+    prompts: Iterable[Sequence[VideoPrompt]], collate: Callable[[Sequence[VideoPrompt]], Sealed], ahead: int
+) -> Iterator[Sealed]:
+    """Collated batches in order, ``ahead`` of them under way; an error is raised where its batch would have come.
+
+    Args:
+        prompts: the prompts of each batch.
+        collate: runs on threads.
+        ahead: batches in work or waiting besides the one that the consumer has; 0 collates on demand.
+    """
+    if not ahead:
+        yield from map(collate, prompts)
+        return
+    pending: deque[Future[Sealed]] = deque()
+    pool = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="orlaif-data", initializer=_one_thread)
+    try:
+        for one in prompts:
+            pending.append(pool.submit(collate, one))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also where the consumer stops early, or is interrupted
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    """A team of OpenMP threads for each loading thread would fight the model's for the cores."""
+    torch.set_num_threads(1)
+
+
+class PrefetchLoader(DataLoader):
+    """A DataLoader that prepares ``ahead`` batches on threads where it has no worker processes.
+
+    Args:
+        args: of DataLoader.
+        ahead: see :func:`prefetched`.
+        kwargs: of DataLoader.
+    """
+
+    batch_size: int
+
+    def __init__(self, *args: Any, ahead: int = 2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ahead = ahead
+
+    def _prompts(self) -> Iterator[list[VideoPrompt]]:
+        """The prompts of each batch, read as they are needed."""
+        if not isinstance(self.dataset, IterableDataset):
+            for places in self.batch_sampler:  # type: ignore[union-attr]
+                yield [self.dataset[place] for place in places]
+            return
+        batch: list[VideoPrompt] = []
+        for prompt in self.dataset:
+            batch.append(prompt)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch and not self.drop_last:
+            yield batch
+
+    def __iter__(self) -> Any:
+        collate: Any = self.collate_fn
+        source = super().__iter__() if self.num_workers else prefetched(self._prompts(), collate, self.ahead)
+        while True:
+            start = time.perf_counter()
+            try:
+                sealed = next(source)
+            except StopIteration:
+                return
+            sealed.wait_s = time.perf_counter() - start
+            yield sealed
+
+
+class ResumableSampler(DistributedSampler[int]):
+    """A DistributedSampler whose first pass can begin part of the way through an epoch, and may follow a curriculum."""
+
+    first_sample = 0
+    curriculum: AnswerLengthCurriculum | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.first_sample = self.first_sample, 0
+        if self.curriculum is None:
+            return iter(list(super().__iter__())[skip:])
+        dataset: Any = self.dataset
+        order = self.curriculum.order(dataset, self.seed + self.epoch)[: self.total_size]
+        return iter(order[self.rank : self.total_size : self.num_replicas][skip:])
+
+
+class ResumableLoader(PrefetchLoader):
+    """A loader over a :class:`ResumableSampler` or a stream that keeps its place; Lightning saves and restores it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._state = {"epoch": 0, "batches": 0}
+
+    @property
+    def _place(self) -> Any:
+        """What knows the epoch and the first sample."""
+        return self.dataset if isinstance(self.dataset, StreamingDataset) else self.sampler
+
+    def __iter__(self) -> Any:
+        batches, epoch = self._place.first_sample // self.batch_size, self._place.epoch
+        for sealed in super().__iter__():
+            self._place.first_sample = 0  # a worker process has forgotten its own copy only
+            epoch, batches = self._place.epoch, batches + 1
+            sealed.on_open = partial(self._state.update, epoch=epoch, batches=batches)
+            yield sealed
+        if isinstance(self.dataset, StreamingDataset):  # Lightning does this for samplers
+            self.dataset.set_epoch(epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches already used in it."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the last batch that was used; at the end of an epoch, with the next."""
+        batches: int | None = None if isinstance(self.dataset, StreamingDataset) else len(self)
+        done = batches is not None and state["batches"] >= batches
+        self._place.set_epoch(state["epoch"] + done)
+        self._place.first_sample = 0 if done else state["batches"] * self.batch_size
+
+
+def map_style(dataset: PromptDataset | StreamingDataset, what: str) -> PromptDataset:
+    """``dataset``, which must know its length.
+
+    Raises:
+        ValueError: a stream, where none can be used.
+    """
+    if isinstance(dataset, StreamingDataset):
+        raise ValueError(f"data.{what} is a stream; only data.train may be one")
+    return dataset
