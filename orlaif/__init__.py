@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orlaif.data.datamodule import VideoDataModule
+    from orlaif.evaluated import Evaluation
     from orlaif.module import OracleRLAIF
     from orlaif.preferences import PreferenceSampling
     from orlaif.supervised import SupervisedFineTuning
 
 __version__ = "0.1.0"
-__all__ = ["OracleRLAIF", "PreferenceSampling", "SupervisedFineTuning", "VideoDataModule", "__version__"]
+__all__ = ["Evaluation", "OracleRLAIF", "PreferenceSampling", "SupervisedFineTuning", "VideoDataModule", "__version__"]
 
 _HOMES = {
+    "Evaluation": "orlaif.evaluated",
     "OracleRLAIF": "orlaif.module",
     "PreferenceSampling": "orlaif.preferences",
     "SupervisedFineTuning": "orlaif.supervised",

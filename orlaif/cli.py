@@ -1,5 +1,7 @@
 """The command line: ``orlaif fit | validate | test | predict --config recipes/X.yaml [--any.key value]``.
 
+Beside these, ``orlaif check-data --config recipes/X.yaml`` and ``orlaif compare A B``.
+
 LightningCLI with one key of its own, ``run_dir``: everything that a run writes lies below it (checkpoints, TensorBoard
 events, predictions, the exported model, the configuration).
 """
@@ -18,6 +20,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from orlaif.data import check
+from orlaif.evaluation import compare
 from orlaif.types import OracleError, VideoError
 
 
@@ -49,7 +53,8 @@ class OrlaifCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "orlaif",
-                "description": "Fine-tune video-language models from an oracle's ranking.",
+                "description": "Fine-tune video-language models from an oracle's ranking. Besides the subcommands "
+                "below: `orlaif check-data --config ...` and `orlaif compare A B`.",
             },
             args=list(args) if args is not None else None,
             run=run,
@@ -82,6 +87,10 @@ def main() -> None:
     """The console script."""
     log_to_stderr()
     try:
+        if sys.argv[1:2] == ["check-data"]:
+            raise SystemExit(check.main(sys.argv[2:]))
+        if sys.argv[1:2] == ["compare"]:
+            raise SystemExit(compare.main(sys.argv[2:]))
         OrlaifCLI()
     except (ValueError, VideoError, OracleError) as error:
         # A user's mistake or bad input: the message names the culprit, a traceback would bury it.

@@ -226,7 +226,7 @@ class OracleRLAIF(PolicyModule):
     def _log_oracle(self, ranking: Ranking, asked: Asked) -> None:
         """Log what the oracle cost, and the groups it failed on; raise past ``on_oracle_failure.max_rate``."""
         self.log("time/oracle", asked.seconds, prog_bar=True)
-        self.log("oracle/wait_s", asked.waited)
+        self.log("time/oracle_wait", asked.waited)
         self.log_dict({f"oracle/{name}": value for name, value in self.oracle.take_counts().items()})
         self._groups += len(ranking.ranks)
         self._failed_groups += len(ranking.failures)

@@ -8,28 +8,24 @@ batches then gives the update of one n-times larger batch, whatever the lengths 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
-from orlaif.answers import is_correct
+from orlaif.evaluated import Evaluated
 from orlaif.policy import Policy
-from orlaif.rollout import SamplingParams, generate
 from orlaif.types import PromptBatch
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(Evaluated):
     """Base of the training stages.
 
     Args:
@@ -48,11 +44,9 @@ class PolicyModule(LightningModule):
         eval_max_new_tokens: int,
         seed: int | None,
     ) -> None:
-        super().__init__()
-        self.policy = policy
+        super().__init__(policy, eval_max_new_tokens)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.num_tokens = 0
         self.num_bad_videos = 0
@@ -62,8 +56,6 @@ class PolicyModule(LightningModule):
         self._policy_start = 0.0
         self._first_batch_at: float | None = None
         self._waited = 0.0
-        self._predictions: str | None = None
-        self._by_category: Counter[tuple[str, bool]] = Counter()
 
     # ---------------------------------------------------------------- set-up
 
@@ -208,7 +200,7 @@ class PolicyModule(LightningModule):
         self.log("data/bad_videos", float(self.num_bad_videos))
 
     def _log_wait(self, batch: PromptBatch) -> None:
-        """``time/data_wait``, and ``data/wait_share``: of all seconds since the first batch came, what was waited."""
+        """``time/data_wait``, and ``time/data_wait_share`` of all seconds since the first batch came."""
         self.log("time/data_wait", batch.wait_s)
         now = time.perf_counter()
         if self._first_batch_at is None:  # nothing can be decoded ahead of the first
@@ -216,7 +208,7 @@ class PolicyModule(LightningModule):
             return
         self._waited += batch.wait_s
         share = self._waited / (now - self._first_batch_at)
-        self.log("data/wait_share", share, prog_bar=True)
+        self.log("time/data_wait_share", share, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the reference out where it is the checkpoint that the run started from."""
@@ -234,89 +226,3 @@ class PolicyModule(LightningModule):
     def _reloaded_keys(self, names: Any) -> list[str]:
         """Keys of the state dict that come from the policy's own checkpoint, not from Lightning's."""
         return [name for name in names if name.startswith("policy.reference.")]
-
-    # ------------------------------------------------------------ evaluation
-
-    @property
-    def run_dir(self) -> str:
-        """Folder of this run."""
-        return self.trainer.default_root_dir
-
-    def answer(self, batch: PromptBatch) -> list[str]:
-        """One greedy answer per prompt."""
-        return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts]
-
-    def _score(self, batch: PromptBatch, stage: str) -> list[dict[str, Any]]:
-        """Answer a batch, log its accuracy, and return a record per prompt."""
-        if not len(batch):
-            return []
-        records: list[dict[str, Any]] = []
-        marks: list[bool] = []
-        for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
-            record: dict[str, Any] = {
-                "id": prompt.id,
-                "question": prompt.question,
-                "prediction": answer,
-                "category": prompt.category,
-            }
-            if prompt.answer is not None:
-                marks.append(is_correct(answer, prompt.answer))
-                record |= {"answer": prompt.answer, "correct": marks[-1]}
-                if prompt.category:
-                    self._by_category[prompt.category, marks[-1]] += 1
-            records.append(record)
-        if marks:
-            accuracy = sum(marks) / len(marks)
-            self.log(f"{stage}/accuracy", accuracy, batch_size=len(marks), on_epoch=True, prog_bar=True, sync_dist=True)
-        return records
-
-    def _log_categories(self, stage: str) -> None:
-        """``<stage>/accuracy/<category>``, of this rank's share."""
-        for category in sorted({name for name, _ in self._by_category}):
-            right, wrong = (self._by_category[category, correct] for correct in (True, False))
-            self.log(f"{stage}/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
-        self._by_category.clear()
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """``val/accuracy`` of greedy answers, where the data has reference answers."""
-        self._score(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        """``val/accuracy/<category>``."""
-        self._log_categories("val")
-
-    def _open_predictions(self, stage: str) -> None:
-        folder = os.path.join(self.run_dir, "predictions")
-        os.makedirs(folder, exist_ok=True)
-        rank = f"-rank{self.global_rank}" if self.trainer.world_size > 1 else ""
-        self._predictions = os.path.join(folder, f"{stage}{rank}.jsonl")
-        open(self._predictions, "w").close()
-
-    def _write_predictions(self, records: list[dict[str, Any]]) -> None:
-        assert self._predictions is not None
-        with open(self._predictions, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-
-    def on_test_epoch_start(self) -> None:
-        """A fresh ``predictions/test.jsonl``."""
-        self._open_predictions("test")
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """``test/accuracy``, and a line per prompt in ``predictions/test.jsonl``."""
-        self._write_predictions(self._score(batch, "test"))
-
-    def on_test_epoch_end(self) -> None:
-        """``test/accuracy/<category>``."""
-        self._log_categories("test")
-
-    def on_predict_epoch_start(self) -> None:
-        """A fresh ``predictions/predict.jsonl``."""
-        self._open_predictions("predict")
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[str]:
-        """The greedy answers, also written to ``predictions/predict.jsonl``."""
-        answers = self.answer(batch) if len(batch) else []
-        self._write_predictions(
-            [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(batch.prompts, answers, strict=True)]
-        )
-        return answers

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orlaif.cli import run
+from orlaif.evaluated import Evaluated
 from tests.conftest import REPO
 
 POLICY = "--model.init_args.policy.init_args.path"
@@ -104,7 +105,9 @@ def test_validate_test_and_predict(finished: Path, tmp_path: Path, data_root: st
     predicted = [json.loads(line) for line in (tmp_path / "predictions" / "predict.jsonl").read_text().splitlines()]
     assert [r["id"] for r in tested] == [f"test-{i:05d}" for i in range(20)]
     assert [r["prediction"] for r in tested] == [r["prediction"] for r in predicted]
-    assert all(r["correct"] == (r["prediction"] == r["answer"]) for r in tested)
+    results = json.loads((tmp_path / "results.json").read_text())
+    right = sum(r["prediction"] == r["answer"] for r in tested)
+    assert results["metrics"]["accuracy"] == pytest.approx(right / 20)
 
 
 def failing(*arguments: str) -> str:
@@ -151,3 +154,107 @@ def test_a_broken_data_file_and_a_bad_video_stop_the_run_by_name(
     row = {"id": "0", "video": "no.mp4", "question": "what ?", "answer": "red"}
     assert "rows.jsonl, line 1: field 'question' is ''" in fit([{**row, "question": ""}])
     assert f"{tmp_path}/no.mp4: no such file" in fit([{**row, "id": str(i)} for i in range(8)])
+
+
+# ----------------------------------------------------------------------------------------------- evaluation and its data
+
+
+def shapes_test(finished: Path, run_dir: Path, data_root: str, *extra: str) -> list[str]:
+    return small("demo_rlaif.yaml", "test", run_dir, str(finished / "export"), data_root, *extra)
+
+
+def test_a_test_goes_on_where_it_stopped(
+    finished: Path, tmp_path: Path, data_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven answers are there, and half a line; the other thirteen are asked, and the results are the same."""
+    answered: list[int] = []
+    real = Evaluated.answer
+    monkeypatch.setattr(Evaluated, "answer", lambda self, batch: answered.append(len(batch)) or real(self, batch))
+    run(shapes_test(finished, tmp_path, data_root))
+    predictions = tmp_path / "predictions" / "test.jsonl"
+    whole, results = predictions.read_text(), (tmp_path / "results.json").read_text()
+    assert sum(answered) == 20
+    lines = whole.splitlines(keepends=True)
+    predictions.write_text("".join(lines[:7]) + lines[7][:30])
+    (tmp_path / "results.json").unlink()
+    answered.clear()
+    run(shapes_test(finished, tmp_path, data_root))
+    assert sum(answered) == 13
+    assert sorted(predictions.read_text().splitlines()) == sorted(whole.splitlines())
+    assert (tmp_path / "results.json").read_text() == results
+    answered.clear()
+    run(shapes_test(finished, tmp_path, data_root))  # all is there: graded again, nothing asked
+    assert answered == []
+    assert (tmp_path / "results.json").read_text() == results
+
+
+def test_predictions_of_another_model_are_not_mixed_in(
+    finished: Path, tmp_path: Path, data_root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(shapes_test(finished, tmp_path, data_root))
+    with caplog.at_level("INFO", logger="orlaif"):
+        run(shapes_test(finished, tmp_path, data_root, "--model.init_args.eval_max_new_tokens=2"))
+    assert "predictions were made with another max_new_tokens; starting anew" in caplog.text
+    assert len((tmp_path / "predictions" / "test.jsonl").read_text().splitlines()) == 20
+
+
+def test_two_tests_are_compared_on_the_command_line(
+    finished: Path, tmp_path: Path, tiny_model: str, data_root: str
+) -> None:
+    run(shapes_test(finished, tmp_path / "b", data_root))
+    run(small("demo_rlaif.yaml", "test", tmp_path / "a", tiny_model, data_root))
+    done = subprocess.run(
+        [sys.executable, "-m", "orlaif.cli", "compare", str(tmp_path / "a"), str(tmp_path / "b")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "| exact_match % | n | a | b | difference (95 % interval) |" in done.stdout
+    assert (tmp_path / "b" / "comparison" / "comparison.png").exists()
+
+
+def checked(*arguments: str) -> tuple[int, str]:
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    command = [sys.executable, "-m", "orlaif.cli", "check-data", "--config", recipe, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_good_data_is_counted(data_root: str) -> None:
+    sizes = [
+        f"--data.init_args.{split}.init_args.{key}={value}"
+        for split, size in SIZES.items()
+        for key, value in (("root", data_root), ("size", size))
+    ]
+    code, output = checked("--sample", "5", *sizes)
+    assert code == 0, output
+    assert "train: 64 questions about 64 videos, 64 with an answer; 0 broken rows; 5 clips decoded, 0 bad" in output
+    assert output.endswith("no problems\n")
+
+
+def test_everything_wrong_with_the_data_is_listed(tmp_path: Path, data_root: str) -> None:
+    good = next(Path(data_root).glob("*/train-64.jsonl"))
+    rows = [json.loads(line) for line in good.read_text().splitlines()[:6]]
+    for row in rows:
+        row["video"] = str(good.parent / row["video"])
+    (tmp_path / "empty.mp4").touch()
+    rows[1]["video"] = str(tmp_path / "empty.mp4")
+    rows[2]["video"] = str(tmp_path / "none.mp4")
+    del rows[3]["question"]
+    rows[4]["id"] = rows[0]["id"]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": \n')
+    dataset = json.dumps({"class_path": "orlaif.data.datasets.JsonlDataset", "init_args": {"path": str(path)}})
+    none = ["--data.init_args.val=null", "--data.init_args.test=null"]
+    code, output = checked("--sample=all", f"--data.init_args.train={dataset}", *none)
+    assert code == 1
+    assert "train: 4 questions about 4 videos, 4 with an answer; 3 broken rows; 4 clips decoded, 2 bad" in output
+    assert f"{path}, line 4: field 'question' is missing" in output
+    assert f"{path}, line 5: id 'train-00000' was used before, on line 1" in output
+    assert f"{path}, line 7: not valid JSON" in output
+    assert "empty.mp4: the file is empty" in output
+    assert "none.mp4: no such file" in output
+    assert output.endswith("5 problems\n")
+    code, output = checked("--sample=many")
+    assert code == 1
+    assert "--sample is 'many'; it must be a number, or 'all'" in output

@@ -126,7 +126,7 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
 
     recorder = Recorder()
     module = rlaif(tiny_model, order_consistency_every_n_steps=1)
-    trainer(tmp_path, max_steps=1, callbacks=[Hooks(), recorder]).fit(module, data(data_root, 4))
+    trainer(tmp_path, max_steps=1, callbacks=[Hooks(), recorder]).fit(module, data(data_root, 4, ahead=0))
     assert len(decoded) == len(set(decoded)) == 4  # P videos for P x G answers
     assert calls["vision"] == 2  # once for the rollout, once with gradient
     prefill, *steps, training = calls["logits"]
@@ -140,7 +140,7 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
         *(f"train/{m}" for m in ("loss", "kl", "entropy", "num_tokens", "grad_norm")),
         *(f"train/clip_ratio/{m}" for m in ("low_mean", "high_mean", "region_mean")),
         *(f"train/completions/{m}" for m in ("mean_length", "clipped_ratio")),
-        *(f"time/{m}" for m in ("decode", "rollout", "oracle", "reference", "policy")),
+        *(f"time/{m}" for m in ("decode", "data_wait", "rollout", "oracle", "oracle_wait", "reference", "policy")),
         *(f"oracle/{m}" for m in ("tie_rate", "unranked_rate", "zero_signal_rate", "order_consistency", "policy_tau")),
         *(f"oracle/{m}" for m in ("length_tau", "position_tau", "mean_score", "failure_rate")),
         "data/bad_videos",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from orlaif.checkpoints import load_processor
 from orlaif.data.clip_cache import ClipCache
@@ -197,6 +197,8 @@ class VideoDataModule(LightningDataModule):
         self.on_bad_video: OnBadVideo = on_bad_video
         self.max_bad_rate = max_bad_rate
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        #: Ids that a stage need not load again, such as questions that a test has answered before.
+        self.leave_out: dict[str, set[str]] = {}
         self._videos = 0
         self._bad_videos: list[VideoError] = []
 
@@ -284,7 +286,9 @@ class VideoDataModule(LightningDataModule):
         return ResumableLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._common())
 
     def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
-        dataset = map_style(self._dataset(name), name)
+        dataset: Any = map_style(self._dataset(name), name)
+        if known := self.leave_out.get(name):
+            dataset = Subset(dataset, [i for i in range(len(dataset)) if dataset[i].id not in known])
         return PrefetchLoader(dataset, batch_size=self.eval_batch_size, **self._common())
 
     def val_dataloader(self) -> DataLoader[VideoPrompt] | list[Any]:

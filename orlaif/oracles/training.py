@@ -126,8 +126,14 @@ class PreferenceRankerTraining(PolicyModule):
         """``test/pair_accuracy``."""
         self._evaluate(batch, "test")
 
+    def setup(self, stage: str) -> None:
+        """No predictions are gone on with."""
+
     def on_test_epoch_start(self) -> None:
         """No predictions are written."""
+
+    def on_test_epoch_end(self) -> None:
+        """Nothing is graded."""
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
         """Scores f32[P, G] of the compared answers."""

@@ -68,7 +68,7 @@ def test_a_recipe_of_each_oracle_trains(
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     assert [event.value for event in events.Scalars("oracle/unranked_rate")] == [0.0, 0.0]
-    assert {"time/oracle", "oracle/wait_s", "oracle/failure_rate"} <= set(events.Tags()["scalars"])
+    assert {"time/oracle", "time/oracle_wait", "oracle/failure_rate"} <= set(events.Tags()["scalars"])
     if recipe.stem == "http_judge":
         # two ballots for each of 8 groups, unless all its answers are the same
         assert 8 <= events.Scalars("oracle/requests")[0].value <= 16

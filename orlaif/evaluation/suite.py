@@ -1,0 +1,128 @@
+"""What an evaluation is: from predictions to graded records, and from those to tables.
+
+A *record* is a line of ``predictions/test.jsonl``: ``id, question, prediction, category, tags``, and ``answer`` and
+``options`` where the data has them. Grading adds numbers under ``scores`` (None = this answer has no such score, and is
+left out of its mean) and whatever tells how they came about.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orlaif.answers import is_correct, token_f1
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Means of scores by group.
+
+    Args:
+        title: what it shows.
+        columns: names of the scores.
+        rows: label, number of answers, and a value per column; None where nothing was scored.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, int, tuple[float | None, ...]], ...]
+
+    def markdown(self) -> str:
+        """As Markdown; shares as percentages (columns that end in ``%``), other numbers with two digits."""
+        lines = [f"**{self.title}**", "", "| | n | " + " | ".join(self.columns) + " |"]
+        lines.append("|---" * (len(self.columns) + 2) + "|")
+        for label, n, values in self.rows:
+            cells = [shown(value, column) for value, column in zip(values, self.columns, strict=True)]
+            lines.append(f"| {label} | {n} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def shown(value: float | None, column: str) -> str:
+    """A value as text: a share as a percentage where the column ends in ``%``."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if column.endswith("%") else f"{value:.2f}"
+
+
+def mean_of(records: Iterable[Record], score: str) -> float | None:
+    """Mean of a score over the records that have it; None where none has."""
+    values = [record["scores"][score] for record in records if record["scores"].get(score) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def table(
+    title: str,
+    records: Sequence[Record],
+    columns: Sequence[tuple[str, str]],
+    label_of: Callable[[Record], str | None],
+    total: str | None = "all",
+) -> Table:
+    """Means by group, groups in the order of their names, and over everything.
+
+    Args:
+        title: what it shows.
+        records: graded.
+        columns: pairs of a heading and the score below it.
+        label_of: the group of a record; None leaves it out of the groups.
+        total: label of the row over all records; None leaves it out.
+    """
+    labels = sorted({label for record in records if (label := label_of(record)) is not None})
+    groups = [(label, [record for record in records if label_of(record) == label]) for label in labels]
+    if total is not None:
+        groups.append((total, list(records)))
+    rows = tuple((label, len(own), tuple(mean_of(own, score) for _, score in columns)) for label, own in groups)
+    return Table(title, tuple(heading for heading, _ in columns), rows)
+
+
+class Suite(ABC):
+    """An evaluation that a recipe names by ``class_path``."""
+
+    @abstractmethod
+    def grade(self, records: Sequence[Record]) -> list[Record]:
+        """The same records, in order, with ``scores``."""
+
+    @abstractmethod
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        """Tables of graded records, the most important first."""
+
+    @abstractmethod
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """What goes to the log, as ``test/<name>``."""
+
+    def about(self) -> dict[str, Any]:
+        """What a result depends on besides the predictions, such as the judge; kept with the results."""
+        return {"suite": type(self).__name__}
+
+
+class ExactMatch(Suite):
+    """Judge-free: exact match after SQuAD's normalisation, and F1 of words, overall and by category."""
+
+    COLUMNS = (("accuracy %", "exact_match"), ("token F1 %", "token_f1"))
+
+    def grade(self, records: Sequence[Record]) -> list[Record]:
+        """Records without a reference answer have no scores."""
+        graded = []
+        for record in records:
+            answer = record.get("answer")
+            scores = {
+                "exact_match": None if answer is None else float(is_correct(record["prediction"], answer)),
+                "token_f1": None if answer is None else token_f1(record["prediction"], answer),
+            }
+            graded.append({**record, "scores": scores})
+        return graded
+
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        """By category."""
+        return [table("Exact match and token F1", records, self.COLUMNS, lambda record: record.get("category"))]
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """``accuracy``, ``token_f1``, and ``accuracy/<category>``."""
+        found = {"accuracy": mean_of(records, "exact_match"), "token_f1": mean_of(records, "token_f1")}
+        for category in sorted({record["category"] for record in records if record.get("category")}):
+            own = [record for record in records if record.get("category") == category]
+            found[f"accuracy/{category}"] = mean_of(own, "exact_match")
+        return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,97 @@
+"""Video-MME (Fu et al. 2024): which option an answer names, as its official script reads it and strictly, and tables.
+
+``official`` drops answers that it cannot read from the denominator; ``strict`` counts them as wrong. Both are reported,
+for a model that answers nonsense gains from the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from orlaif.evaluation.suite import Record, Suite, Table, mean_of, table
+
+#: What the official script deletes, wherever it stands, in this order. Two of them are two phrases run together, for
+#: lack of a comma between them, so that neither phrase is ever deleted on its own.
+OFFICIAL_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is" + "The correct option is",
+    "Best answer:" + "Best option:",
+    "Answer:",
+    "Option:",
+    "The correct answer",
+    "The correct option",
+)
+DURATIONS = ("short", "medium", "long")
+BREAKDOWNS = (("task_type", "task type"), ("domain", "domain"), ("sub_category", "sub-category"))
+
+
+def official_letter(response: str) -> str:
+    """The option that Video-MME's official script reads in a response; empty where it reads none.
+
+    It deletes a list of phrases, gives up on more than ten words without a capital A to D, and takes the first capital
+    A to D anywhere, also within a word ("Both" is B).
+    """
+    text = response.strip()
+    for prefix in OFFICIAL_PREFIXES:
+        text = text.replace(prefix, "")
+    if len(text.split()) > 10 and not re.search("[ABCD]", text):
+        return ""
+    found = re.search("[ABCD]", text)
+    return found[0] if found else ""
+
+
+class VideoMMESuite(Suite):
+    """Accuracy by duration x {overall, task type, domain, sub-category}, ``official`` and ``strict``."""
+
+    COLUMNS = (("official %", "official"), ("strict %", "strict"))
+
+    def grade(self, records: Sequence[Record]) -> list[Record]:
+        """Adds ``letter``; ``official`` is None where no letter was read."""
+        graded = []
+        for record in records:
+            letter = official_letter(record["prediction"])
+            right = float(letter == record["answer"])
+            graded.append(
+                {**record, "letter": letter, "scores": {"official": right if letter else None, "strict": right}}
+            )
+        return graded
+
+    def tables(self, records: Sequence[Record]) -> list[Table]:
+        """By duration; then, for each breakdown, durations side by side with all of them pooled."""
+        found = [self._by_duration(records)]
+        for tag, name in BREAKDOWNS:
+            columns = []
+            for scoring in ("official", "strict"):
+                columns += [(f"{duration} {scoring} %", f"{duration}/{scoring}") for duration in (*DURATIONS, "all")]
+            spread = [self._spread(record) for record in records]
+            found.append(table(f"Video-MME by {name}", spread, columns, lambda record, tag=tag: record["tags"][tag]))  # type: ignore[misc]
+        return found
+
+    def _by_duration(self, records: Sequence[Record]) -> Table:
+        made = table("Video-MME by duration", records, self.COLUMNS, lambda record: record["tags"]["duration"])
+        order = {name: place for place, name in enumerate((*DURATIONS, "all"))}
+        return Table(made.title, made.columns, tuple(sorted(made.rows, key=lambda row: order[row[0]])))
+
+    @staticmethod
+    def _spread(record: Record) -> Record:
+        """Scores under the record's own duration, and under all."""
+        scores = {
+            f"{duration}/{scoring}": value
+            for duration in (record["tags"]["duration"], "all")
+            for scoring, value in record["scores"].items()
+        }
+        return {**record, "scores": scores}
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """``accuracy`` (strict), ``accuracy_official``, ``unreadable_rate``, and ``accuracy/<duration>``."""
+        found = {"accuracy": mean_of(records, "strict"), "accuracy_official": mean_of(records, "official")}
+        for duration in DURATIONS:
+            own = [record for record in records if record["tags"]["duration"] == duration]
+            found[f"accuracy/{duration}"] = mean_of(own, "strict")
+        if records:
+            found["unreadable_rate"] = sum(not record["letter"] for record in records) / len(records)
+        return {name: value for name, value in found.items() if value is not None}
