@@ -64,17 +64,30 @@ class Collator:
         self.system_prompt = system_prompt
         self.budget = budget
         self.cache = None if clip_cache is None else ClipCache(clip_cache)
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = self._threads()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Shared by batches that are prepared at the same time."""
+        return ThreadPoolExecutor(self.num_threads, "orlaif-decode", initializer=torch.set_num_threads, initargs=(1,))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the threads, which stay in their process."""
-        return {**self.__dict__, "_pool": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With threads of its own."""
+        self.__dict__.update(state)
+        self._pool = self._threads()
 
     def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
         try:
             return (self.cache or decode_clip)(prompt, self.sampling, self.device, self.budget)
         except VideoError as error:
             return error
+
+    def decode(self, prompts: Sequence[VideoPrompt]) -> list[VideoClip | VideoError]:
+        """The clip of each prompt, or why there is none, on threads that batches in work share."""
+        return list(self._pool.map(self._decode, prompts))
 
     def __call__(self, prompts: Sequence[VideoPrompt]) -> PromptBatch:
         """Decode, tokenise and pad P prompts.
@@ -86,11 +99,7 @@ class Collator:
             VideoError: a video is bad and ``on_bad_video`` is ``error``.
         """
         start = time.perf_counter()
-        if self._pool is None:  # shared by batches that are prepared at the same time
-            self._pool = ThreadPoolExecutor(
-                self.num_threads, "orlaif-decode", initializer=torch.set_num_threads, initargs=(1,)
-            )
-        results = list(self._pool.map(self._decode, prompts))
+        results = self.decode(prompts)
         skipped = tuple(result for result in results if isinstance(result, VideoError))
         if skipped and self.on_bad_video == "error":
             raise skipped[0]

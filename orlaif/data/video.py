@@ -259,7 +259,7 @@ def decode_clip(
         raise VideoError(
             path, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"
         )
-    pixels = frames.data[fresh.to(frames.data.device)]
+    pixels = frames.data if bool(fresh.all()) else frames.data[fresh.to(frames.data.device)]  # no copy without need
     return VideoClip(
         frames=pixels if size is None else resize(pixels, list(size), antialias=True),
         pts_s=(frames.pts_seconds[fresh].double() - first_s).cpu(),
