@@ -48,7 +48,13 @@ def serve(pipe: Any) -> None:
     import re
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # the default of 5 drops connections, which come back after a second
+
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # head and body in one packet: in two, the second waits 40 ms for a delayed acknowledgement
+
         def log_message(self, *_: Any) -> None:
             pass
 
@@ -66,7 +72,7 @@ def serve(pipe: Any) -> None:
             self.end_headers()
             self.wfile.write(data)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     pipe.send(server.server_address[1])
     server.serve_forever()
 
