@@ -7,8 +7,10 @@ interrupted one would have seen.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +67,7 @@ class Collator:
         self.budget = budget
         self.cache = None if clip_cache is None else ClipCache(clip_cache)
         self._pool = self._threads()
+        self._alone = threading.Lock()  # processors promise nothing to threads
 
     def _threads(self) -> ThreadPoolExecutor:
         """Shared by batches that are prepared at the same time."""
@@ -72,12 +75,13 @@ class Collator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the threads, which stay in their process."""
-        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_alone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With threads of its own."""
         self.__dict__.update(state)
         self._pool = self._threads()
+        self._alone = threading.Lock()
 
     def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
         try:
@@ -112,7 +116,8 @@ class Collator:
         clips = tuple(clip for _, clip in kept)
         used = tuple(prompt for prompt, _ in kept)
         texts = [render(self.processor, prompt, self.system_prompt) for prompt in used]
-        mm_inputs = encode(self.processor, texts, clips)
+        with self._alone:
+            mm_inputs = encode(self.processor, texts, clips)
         return PromptBatch(
             prompts=used,
             clips=clips,
@@ -235,7 +240,8 @@ class VideoDataModule(LightningDataModule):
         policy = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
         if policy is None:
             raise ValueError("data.processor is missing: without a policy to take it from, name the processor's folder")
-        return policy.processor
+        # Its tokenizer keeps the last call's padding in itself; the step's own calls must not meet those of a thread.
+        return copy.deepcopy(policy.processor)
 
     def make_collator(self, processor: Any) -> Collator:
         """The collator of this module's settings around ``processor``."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from orlaif.data.datasets import AnswerLengthCurriculum, JsonlDataset, Streaming
 from orlaif.data.loader import Sealed, prefetched
 from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip
+from orlaif.policy import Policy
 from orlaif.types import PromptBatch, VideoError, VideoPrompt
 from tests.conftest import REPO
 from tests.data.test_datamodule import ids, module
@@ -125,6 +127,30 @@ def test_the_step_waits_only_where_loading_is_slower(tiny_model: str, shapes: Sh
         time.sleep(0.2)
     assert waits[0] > 0
     assert max(waits[1:]) < 0.05
+
+
+def test_a_steps_own_tokenizing_does_not_meet_the_loaders(tiny_model: str, shapes: ShapesDataset) -> None:
+    """A fast tokenizer keeps padding as a state; calls without it, between those of the threads, broke batches."""
+    policy = Policy(tiny_model, dtype="float32")
+    data = VideoDataModule(train=shapes, sampling=UniformSampling(2), batch_size=2, ahead=4)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=SimpleNamespace(policy=policy), world_size=1, global_rank=0
+    )
+    data.setup("fit")
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set():
+            assert isinstance(policy.processor.tokenizer("red").input_ids[0], int)
+
+    other = threading.Thread(target=step)
+    other.start()
+    try:
+        for _ in range(4):
+            assert sum(len(sealed.batch) for sealed in data.train_dataloader()) == 64
+    finally:
+        stop.set()
+        other.join()
 
 
 # ---------------------------------------------------------------------------------------------------------- curriculum
