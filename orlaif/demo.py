@@ -121,8 +121,8 @@ def main() -> None:
         "accuracy_rlaif": after[total],
         "gain": gain,
         "test_questions": SIZES["test"],
-        "by_kind_warm_start": {k.removeprefix(f"{total}/"): v for k, v in before.items() if k != total},
-        "by_kind_rlaif": {k.removeprefix(f"{total}/"): v for k, v in after.items() if k != total},
+        "by_kind_warm_start": {k.removeprefix(f"{total}/"): v for k, v in before.items() if k.startswith(f"{total}/")},
+        "by_kind_rlaif": {k.removeprefix(f"{total}/"): v for k, v in after.items() if k.startswith(f"{total}/")},
         "seconds_by_stage": {name: round(value, 1) for name, value in demo.seconds.items()},
     }
     with open(demo.path("summary.json"), "w", encoding="utf-8") as file:
@@ -130,11 +130,12 @@ def main() -> None:
 
     print(f"\nTest accuracy on {SIZES['test']} questions, greedy, seed {demo.seed}\n")
     print(f"{'':12}{'warm start':>12}{'RLAIF':>10}{'gain':>10}")
-    for name in sorted(before, key=lambda n: (n == total, n)):
+    for name in [*sorted(name for name in before if name.startswith(f"{total}/")), total]:
         kind = "all" if name == total else name.removeprefix(f"{total}/")
         print(f"{kind:12}{before[name]:>12.1%}{after[name]:>10.1%}{100 * (after[name] - before[name]):>+9.1f}p")
     stages = "   ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
     print(f"\nTime: {stages}   together {sum(demo.seconds.values()):.0f} s")
+    print(f"Side by side, with intervals: .venv/bin/orlaif compare {demo.path('sft')} {demo.path('rlaif')}")
     print(f"Curves and the completions board: .venv/bin/tensorboard --logdir {demo.output}")
     print(
         f"Models: {demo.path('sft', 'export')} and {demo.path('rlaif', 'export')}; figures: {demo.path('summary.json')}"

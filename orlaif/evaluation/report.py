@@ -71,7 +71,7 @@ def plot_rows(path: str, title: str, series: dict[str, list[tuple[str, float | N
         axis.bar(places, heights, width, yerr=reach if reach.any() else None, capsize=2, label=name)
     axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     axis.set_title(title)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.08), ncols=len(series), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
