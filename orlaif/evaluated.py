@@ -97,7 +97,9 @@ class Evaluated(LightningModule):
         """Before a test, find out which of its questions have been answered already."""
         if stage != "test":
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or getattr(data, "datasets", {}).get("test") is None:
+            raise ValueError("a test needs orlaif.VideoDataModule with data.test")
         folder = os.path.join(self.run_dir, "predictions")
         made_by, about = self._made_by(data), os.path.join(folder, "test.about.json")
         done: dict[str, Record] = {}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orlaif.evaluation.grader import ChatGrader, read_object, read_score
-from orlaif.evaluation.suite import ExactMatch, Record, Suite, Table, mean_of, table
+from orlaif.evaluation.suite import ExactMatch, Record, Suite, Table, mean_of, needed, table
 
 INSTRUCTIONS = (
     "You grade answers to questions about videos. Compare the predicted answer with the correct one: they match if "
@@ -56,7 +56,8 @@ class OpenEndedSuite(Suite):
         questions = [
             (
                 self.instructions,
-                f"Question: {record['question']}\nCorrect answer: {record['answer']}\n"
+                f"Question: {record['question']}\nCorrect answer: "
+                f"{needed(record, 'answer', type(self).__name__)}\n"
                 f"Predicted answer: {record['prediction']}",
             )
             for record in graded

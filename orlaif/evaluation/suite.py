@@ -17,6 +17,18 @@ from orlaif.answers import is_correct, token_f1
 Record = dict[str, Any]
 
 
+def needed(record: Record, name: str, what: str) -> Any:
+    """A record's ``answer`` or tag.
+
+    Raises:
+        ValueError: it has none, so that ``what`` cannot grade it.
+    """
+    value = record.get("answer") if name == "answer" else record.get("tags", {}).get(name)
+    if value is None:
+        raise ValueError(f"question {record['id']!r} has no {name}, which {what} needs; is data.test the right data?")
+    return value
+
+
 @dataclass(frozen=True)
 class Table:
     """Means of scores by group.

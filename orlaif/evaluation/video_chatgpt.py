@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orlaif.evaluation.grader import ChatGrader, read_object, read_score
-from orlaif.evaluation.suite import Record, Suite, Table, mean_of
+from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed
 
 _REPLY = (
     ' Reply with one JSON object and nothing else, such as {"score": 3}: "score" is a whole number from 0 (worst) to 5 '
@@ -50,7 +50,7 @@ class VideoChatGPTSuite(Suite):
         graded = [{**record, "scores": {}, "verdicts": {}} for record in records]
         asked: list[tuple[Record, str, tuple[str, str]]] = []
         for record in graded:
-            for dimension in OF_FILE[record["tags"]["file"]]:
+            for dimension in OF_FILE[needed(record, "file", type(self).__name__)]:
                 if dimension != "consistency":
                     text = f"Question: {record['question']}\nCorrect answer: {record['answer']}\n"
                     text += f"Predicted answer: {record['prediction']}"

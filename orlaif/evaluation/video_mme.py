@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from orlaif.evaluation.suite import Record, Suite, Table, mean_of, table
+from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed, table
 
 #: What the official script deletes, wherever it stands, in this order. Two of them are two phrases run together, for
 #: lack of a comma between them, so that neither phrase is ever deleted on its own.
@@ -54,7 +54,9 @@ class VideoMMESuite(Suite):
         graded = []
         for record in records:
             letter = official_letter(record["prediction"])
-            right = float(letter == record["answer"])
+            right = float(letter == needed(record, "answer", type(self).__name__))
+            for tag in ("duration", *(tag for tag, _ in BREAKDOWNS)):
+                needed(record, tag, type(self).__name__)
             graded.append(
                 {**record, "letter": letter, "scores": {"official": right if letter else None, "strict": right}}
             )

@@ -9,7 +9,7 @@ import pytest
 
 from orlaif.evaluation.grader import ChatGrader, read_object
 from orlaif.evaluation.open_ended import OpenEndedSuite, read_verdict
-from orlaif.evaluation.suite import ExactMatch, Table
+from orlaif.evaluation.suite import ExactMatch, Suite, Table
 from orlaif.evaluation.video_chatgpt import VideoChatGPTSuite
 from orlaif.evaluation.video_mme import VideoMMESuite, official_letter
 from tests.oracles.server import ChatServer
@@ -110,6 +110,24 @@ def test_twelve_tasks_by_three_durations_by_hand(fixture: list[dict[str, Any]]) 
 def qa(id: str, prediction: str, answer: str | None = "a dog", **more: Any) -> dict[str, Any]:
     record = {"id": id, "question": "Who runs?", "prediction": prediction, "category": "3", "tags": {}, **more}
     return record if answer is None else {**record, "answer": answer}
+
+
+@pytest.mark.parametrize(
+    ("suite", "record", "missing"),
+    [
+        (VideoMMESuite(), {"id": "7", "prediction": "A", "tags": {}}, "answer"),
+        (VideoMMESuite(), {"id": "7", "prediction": "A", "answer": "A", "tags": {}}, "duration"),
+        (VideoChatGPTSuite(ChatGrader("http://localhost/v1", "m")), {"id": "7", "tags": {}}, "file"),
+        (
+            OpenEndedSuite(ChatGrader("http://localhost/v1", "m")),
+            {"id": "7", "question": "q", "prediction": "A", "tags": {}},
+            "answer",
+        ),
+    ],
+)
+def test_the_wrong_data_is_named(suite: Suite, record: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ValueError, match=f"question '7' has no {missing}, which {type(suite).__name__} needs"):
+        suite.grade([record])
 
 
 def test_exact_match_leaves_out_what_has_no_reference() -> None:
