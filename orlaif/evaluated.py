@@ -41,7 +41,6 @@ class Evaluated(LightningModule):
         self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
         self.suite = suite or ExactMatch()
         self._predictions: str | None = None
-        self._skipped: list[dict[str, str]] = []
         self._by_category: Counter[tuple[str, bool]] = Counter()
 
     @property
@@ -112,9 +111,10 @@ class Evaluated(LightningModule):
                 changed = sorted(key for key in made_by if known.get(key) != made_by[key])
                 log.info("%s: predictions were made with another %s; starting anew", folder, ", ".join(changed))
         self.trainer.strategy.barrier()  # all have read before anyone writes
-        if not done and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             os.makedirs(folder, exist_ok=True)
-            for path in glob(os.path.join(folder, "test*.jsonl")):
+            old = glob(os.path.join(folder, "skipped*.jsonl"))  # bad videos are tried again
+            for path in old if done else [*old, *glob(os.path.join(folder, "test*.jsonl"))]:
                 os.remove(path)
             with open(about, "w", encoding="utf-8") as file:
                 json.dump(made_by, file, indent=2)
@@ -156,14 +156,23 @@ class Evaluated(LightningModule):
             found |= {record["id"]: record for record in map(json.loads, whole.splitlines())}
         return found
 
+    def _left_out(self) -> list[dict[str, str]]:
+        """Bad videos that all ranks met."""
+        found = []
+        for path in sorted(glob(os.path.join(self.run_dir, "predictions", "skipped*.jsonl"))):
+            with open(path, encoding="utf-8") as file:
+                found += [json.loads(line) for line in file]
+        return found
+
     def on_test_epoch_start(self) -> None:
         """Go on with ``predictions/test.jsonl``."""
         self._predictions = self._path("test")
-        self._skipped = []
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """A line per prompt in ``predictions/test.jsonl``."""
-        self._skipped += [{"video": error.path, "cause": error.cause} for error in batch.skipped]
+        if batch.skipped:
+            with open(self._path("skipped"), "a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"video": e.path, "cause": e.cause}) + "\n" for e in batch.skipped)
         answers = self.answer(batch)
         self._write_predictions([_record(p, a) for p, a in zip(batch.prompts, answers, strict=True)])
 
@@ -182,7 +191,7 @@ class Evaluated(LightningModule):
                 "made_by": self._made_by(data),
                 "answered": len(graded),
                 "asked": len(order),
-                "skipped": self._skipped,
+                "skipped": self._left_out(),
             }
             metrics = write_results(self.run_dir, self.suite, graded, about)
             log.info("results in %s", os.path.join(self.run_dir, "results.md"))

@@ -188,6 +188,26 @@ def test_a_test_goes_on_where_it_stopped(
     assert (tmp_path / "results.json").read_text() == results
 
 
+def test_bad_videos_of_a_test_are_listed_with_its_results(finished: Path, tmp_path: Path, data_root: str) -> None:
+    good = next(Path(data_root).glob("*/test-20.jsonl"))
+    rows = [json.loads(line) for line in good.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["video"] = str(tmp_path / "none.mp4" if i == 3 else good.parent / row["video"])
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = json.dumps({"class_path": "orlaif.data.datasets.JsonlDataset", "init_args": {"path": str(path)}})
+    skip = [
+        f"--data.init_args.test={dataset}",
+        "--data.init_args.on_bad_video=skip",
+        "--data.init_args.max_bad_rate=0.5",
+    ]
+    for _ in range(2):  # and again, where all but the bad one is answered
+        run(shapes_test(finished, tmp_path, data_root, *skip))
+        about = json.loads((tmp_path / "results.json").read_text())["about"]
+        assert (about["asked"], about["answered"]) == (20, 19)
+        assert about["skipped"] == [{"video": str(tmp_path / "none.mp4"), "cause": "no such file"}]
+
+
 def test_predictions_of_another_model_are_not_mixed_in(
     finished: Path, tmp_path: Path, data_root: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -421,7 +421,6 @@ def test_the_first_bad_video_stops_a_strict_run(thousand: tuple[JsonlDataset, se
     assert raised.value.path in bad
 
 
-@pytest.mark.slow
 def test_ten_thousand_clips_leave_nothing_behind(shapes: ShapesDataset) -> None:
     """Resident memory and open files after 1,000 and after 11,000 clips."""
 
