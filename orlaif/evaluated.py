@@ -133,6 +133,7 @@ class Evaluated(LightningModule):
         questions = [(p.id, p.question, p.video) for p in (dataset[i] for i in range(len(dataset)))]
         return {
             "model": path,
+            "dtype": self.policy.dtype,
             "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
             "checkpoint": None if ckpt is None else [str(ckpt), os.stat(ckpt).st_mtime_ns],
             "global_step": self.global_step,
