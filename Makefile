@@ -28,6 +28,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.static --output outputs/bench/static.json
 	$(BIN)/python -m benchmarks.kernels --output outputs/bench/kernels.json
 	$(BIN)/python -m benchmarks.step --output outputs/bench/step.json
+	$(BIN)/python -m benchmarks.oracle_cost
 	$(BIN)/python -m benchmarks.demo_controls
 
 clean:

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class ChatClient:
         self.counts: Counter[str] = Counter()
         #: Unreadable replies that this process has met, by request.
         self._misread: Counter[str] = Counter()
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: _Background | None = None
         self._limit: asyncio.Semaphore | None = None
         self._client: Any = None
@@ -108,6 +110,12 @@ class ChatClient:
             **({"extra_body": self.extra_body} if self.extra_body else {}),
         }
         key = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
+        async with self._asking.setdefault(
+            key, asyncio.Lock()
+        ):  # the same request at the same time waits for the cache
+            return await self._ask(key, request, read)
+
+    async def _ask(self, key: str, request: dict[str, Any], read: Callable[[str], T]) -> T:
         replies = await asyncio.to_thread(self._kept, key)
         for reply in replies:
             try:
@@ -176,7 +184,14 @@ class ChatClient:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""
-        return {**self.__dict__, "_background": None, "_limit": None, "_client": None, "_cache": None}
+        own: dict[str, Any] = {
+            "_background": None,
+            "_limit": None,
+            "_client": None,
+            "_cache": None,
+            "_asking": WeakValueDictionary(),
+        }
+        return {**self.__dict__, **own}
 
 
 class _Background:

@@ -257,6 +257,14 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
         assert len(server.requests) == before
 
 
+def test_the_same_request_at_the_same_time_is_asked_once(tmp_path: Path) -> None:
+    groups = [group("a", "bb", id="same")] * 8
+    with ChatServer(shortest_first, delay_s=0.1) as server:
+        one = judge(server, num_ballots=1, cache_dir=str(tmp_path))
+        assert one.rank(groups).ranks.tolist() == [[0, 1]] * 8
+        assert one.take_counts() == {"requests": 1, "cache_hits": 7, "failures": 0}
+
+
 def test_an_unreadable_reply_is_kept_as_one_and_asked_anew_only_by_a_retry(tmp_path: Path) -> None:
     replies = iter(["nonsense", "more nonsense", '{"ranking": ["A", "B"]}'])
     retry = OracleFailure(action="retry", retries=2)
