@@ -77,7 +77,7 @@ class ChatClient:
         self.counts: Counter[str] = Counter()
         #: Unreadable replies that this process has met, by request.
         self._misread: Counter[str] = Counter()
-        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._asking: WeakValueDictionary[str, asyncio.Lock] | None = None
         self._background: _Background | None = None
         self._limit: asyncio.Semaphore | None = None
         self._client: Any = None
@@ -88,6 +88,7 @@ class ChatClient:
         if self._background is None:
             self._background = _Background()
             self._limit = asyncio.Semaphore(self.concurrency)
+            self._asking = WeakValueDictionary()
         return self._background.run(work)
 
     async def ask(self, system: str, content: Any, read: Callable[[str], T]) -> T:
@@ -110,6 +111,9 @@ class ChatClient:
             **({"extra_body": self.extra_body} if self.extra_body else {}),
         }
         key = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
+        if self.cache_dir is None:
+            return await self._ask(key, request, read)
+        assert self._asking is not None
         async with self._asking.setdefault(
             key, asyncio.Lock()
         ):  # the same request at the same time waits for the cache
@@ -184,13 +188,7 @@ class ChatClient:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""
-        own: dict[str, Any] = {
-            "_background": None,
-            "_limit": None,
-            "_client": None,
-            "_cache": None,
-            "_asking": WeakValueDictionary(),
-        }
+        own = {"_background": None, "_limit": None, "_client": None, "_cache": None, "_asking": None}
         return {**self.__dict__, **own}
 
 

@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 def test_a_server_of_transformers(server: tuple[str, str], tmp_path: Path) -> None:
     """It prefers the first place; one ballot follows it, two cancel it, and the cache asks nothing twice."""
     url, model = server
-    groups = [group("left", "right", "left", id=str(i), height=48) for i in range(3)]
+    groups = [group(f"left {i}", f"right {i}", f"left {i}", id=str(i), height=48) for i in range(3)]
     settings = {"timeout_s": 60.0, "max_tokens": 8, "cache_dir": str(tmp_path / "cache")}
     one = HTTPJudge(url, model, num_ballots=1, **settings)  # type: ignore[arg-type]
     ranking = one.rank(groups)
