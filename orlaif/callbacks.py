@@ -1,12 +1,17 @@
-"""Callbacks: the completions board for TensorBoard, and the Hugging Face export."""
+"""Callbacks: the completions board for TensorBoard, the Hugging Face export, and checkpoints to go on from."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
@@ -14,6 +19,8 @@ from torchvision.utils import make_grid
 
 from orlaif.module import OracleRLAIF, candidate_groups
 from orlaif.oracles import rank_groups
+from orlaif.policy_module import prompt_generators
+from orlaif.strategies import FSDP2Strategy, SafeCheckpointIO, clear_unfinished, is_sharded_checkpoint
 from orlaif.types import OracleError, VideoClip, VideoPrompt
 
 log = logging.getLogger(__name__)
@@ -91,8 +98,8 @@ class CompletionsBoard(Callback):
         )
         if not len(batch):
             return
-        generator = torch.Generator(pl_module.device).manual_seed(self.seed)
-        completions = pl_module.rollout(pl_module.policy, batch, generator)
+        generators = prompt_generators(batch, f"board/{self.seed}", pl_module.device)
+        completions = pl_module.rollout(pl_module.policy, batch, generators)
         try:
             ranking = rank_groups(pl_module.oracle, candidate_groups(batch, completions), pl_module.on_oracle_failure)
         except OracleError as error:
@@ -122,6 +129,46 @@ class ExportHuggingFace(Callback):
         self.dirpath = dirpath
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export on rank 0."""
-        if trainer.is_global_zero:
+        """Export; where weights are sharded all processes take part, and process 0 writes."""
+        policy = getattr(pl_module, "policy", None)
+        if trainer.is_global_zero or getattr(policy, "is_sharded", False):
             pl_module.export(self.dirpath or os.path.join(trainer.default_root_dir, "export"))  # type: ignore[operator]
+
+
+class Checkpointing(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, safe against being killed at any moment.
+
+    A checkpoint has its name only when it is complete, and the one before is deleted only then. ``--ckpt_path last``
+    goes on from the newest; where there is none yet it starts from the beginning, so that a job that is queued again
+    can always use it.
+
+    Args:
+        every_n_train_steps: how often to save, in steps of the optimizer; None: at the end of each epoch.
+        save_top_k: how many to keep: the newest, or the best by ``monitor``; -1 keeps all.
+        kwargs: of ModelCheckpoint.
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None, save_top_k: int = 1, **kwargs: Any) -> None:
+        super().__init__(every_n_train_steps=every_n_train_steps, save_top_k=save_top_k, **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write safely; clear away what a killed run left unfinished."""
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        elif not isinstance(trainer.strategy, FSDP2Strategy):
+            raise ValueError("trainer.strategy is ModelParallelStrategy; use orlaif.strategies.FSDP2Strategy ('fsdp2')")
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
+            clear_unfinished(Path(self.dirpath))
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """The complete checkpoint with the most steps; what Lightning takes ``last`` to be."""
+        folder = Path(self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints"))
+        found = [path for path in folder.glob("*.ckpt") if path.is_file() or is_sharded_checkpoint(path)]
+        return {str(max(found, key=_age))} if found else set()
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Steps by the name, else by the clock."""
+    steps = re.search(r"step=(\d+)", path.name)
+    return int(steps[1]) if steps else -1, path.stat().st_mtime

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections import Counter
+from contextlib import ExitStack
 from glob import glob
 from typing import Any
 
@@ -41,6 +42,7 @@ class Evaluated(LightningModule):
         self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
         self.suite = suite or ExactMatch()
         self._predictions: str | None = None
+        self._gathered = ExitStack()
         self._by_category: Counter[tuple[str, bool]] = Counter()
 
     @property
@@ -52,7 +54,15 @@ class Evaluated(LightningModule):
         """One greedy answer per prompt."""
         return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts] if len(batch) else []
 
+    def _gather(self) -> None:
+        """For an evaluation, in which processes may have unequal numbers of questions, hold sharded weights whole."""
+        self._gathered.enter_context(self.policy.gathered())
+
     # ------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Gather sharded weights."""
+        self._gather()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """``val/accuracy`` of greedy answers, where the data has reference answers."""
@@ -68,6 +78,7 @@ class Evaluated(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """``val/accuracy/<category>``, of this rank's share."""
+        self._gathered.close()
         for category in sorted({name for name, _ in self._by_category}):
             right, wrong = (self._by_category[category, correct] for correct in (True, False))
             self.log(f"val/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
@@ -166,7 +177,8 @@ class Evaluated(LightningModule):
         return found
 
     def on_test_epoch_start(self) -> None:
-        """Go on with ``predictions/test.jsonl``."""
+        """Go on with ``predictions/test.jsonl``; gather sharded weights."""
+        self._gather()
         self._predictions = self._path("test")
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -179,6 +191,7 @@ class Evaluated(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Grade all answers, write the results (``orlaif.evaluation.report``), and log the metrics."""
+        self._gathered.close()
         self.trainer.strategy.barrier()
         metrics: dict[str, float] = {}
         if self.trainer.is_global_zero:
@@ -202,8 +215,13 @@ class Evaluated(LightningModule):
     # --------------------------------------------------------------- predict
 
     def on_predict_epoch_start(self) -> None:
-        """A fresh ``predictions/predict.jsonl``."""
+        """A fresh ``predictions/predict.jsonl``; gather sharded weights."""
+        self._gather()
         self._open_predictions("predict")
+
+    def on_predict_epoch_end(self) -> None:
+        """Free what was gathered."""
+        self._gathered.close()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
         """The greedy answers, also written to ``predictions/predict.jsonl``."""

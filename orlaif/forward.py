@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from orlaif.prefix import GroupRows, completion_positions, group_rows
 from orlaif.prefix_attention import RowAttention, autocast_dtype, choose_attention, flex_attention, split_attention
+from orlaif.sharding import compute_dtype
 from orlaif.types import Completions, PromptBatch
 
 
@@ -98,7 +99,7 @@ def shared_forward(
     Returns:
         [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
     """
-    device, dtype = batch.input_ids.device, next(model.parameters()).dtype
+    device, dtype = batch.input_ids.device, compute_dtype(model)
     computed = autocast_dtype(device, dtype)
     name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
     rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask")

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from orlaif_kernels.arguments import choose
-from torch import Tensor
+from torch import Tensor, nn
 
 from orlaif.advantages import DCG, Advantage
+from orlaif.agreement import exchange, raise_together
 from orlaif.evaluation.ranks import rank_metrics
 from orlaif.losses import GRPORankLoss, grpo_rank_loss, linear_grpo_rank_loss, loss_weights
 from orlaif.oracles import Asked, Oracle, OracleFailure, order_consistency
-from orlaif.policy import Policy
-from orlaif.policy_module import PolicyModule
+from orlaif.policy import Policy, evaluating
+from orlaif.policy_module import PolicyModule, prompt_generators
 from orlaif.rollout import Rollout
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
 
@@ -36,7 +39,7 @@ class Reference:
 
     Args:
         refresh: ``never`` keeps the checkpoint that the run started from; ``epoch`` takes the policy as it is at the
-            start of each epoch, as the paper does (full fine-tuning only).
+            start of each epoch, as the paper does: a copy of all weights, or, with LoRA, a second adapter.
     """
 
     refresh: Literal["never", "epoch"] = "never"
@@ -44,6 +47,29 @@ class Reference:
     def __post_init__(self) -> None:
         if self.refresh not in ("never", "epoch"):
             raise ValueError(f"reference.refresh is {self.refresh!r}; it must be 'never' or 'epoch'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """A batch after its rollout: all that updates need, in parts of the groups (``microbatch``).
+
+    Args:
+        batch: P prompts.
+        parts: their completions, P x g each.
+        masks: bool[P, g, T], the tokens that count.
+        advantages: f32[P, g].
+        reference: f32[P * g, T], log-probs of the frozen reference, where the loss has a KL term.
+        old: f32[P * g, T], log-probs of the policy that sampled, where several updates use this rollout.
+        normalizer: 0-dim, what all tokens count together.
+    """
+
+    batch: PromptBatch
+    parts: tuple[Completions, ...]
+    masks: tuple[Tensor, ...]
+    advantages: tuple[Tensor, ...]
+    reference: tuple[Tensor | None, ...]
+    old: tuple[Tensor | None, ...]
+    normalizer: Tensor
 
 
 class OracleRLAIF(PolicyModule):
@@ -65,6 +91,8 @@ class OracleRLAIF(PolicyModule):
         seed: of everything random in a training step; by default that of ``seed_everything``.
         microbatch: completions of each group in one forward and backward pass, to save memory; a prompt is then paid
             once per pass. None: the whole group at once.
+        num_updates: passes over each rollout (all accumulated batches of it), each with a step of the optimizer; above
+            1 the ratio is to the log-probs of the policy that sampled, which one more forward pass computes.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -85,6 +113,7 @@ class OracleRLAIF(PolicyModule):
         eval_max_new_tokens: int = 64,
         seed: int | None = None,
         microbatch: int | None = None,
+        num_updates: int = 1,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
         self.oracle = oracle
@@ -97,17 +126,18 @@ class OracleRLAIF(PolicyModule):
         self.microbatch = microbatch
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"microbatch is {microbatch}; it must be 1 or more completions, or null for whole groups")
-        self._groups = 0
-        self._failed_groups = 0
-        if self.reference.refresh == "epoch" and policy.lora is not None:
-            raise ValueError(
-                "reference.refresh is 'epoch', but with policy.lora the reference is the base model; use 'never'"
-            )
+        if num_updates < 1:
+            raise ValueError(f"num_updates is {num_updates}; it must be 1 or more passes over a rollout")
+        self.num_updates = num_updates
+        self._pending: list[Experience] = []
+        self._held: Tensor | None = None
+        self._reference_loaded = False
 
     def prepare_reference(self) -> None:
         """Freeze the reference, where the loss needs one."""
-        if self.loss.kl_coef and self.policy.reference is None:
-            self.policy.load_reference()
+        if self.loss.kl_coef and not self._reference_loaded:
+            self.policy.load_reference(refreshed=self.reference.refresh == "epoch")
+            self._reference_loaded = True
 
     def on_fit_start(self) -> None:
         """Refuse an implementation of the loss that cannot run on this device, before anything is sampled.
@@ -139,137 +169,206 @@ class OracleRLAIF(PolicyModule):
 
     def on_train_epoch_start(self) -> None:
         """Refresh the reference where the recipe says so."""
-        if self.reference.refresh == "epoch" and self.current_epoch > 0 and self.policy.reference is not None:
+        if self.reference.refresh == "epoch" and self.current_epoch > 0 and self.loss.kl_coef:
             self.policy.refresh_reference()
 
-    def _reloaded_keys(self, names: Any) -> list[str]:
-        return [] if self.reference.refresh == "epoch" else super()._reloaded_keys(names)
+    def _is_reloaded(self, name: str, parameter: nn.Parameter) -> bool:
+        if self.reference.refresh == "epoch" and name.startswith("policy.reference."):
+            return False
+        return super()._is_reloaded(name, parameter)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """One step: rollout, oracle, advantage, reference, loss."""
-        generator = self.seed_step(batch_idx)
-        if not len(batch):
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor | None:
+        """One batch: rollout, oracle, advantage, reference, and, where it is its turn, the loss."""
+        generators = self.seed_step(batch, batch_idx)
+        if not len(batch) and self.num_updates == 1 and not self.policy.is_sharded:
+            self._rank(None)
             return self.empty_step(batch, batch_idx)
+        self._pending.append(self._experience(batch, generators, batch_idx))
+        if self.num_updates > 1 and not self.is_stepping(batch_idx):
+            self.log_noted()
+            return None
+        pending, self._pending = self._pending, []
+        self._policy_start = time.perf_counter()
+        updates: list[tuple[dict[str, Tensor], Tensor]] = []
+        for _ in range(self.num_updates - 1):
+            updates.append(self._pass(pending, batch_idx))
+            self.inner_update(sum_of([one.normalizer for one in pending]))
+        updates.append(self._pass(pending, batch_idx, hold_last=True))
+        total, self._held = self._held, None
+        assert total is not None
+        for name in updates[0][0]:
+            values = torch.stack([metrics[name] for metrics, _ in updates])
+            tokens = torch.stack([weight for _, weight in updates])
+            normalizer = sum_of([one.normalizer for one in pending])
+            self.note(f"train/{name}", values.mean(), normalizer if name == "loss" else tokens.sum())
+        self.log_noted()
+        return self.accumulate(total, sum_of([one.normalizer for one in pending]), batch_idx)
 
+    def _pass(
+        self, pending: list[Experience], batch_idx: int, hold_last: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward passes over all parts; the backward pass of the last can be left to Lightning.
+
+        Returns:
+            The metrics of the whole, and how many tokens count.
+        """
+        parts = [(one, i) for one in pending for i in range(len(one.parts))]
+        all_metrics: list[dict[str, Tensor]] = []
+        tokens: list[Tensor] = []
+        for number, (one, i) in enumerate(parts):
+            total, metrics = self._policy_loss(one, i)
+            all_metrics.append(metrics)
+            tokens.append(one.masks[i].sum())
+            if hold_last and number + 1 == len(parts):
+                self._held = total
+            else:
+                self.backward_part(total, batch_idx)
+        merged = _merged(all_metrics, torch.stack(tokens))
+        merged["loss"] = merged["loss"] / sum_of([one.normalizer for one in pending]).clamp(min=1)
+        return merged, sum_of(tokens)
+
+    def _experience(self, batch: PromptBatch, generators: list[torch.Generator], batch_idx: int) -> Experience:
+        """Rollout, ranking, advantages and log-probs of a batch; of a stand-in that carries no weight if it is empty.
+
+        Where weights are sharded all processes must run the same layers, so one without a prompt runs a synthetic one.
+        """
+        empty = not len(batch)
+        if empty:
+            self.note_batch(batch, 0)
+            batch = self.policy.stand_in(self.device)
+            generators = prompt_generators(batch, "stand-in", self.device)
         with self.stage("rollout"):
-            completions = self.rollout(self.policy, batch, generator)
+            completions = self.rollout(self.policy, batch, generators)
         groups = candidate_groups(batch, completions)
-        asked = Asked(self.oracle, groups, self.on_oracle_failure)
+        asked = None if empty else Asked(self.oracle, groups, self.on_oracle_failure)
 
         parts = completions.split(self.microbatch)
         reference: list[Tensor | None] = [None] * len(parts)
+        old: list[Tensor | None] = [None] * len(parts)
         if self.loss.kl_coef:
             with self.stage("reference"):
-                reference = [self._reference_logps(batch, part) for part in parts]
+                reference = [self._logps(batch, part, reference=True) for part in parts]
+        if self.num_updates > 1:
+            with self.stage("old_logps"):
+                old = [self._logps(batch, part) for part in parts]
 
-        ranking = asked.result()
-        self._log_oracle(ranking, asked)
+        with self.policy.gathered() if self.oracle.borrows_policy else nullcontext():
+            ranking = self._rank(asked) or Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
         advantages = self.advantage(ranking, completions).to(self.device)
         # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
         ranked = (ranking.ranks >= 0).any(-1).to(self.device)
         mask = completions.mask & ranked[:, None, None]
-
-        self._policy_start = time.perf_counter()
+        if not empty:
+            self._note_completions(batch, completions, ranking, advantages)
+        every = self.order_consistency_every_n_steps
+        if every and self.global_step % every == 0:
+            with self.policy.gathered() if self.oracle.borrows_policy else nullcontext():
+                if not empty and not ranking.failures:
+                    self._note_order_consistency(groups, ranking, batch_idx)
         sizes = [part.group_size for part in parts]
-        weights = [part.sum() for part in mask.split(sizes, 1)]
-        all_metrics: list[dict[str, Tensor]] = []
-        for i, (part, part_mask, part_advantages) in enumerate(
-            zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), strict=True)
-        ):
-            total, metrics = self._policy_loss(batch, part, part_mask, part_advantages, reference[i])
-            all_metrics.append(metrics)
-            if i + 1 < len(parts):
-                self.backward_part(total, batch_idx)
-        metrics = _merged(all_metrics, torch.stack(weights))
-        _, normalizer = loss_weights(mask.flatten(0, 1), self.loss.loss_type, self.rollout.sampling.max_new_tokens)
-        metrics["loss"] = metrics["loss"] / normalizer.clamp(min=1)
-        self._log_step(batch, completions, ranking, advantages, metrics)
-        if (every := self.order_consistency_every_n_steps) and self.global_step % every == 0 and not ranking.failures:
-            self._log_order_consistency(groups, ranking, batch_idx)
-        return self.accumulate(total, normalizer, batch_idx)
+        return Experience(
+            batch=batch,
+            parts=parts,
+            masks=mask.split(sizes, 1),
+            advantages=advantages.split(sizes, 1),
+            reference=tuple(reference),
+            old=tuple(old),
+            normalizer=loss_weights(mask.flatten(0, 1), self.loss.loss_type, self.rollout.sampling.max_new_tokens)[1],
+        )
 
-    def _reference_logps(self, batch: PromptBatch, completions: Completions) -> Tensor:
-        """f32[P * G, T]."""
-        return self.policy.completion_logps(
-            batch,
-            completions,
-            reference=True,
-            temperature=self.rollout.sampling.temperature,
-            fused_head=self.loss.fused_head,
-            implementation=self.loss.implementation,
-        ).flatten(0, 1)
+    def _logps(self, batch: PromptBatch, completions: Completions, reference: bool = False) -> Tensor:
+        """f32[P * G, T] by the reference, or by the policy of this moment, without gradient."""
+        with torch.no_grad(), nullcontext() if reference else evaluating(self.policy.network):
+            return self.policy.completion_logps(
+                batch,
+                completions,
+                reference=reference,
+                temperature=self.rollout.sampling.temperature,
+                fused_head=self.loss.fused_head,
+                implementation=self.loss.implementation,
+            ).flatten(0, 1)
 
-    def _policy_loss(
-        self,
-        batch: PromptBatch,
-        completions: Completions,
-        mask: Tensor,
-        advantages: Tensor,
-        ref_logps: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _policy_loss(self, one: Experience, i: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a part of the groups, undivided, and its metrics."""
+        completions = one.parts[i]
         flat_ids = completions.ids.flatten(0, 1)
         settings = {
-            "advantages": advantages.flatten(),
-            "mask": mask.flatten(0, 1),
-            "ref_logps": ref_logps,
+            "advantages": one.advantages[i].flatten(),
+            "mask": one.masks[i].flatten(0, 1),
+            "old_logps": one.old[i],
+            "ref_logps": one.reference[i],
             "temperature": self.rollout.sampling.temperature,
             "normalizer": 1.0,
             **self.loss.arguments,
         }
         if self.loss.fused_head:
-            hidden, head = self.policy.completion_hidden(batch, completions)
+            hidden, head = self.policy.completion_hidden(one.batch, completions)
             return linear_grpo_rank_loss(hidden, head.pop("weight"), flat_ids, **head, **settings)
-        logits = self.policy.completion_logits(batch, completions)
+        logits = self.policy.completion_logits(one.batch, completions)
         return grpo_rank_loss(logits, flat_ids, inplace=True, **settings)
 
-    def _log_oracle(self, ranking: Ranking, asked: Asked) -> None:
-        """Log what the oracle cost, and the groups it failed on; raise past ``on_oracle_failure.max_rate``."""
-        self.log("time/oracle", asked.seconds, prog_bar=True)
-        self.log("time/oracle_wait", asked.waited)
-        self.log_dict({f"oracle/{name}": value for name, value in self.oracle.take_counts().items()})
-        self._groups += len(ranking.ranks)
-        self._failed_groups += len(ranking.failures)
-        rate = self._failed_groups / self._groups
-        self.log("oracle/failure_rate", rate)
-        if self._groups >= 20 and rate > self.on_oracle_failure.max_rate and ranking.failures:
-            last = ranking.failures[-1]
-            cause = f"{last.cause}; {self._failed_groups} of {self._groups} groups so far have failed, more than "
-            raise OracleError(
-                last.oracle,
-                last.prompt_id,
-                f"{cause}on_oracle_failure.max_rate allows ({self.on_oracle_failure.max_rate:g})",
-            )
+    def _rank(self, asked: Asked | None) -> Ranking | None:
+        """What the oracle answered, its cost noted; None for a process that asked nothing.
 
-    def _log_order_consistency(self, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:
+        Raises:
+            OracleError: on all processes, what failed on any; or groups of all of them past
+                ``on_oracle_failure.max_rate``.
+        """
+        ranking, error = None, None
+        if asked is not None:
+            try:
+                ranking = asked.result()
+            except Exception as problem:  # whatever it is, the other processes must not wait for this one
+                error = problem
+        raise_together(error)
+        if ranking is not None and asked is not None:
+            self.note("time/oracle", asked.seconds)
+            self.note("time/oracle_wait", asked.waited)
+            for name, number in self.oracle.take_counts().items():
+                self.note(f"oracle/{name}", number)
+        failures = () if ranking is None else ranking.failures
+        last = (failures[-1].oracle, failures[-1].prompt_id, failures[-1].cause) if failures else None
+        everyone = exchange((0 if ranking is None else len(ranking.ranks), len(failures), last))
+        groups = self.totals["groups"] = self.totals.get("groups", 0) + sum(asked for asked, _, _ in everyone)
+        failed = self.totals["failed_groups"] = self.totals.get("failed_groups", 0) + sum(n for _, n, _ in everyone)
+        rate = failed / max(1, groups)
+        self.log("oracle/failure_rate", rate)
+        if groups >= 20 and rate > self.on_oracle_failure.max_rate:
+            for _, _, failure in everyone:
+                if failure is not None:
+                    oracle, prompt_id, cause = failure
+                    cause = f"{cause}; {failed:g} of {groups:g} groups so far have failed, more than "
+                    cause += f"on_oracle_failure.max_rate allows ({self.on_oracle_failure.max_rate:g})"
+                    raise OracleError(oracle, prompt_id, cause)
+        return ranking
+
+    def _note_order_consistency(self, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:
         try:
             consistency = order_consistency(self.oracle, groups, ranking, torch.Generator().manual_seed(batch_idx))
         except OracleError:  # a second opinion only; the failure rate counts the first
             return
-        self.log("oracle/order_consistency", consistency)
+        self.note("oracle/order_consistency", consistency, len(groups))
 
-    def _log_step(
-        self,
-        batch: PromptBatch,
-        completions: Completions,
-        ranking: Ranking,
-        advantages: Tensor,
-        metrics: dict[str, Tensor],
+    def _note_completions(
+        self, batch: PromptBatch, completions: Completions, ranking: Ranking, advantages: Tensor
     ) -> None:
         lengths = completions.lengths
         last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        ended = torch.isin(last, torch.tensor(self.policy.eos_ids, device=last.device))
-        self.log_batch(batch, int(batch.attention_mask.sum()) + int(lengths.sum()))
-        self.log_dict({f"train/{name}": value for name, value in metrics.items() if name not in ("loss", "kl")})
-        self.log("train/loss", metrics["loss"])
-        if "kl" in metrics:
-            self.log("train/kl", metrics["kl"], prog_bar=True)
-        self.log("train/completions/mean_length", lengths.float().mean())
-        self.log("train/completions/clipped_ratio", 1 - ended.float().mean())
+        ended = torch.isin(last, torch.tensor(self.policy.eos_ids, device=last.device)) & (lengths > 0)
+        self.note_batch(batch, int(batch.attention_mask.sum()) + int(lengths.sum()))
+        self.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
+        self.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
         sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()
-        self.log_dict(rank_metrics(ranking.ranks, advantages.cpu(), lengths.cpu(), sequence_logps))
-        if ranking.scores is not None:
-            self.log("oracle/mean_score", ranking.scores.nanmean(), prog_bar=True)
+        found = rank_metrics(ranking.ranks, advantages.cpu(), lengths.cpu(), sequence_logps)
+        for name, value in found.items():
+            self.note(name, value, len(batch))
+        if ranking.scores is not None and (scored := int((~ranking.scores.isnan()).sum())):
+            self.note("oracle/mean_score", ranking.scores.nanmean(), scored)
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """Of 0-dim tensors."""
+    return torch.stack(list(values)).sum()
 
 
 def _merged(parts: list[dict[str, Tensor]], tokens: Tensor) -> dict[str, Tensor]:

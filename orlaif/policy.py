@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -21,14 +22,15 @@ import torch
 from orlaif_kernels import linear_logps
 from orlaif_kernels.reference import token_logps
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from orlaif import adapters, sharding
+from orlaif.agreement import process_index
 from orlaif.checkpoints import check_checkpoint, copy_processor, load_processor
 from orlaif.forward import base_of, duplicate_forward, prompt_positions, shared_forward
 from orlaif.prefix_attention import PrefixAttention, enable_grouping
-from orlaif.prefix_check import usable_attentions
+from orlaif.prefix_check import synthetic_prompt, usable_attentions
+from orlaif.sharding import Sharding
 from orlaif.types import Completions, PromptBatch
 from orlaif.vision import VisionFeatures
 
@@ -68,10 +70,13 @@ class Policy(nn.Module):
             reference and policy together, where nothing else on their way is trained either.
         prefix_attention: of a shared prefix: ``mask``, ``split`` or ``flex`` (``orlaif.prefix_attention``), or ``auto``
             = ``mask`` or ``split`` by the size of the batch.
+        quantization: arguments of ``transformers.BitsAndBytesConfig`` for the frozen base under a LoRA adapter (QLoRA);
+            needs bitsandbytes.
+        sharding: how FSDP2 treats the weights, under ``--trainer.strategy fsdp2``.
 
     Raises:
-        ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``; on loading, a path that holds no
-            checkpoint, or ``prefix: shared`` for a model that gives other log-probs then.
+        ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
+            loading, a path that holds no checkpoint, or ``prefix: shared`` for a model that gives other log-probs then.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         freeze_vision: bool = False,
         prefix_attention: PrefixAttention = "auto",
+        quantization: dict[str, Any] | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         if dtype not in _DTYPES:
@@ -103,8 +110,12 @@ class Policy(nn.Module):
                 f"policy.prefix_attention is {prefix_attention!r}; it needs prefix 'auto' or 'shared' and "
                 f"attn_implementation 'sdpa', and they are {prefix!r} and {attn_implementation!r}"
             )
+        if quantization is not None and lora is None:
+            raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")
         self.path = path
         self.lora = lora
+        self.quantization = quantization
+        self.sharding = sharding or Sharding()
         self.dtype = dtype
         self.prefix: Prefix = prefix
         self.attn_implementation = attn_implementation
@@ -115,6 +126,7 @@ class Policy(nn.Module):
         self.attentions: tuple[str, ...] = ()
         self.model: nn.Module | None = None
         self.reference: nn.Module | None = None
+        self._reference_adapter = False
         self._processor: Any = None
         self._positions: tuple[PromptBatch, Tensor] | None = None
         self._features = VisionFeatures()
@@ -123,21 +135,27 @@ class Policy(nn.Module):
 
     # ---------------------------------------------------------------- loading
 
-    def load(self) -> Policy:
-        """Load weights and processor if that has not been done; returns self."""
+    def load(self, device: torch.device | None = None) -> Policy:
+        """Load weights and processor if that has not been done; returns self.
+
+        Args:
+            device: where a quantised base goes; it is quantised on its way there. Others stay on the CPU.
+        """
         if self.model is not None:
             return self
         check_checkpoint(self.path)
+        options: dict[str, Any] = {}
+        if self.quantization is not None:
+            options["quantization_config"] = adapters.quantization_config(self.quantization)
+            options["device_map"] = {"": device or torch.device("cpu")}
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
+            self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )
         self._choose_prefix(model)
         if self.freeze_vision:
             self._vision_tower(model).requires_grad_(False)
         if self.lora is not None:
-            from peft import LoraConfig, get_peft_model
-
-            model = get_peft_model(model, LoraConfig(**self.lora))
+            model = adapters.attach(model, self.lora)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora is not None:
@@ -176,35 +194,59 @@ class Policy(nn.Module):
                     return tower
         raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower under a known name")
 
-    def load_reference(self) -> None:
-        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, not a copy."""
+    def load_reference(self, refreshed: bool = False) -> None:
+        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, not a copy.
+
+        Args:
+            refreshed: :meth:`refresh_reference` will be called: with LoRA, add a second, frozen adapter.
+        """
         if self.lora is None:
             self.reference = copy.deepcopy(self.network).eval().requires_grad_(False)
+        elif refreshed:
+            adapters.add_reference(self.network, self.lora)
+            self._reference_adapter = True
 
     def shard(self, mesh: Any) -> None:
         """Shard policy and reference with FSDP2, layer by layer, the vision tower's included; idempotent.
 
         Args:
             mesh: one-dimensional device mesh of the processes that share the weights.
+
+        Raises:
+            ValueError: a quantised base, which FSDP2 cannot shard.
         """
+        if self.quantization is not None:
+            raise ValueError("policy.quantization cannot be sharded with FSDP2; use --trainer.strategy ddp")
         for model in (self.model, self.reference):
-            if model is None or isinstance(model, FSDPModule):
-                continue
-            for layer in base_of(model).modules():
-                if isinstance(layer, GradientCheckpointingLayer):  # what transformers itself takes for a layer
-                    fully_shard(layer, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+            if model is not None and not sharding.is_sharded(model):
+                sharding.shard(model, base_of(model), mesh, self.sharding)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether :meth:`shard` has been called: processes must then run the same layers at the same time."""
+        return sharding.is_sharded(self.model)
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which this process holds all weights of a sharded policy (``orlaif.sharding.gathered``)."""
+        return sharding.gathered(self.network)
+
+    def stand_in(self, device: torch.device) -> PromptBatch:
+        """A batch of one synthetic prompt, for a process that has nothing to do while the others run their layers."""
+        computed = sharding.compute_dtype(self.network)
+        return synthetic_prompt(self.processor, device, computed)
 
     def refresh_reference(self) -> None:
         """Make the policy of this moment the reference.
 
         Raises:
-            ValueError: with LoRA, where the reference is the base model without the adapter.
+            ValueError: :meth:`load_reference` made none that can be refreshed.
         """
-        if self.lora is not None:
-            raise ValueError("reference.refresh: with LoRA the reference is the base model and cannot be refreshed")
-        assert self.reference is not None
-        self.reference.load_state_dict(self.network.state_dict())
+        if self._reference_adapter:
+            adapters.refresh_reference(self.network)
+        elif self.reference is not None:
+            self.reference.load_state_dict(self.network.state_dict())
+        else:
+            raise ValueError("there is no reference to refresh; call load_reference(refreshed=True) first")
 
     @property
     def network(self) -> Any:
@@ -338,6 +380,9 @@ class Policy(nn.Module):
                 if self.reference is None:
                     raise ValueError("the reference is not loaded; call load_reference() before training starts")
                 yield self.reference
+            elif self._reference_adapter:
+                with evaluating(self.network), adapters.adapter_active(self.network, adapters.REFERENCE):
+                    yield self.network
             else:
                 with evaluating(self.network), self.network.disable_adapter():
                     yield self.network
@@ -395,16 +440,27 @@ class Policy(nn.Module):
     def export(self, folder: str, merge: bool = False) -> None:
         """Write the policy to ``folder`` for the rest of the ecosystem.
 
-        A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged.
+        A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged. All
+        processes must call it where the policy is sharded; process 0 writes.
 
         Args:
             folder: created where it is missing.
-            merge: with LoRA, write a whole model with the adapter merged into it instead.
+            merge: with LoRA, write a whole model with the adapter merged into it instead: into the base as its
+                checkpoint has it, in ``policy.dtype``, where training saw it quantised.
         """
-        if merge and self.lora is not None:
-            copy.deepcopy(self.network).merge_and_unload().save_pretrained(folder)
+        model = self.network
+        weights = sharding.full_state_dict(model) if self.is_sharded else None
+        if process_index() > 0:
+            return
+        options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+        if self.lora is None:
+            model.save_pretrained(folder, **options)
+        elif not merge:
+            model.save_pretrained(folder, selected_adapters=[adapters.POLICY], **options)
         else:
-            self.network.save_pretrained(folder)
+            with tempfile.TemporaryDirectory() as adapter:
+                model.save_pretrained(adapter, selected_adapters=[adapters.POLICY], **options)
+                adapters.merged(self.path, adapter, self.dtype).save_pretrained(folder)
         copy_processor(self.path, folder)
 
 

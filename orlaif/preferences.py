@@ -27,6 +27,7 @@ class PreferenceSampling(OracleRLAIF):
 
     def on_predict_epoch_start(self) -> None:
         """A fresh ``predictions/preferences.jsonl``."""
+        self._gather()
         self.oracle.bind(self.policy)
         self._open_predictions("preferences")
         self._written = self._silent = 0
@@ -35,7 +36,7 @@ class PreferenceSampling(OracleRLAIF):
         """Rows of P prompts: ``id, video, question, category, answers, ranks``."""
         if not len(batch):
             return []
-        completions = self.rollout(self.policy, batch, self.seed_step(batch_idx))
+        completions = self.rollout(self.policy, batch, self.seed_step(batch, batch_idx))
         groups = candidate_groups(batch, completions)
         ranking = rank_groups(self.oracle, groups, self.on_oracle_failure)
         assert self._predictions is not None
@@ -65,5 +66,6 @@ class PreferenceSampling(OracleRLAIF):
 
     def on_predict_epoch_end(self) -> None:
         """Say what was written and what was not."""
+        super().on_predict_epoch_end()
         left_out = f"; {self._silent} groups that the oracle did not order are left out" if self._silent else ""
         log.info("%d ranked groups in %s%s", self._written, self._predictions, left_out)

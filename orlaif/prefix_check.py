@@ -38,17 +38,22 @@ def structural_reason(config: Any) -> str | None:
     return None
 
 
-def _probe(processor: Any, placeholders: list[int], device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """A prompt of noise, and two groups that differ in their second completion only."""
+def synthetic_prompt(processor: Any, device: torch.device, dtype: torch.dtype) -> PromptBatch:
+    """A short question about a video of noise, the same every time."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (4, 3, 56, 56), generator=generator, dtype=torch.uint8)
     clip = VideoClip(frames=frames, pts_s=torch.arange(4.0, dtype=torch.float64) / 2, duration_s=2.0, path="probe")
-    prompt = VideoPrompt(id="probe", video="probe", question="what is this")
+    prompt = VideoPrompt(id="probe", video="probe", question="what is this", answer="a")
     batch = to_batch(processor, [prompt], [clip], [render(processor, prompt)])
     pixels = {
         k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.mm_inputs.items()
     }
-    batch = replace(batch, mm_inputs=pixels).to(device)
+    return replace(batch, mm_inputs=pixels).to(device)
+
+
+def _groups(processor: Any, placeholders: list[int], device: torch.device) -> tuple[Completions, Completions]:
+    """Two groups of random completions that differ in one of them only."""
+    generator = torch.Generator().manual_seed(0)
     special = {*placeholders, *processor.tokenizer.all_special_ids}
     vocabulary = torch.tensor([i for i in range(len(processor.tokenizer)) if i not in special])
     groups = []
@@ -58,7 +63,7 @@ def _probe(processor: Any, placeholders: list[int], device: torch.device, dtype:
         # The completion that changes lies first, so that what follows it would see the change.
         mask = torch.ones(1, 2, 3, dtype=torch.bool)
         groups.append(Completions(ids=ids.flip(1).to(device), mask=mask.to(device), texts=(("a", "b"),)))
-    return batch, groups[0], groups[1]
+    return groups[0], groups[1]
 
 
 def _logps(logits: Tensor, completions: Completions) -> Tensor:
@@ -101,7 +106,8 @@ def usable_attentions(
     tolerance = TOLERANCE[parameter.dtype]
     found, usable, errors = [], [], []
     try:
-        batch, group, changed = _probe(processor(), placeholders, parameter.device, parameter.dtype)
+        batch = synthetic_prompt(processor(), parameter.device, parameter.dtype)
+        group, changed = _groups(processor(), placeholders, parameter.device)
         expected = _alone(model, batch, group)
         positions = prompt_positions(model, batch)
     except Exception as error:  # whatever a model or processor we do not know may raise: it is then not shared

@@ -1,14 +1,16 @@
 """Rollout: sampling G completions for each of P prompts.
 
 The vision tower and the prompt run once per prompt; all completions of all prompts are then decoded together
-(``orlaif.decoding``), and those that have ended are dropped on the way. Randomness comes from a generator that the
-caller seeds; a completion draws the same numbers whatever else is dropped, so that a step can be repeated.
+(``orlaif.decoding``), and those that have ended are dropped on the way. Randomness comes from generators that the
+caller seeds, one per prompt: a completion draws the same numbers whatever is dropped, whichever prompts share its batch
+and however many processes there are, so that a step can be repeated anywhere.
 
 Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +111,7 @@ def generate(
     batch: PromptBatch,
     group_size: int,
     sampling: SamplingParams,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     compile_decode: bool = False,
 ) -> Completions:
     """Sample ``group_size`` completions per prompt.
@@ -119,7 +121,7 @@ def generate(
         batch: P prompts, P >= 1.
         group_size: G.
         sampling: how tokens are drawn.
-        generator: on the policy's device; None uses torch's global state.
+        generator: on the policy's device: one for each prompt, or one for all; None uses torch's global state.
         compile_decode: a compiled step over caches of fixed size (CUDA graphs on a GPU); the first rollouts compile.
 
     Returns:
@@ -127,10 +129,10 @@ def generate(
         completion of this batch.
 
     Raises:
-        ValueError: ``compile_decode`` for a policy whose prompts are not shared.
+        ValueError: ``compile_decode`` for a policy whose prompts are not shared, or generators that are not P.
     """
     p, g, limit = len(batch), group_size, sampling.max_new_tokens
-    with evaluating(policy.network):
+    with evaluating(policy.network), policy.gathered():
         logits, decoder = _prefill(policy, batch, g, limit, compile_decode)
         logits = logits.repeat_interleave(g, 0)
         device = logits.device
@@ -143,10 +145,16 @@ def generate(
         noise = None
         if sampling.temperature:
             noise = torch.empty(p * g, logits.shape[-1], dtype=torch.float32, device=device)
+            noises: list[tuple[Tensor, torch.Generator | None]]
+            if generator is None or isinstance(generator, torch.Generator):
+                noises = [(noise, generator)]
+            else:
+                noises = list(zip(noise.split(g), generator, strict=True))
         for step in range(limit):
             rows = decoder.rows[decoder.real]
             if noise is not None:  # for all completions, ended or not
-                noise.exponential_(generator=generator)
+                for part, own in noises:
+                    part.exponential_(generator=own)
             tokens, token_logps = _choose(
                 policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
             )
@@ -200,6 +208,6 @@ class Rollout:
         if self.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature is 0; sampling a group needs a temperature above 0")
 
-    def __call__(self, policy: Policy, batch: PromptBatch, generator: torch.Generator) -> Completions:
-        """G completions of each prompt in ``batch`` (see :func:`generate`)."""
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
+        """G completions of each prompt in ``batch``; ``generator`` has one for each (see :func:`generate`)."""
         return generate(policy, batch, self.group_size, self.sampling, generator, self.compile_decode)

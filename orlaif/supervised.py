@@ -63,13 +63,21 @@ class SupervisedFineTuning(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One batch of reference answers."""
-        self.seed_step(batch_idx)
-        if not len(batch):
-            return self.empty_step(batch, batch_idx)
+        self.seed_step(batch, batch_idx)
+        empty = not len(batch)
+        if empty:
+            if not self.policy.is_sharded:
+                return self.empty_step(batch, batch_idx)
+            self.note_batch(batch, 0)
+            batch = self.policy.stand_in(self.device)
         self._policy_start = time.perf_counter()
         completions = reference_completions(self.policy, batch)
         total = -self.policy.completion_logps(batch, completions).sum()
-        count = completions.mask.sum()
-        self.log("train/loss", total.detach() / count, prog_bar=True)
-        self.log_batch(batch, int(batch.attention_mask.sum() + count))
+        if empty:  # sharded processes run the same layers
+            total = total * 0.0
+        count = completions.mask.sum() * (not empty)
+        self.note("train/loss", total.detach() / count.clamp(min=1), count)
+        if not empty:
+            self.note_batch(batch, int(batch.attention_mask.sum() + count))
+        self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)

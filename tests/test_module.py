@@ -20,6 +20,7 @@ from orlaif.module import Reference
 from orlaif.oracles import Oracle, OracleFailure, ReferenceAnswerOracle
 from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams
+from orlaif.sharding import Sharding
 from orlaif.types import Completions, OracleError, PromptBatch, Ranking
 from tests.conftest import random_completions
 
@@ -27,7 +28,7 @@ from tests.conftest import random_completions
 class Scripted(Rollout):
     """Answers that depend on the prompt alone, ragged, so that another batching meets the same groups."""
 
-    def __call__(self, policy: Policy, batch: PromptBatch, generator: torch.Generator) -> Completions:
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: Any) -> Completions:
         ids, masks = [], []
         for prompt in batch.prompts:
             g = torch.Generator().manual_seed(int(prompt.id.split("-")[1]))
@@ -253,7 +254,7 @@ def test_resumed_equals_uninterrupted(
     a, b = weights(whole), weights(resumed)
     for name in a:
         assert torch.equal(a[name], b[name]), name
-    assert whole.num_tokens == resumed.num_tokens
+    assert whole.totals == resumed.totals
 
 
 def test_a_checkpoint_leaves_out_a_reference_that_never_moves(tiny_model: str, data_root: str, tmp_path: Path) -> None:
@@ -337,8 +338,12 @@ def test_a_dropped_group_has_no_weight(tiny_model: str, data_root: str, tmp_path
 
 
 def test_settings_that_contradict_each_other(tiny_model: str) -> None:
-    with pytest.raises(ValueError, match=r"reference.refresh is 'epoch'"):
-        OracleRLAIF(Policy(tiny_model, lora={"r": 2}), ByText(), reference=Reference(refresh="epoch"))
+    with pytest.raises(ValueError, match=r"num_updates is 0; it must be 1 or more passes"):
+        OracleRLAIF(Policy(tiny_model), ByText(), num_updates=0)
+    with pytest.raises(ValueError, match=r"policy.quantization is given without policy.lora"):
+        Policy(tiny_model, quantization={"load_in_4bit": True})
+    with pytest.raises(ValueError, match=r"policy.sharding.param_dtype is 'int8'"):
+        Sharding(param_dtype="int8")
     with pytest.raises(ValueError, match="'sometimes'"):
         Reference(refresh="sometimes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="retries must be 1 or more"):

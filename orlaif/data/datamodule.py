@@ -7,7 +7,10 @@ interrupted one would have seen.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -20,6 +23,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
+from orlaif.agreement import check_same, num_processes, raise_together
 from orlaif.checkpoints import load_processor
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
@@ -229,10 +233,35 @@ class VideoDataModule(LightningDataModule):
             dataset.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and check the data of this stage, and build the collator."""
-        for dataset in self._wanted(stage):
-            dataset.load()
-        self.collator = self.make_collator(self._processor())
+        """Read and check the data of this stage, and build the collator.
+
+        Raises:
+            ValueError: on all processes, broken data on any of them, or data that is not the same on all.
+        """
+        error = None
+        try:
+            for dataset in self._wanted(stage):
+                dataset.load()
+            self.collator = self.make_collator(self._processor())
+        except Exception as problem:
+            error = problem
+        raise_together(error)
+        check_same("data", self._fingerprints())
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of each data set, how many rows it has and a hash of them; of streams, which are not read, their settings."""
+        found = {}
+        for name, dataset in self.datasets.items():
+            if isinstance(dataset, StreamingDataset):
+                found[name] = f"a stream of {dataset.source.path}"
+            elif dataset is not None and num_processes() > 1:
+                with contextlib.suppress(AttributeError):  # of another stage, and not loaded
+                    rows = [dataset[i] for i in range(len(dataset))]
+                    about = json.dumps(
+                        [(row.id, os.path.basename(row.video), row.question, row.answer) for row in rows]
+                    )
+                    found[name] = f"{len(rows)} rows with hash {hashlib.sha256(about.encode()).hexdigest()[:12]}"
+        return found
 
     def _processor(self) -> Any:
         if self.processor is not None:
@@ -257,8 +286,23 @@ class VideoDataModule(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> PromptBatch:
-        """Open the batch and count its bad videos; raises VideoError past ``max_bad_rate`` (from the 20th video on)."""
-        return self._count(batch.open())
+        """Open the batch and count its bad videos.
+
+        Raises:
+            VideoError: a bad video, or more than ``max_bad_rate`` of them (from the 20th video on); while training, on
+                all processes what any of them met.
+        """
+        opened, error = None, None
+        try:
+            opened = self._count(batch.open())
+        except Exception as problem:
+            error = problem
+        if self.trainer is not None and self.trainer.training:
+            raise_together(error)
+        elif error is not None:
+            raise error
+        assert opened is not None
+        return opened
 
     def _count(self, batch: PromptBatch) -> PromptBatch:
         self._videos += len(batch) + len(batch.skipped)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from orlaif.agreement import exchange, raise_together
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
 from orlaif.types import PromptBatch, VideoPrompt
 
@@ -30,18 +31,20 @@ class Sealed:
     dataclasses; an object that they do not know passes. Casting pixels is the model's business.
 
     Attributes:
-        batch: the batch.
+        batch: the batch, or what went wrong with it: raised when it is opened, where all processes can be told.
         wait_s: seconds that the consumer waited for it.
         on_open: called when the batch is used; Lightning fetches one ahead of streams, whose length it does not know.
     """
 
-    def __init__(self, batch: PromptBatch) -> None:
+    def __init__(self, batch: PromptBatch | Exception) -> None:
         self.batch = batch
         self.wait_s = 0.0
         self.on_open: Callable[[], None] = _nothing
 
     def open(self) -> PromptBatch:
-        """The batch, about to be used."""
+        """The batch, about to be used; raises what went wrong with it."""
+        if isinstance(self.batch, Exception):
+            raise self.batch
         self.on_open()
         return replace(self.batch, wait_s=self.wait_s)
 
@@ -58,7 +61,10 @@ class SealingCollator:
 
     def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:
         """Collate and seal."""
-        return Sealed(self.collator(prompts))
+        try:
+            return Sealed(self.collator(prompts))
+        except Exception as error:
+            return Sealed(error)
 
 
 def prefetched(
@@ -155,33 +161,62 @@ class ResumableLoader(PrefetchLoader):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._state = {"epoch": 0, "batches": 0}
+        self._state = {"epoch": 0, "samples": 0}
 
     @property
     def _place(self) -> Any:
         """What knows the epoch and the first sample."""
         return self.dataset if isinstance(self.dataset, StreamingDataset) else self.sampler
 
+    @property
+    def _world(self) -> int:
+        return self._place.world if isinstance(self.dataset, StreamingDataset) else self._place.num_replicas
+
     def __iter__(self) -> Any:
-        batches, epoch = self._place.first_sample // self.batch_size, self._place.epoch
-        for sealed in super().__iter__():
+        samples, epoch = self._place.first_sample * self._world, self._place.epoch
+        source = super().__iter__()
+        for sealed in in_step(source) if isinstance(self.dataset, StreamingDataset) else source:
             self._place.first_sample = 0  # a worker process has forgotten its own copy only
-            epoch, batches = self._place.epoch, batches + 1
-            sealed.on_open = partial(self._state.update, epoch=epoch, batches=batches)
+            epoch, samples = self._place.epoch, samples + self.batch_size * self._world
+            sealed.on_open = partial(self._state.update, epoch=epoch, samples=samples)
             yield sealed
         if isinstance(self.dataset, StreamingDataset):  # Lightning does this for samplers
             self.dataset.set_epoch(epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches already used in it."""
+        """Epoch, and samples already used in it by all processes together."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the last batch that was used; at the end of an epoch, with the next."""
-        batches: int | None = None if isinstance(self.dataset, StreamingDataset) else len(self)
-        done = batches is not None and state["batches"] >= batches
+        """Go on behind the last sample that was used, on any number of processes; or with the next epoch.
+
+        Raises:
+            ValueError: the samples cannot be divided among so many processes.
+        """
+        samples = None if isinstance(self.dataset, StreamingDataset) else len(self) * self.batch_size * self._world
+        done = samples is not None and state["samples"] >= samples
+        if not done and state["samples"] % self._world:
+            raise ValueError(
+                f"the checkpoint has used {state['samples']} samples of its epoch, which cannot be divided among "
+                f"{self._world} processes; resume on another number"
+            )
         self._place.set_epoch(state["epoch"] + done)
-        self._place.first_sample = 0 if done else state["batches"] * self.batch_size
+        self._place.first_sample = 0 if done else state["samples"] // self._world
+
+
+def in_step(source: Iterator[Sealed]) -> Iterator[Sealed]:
+    """The batches of ``source`` as long as every process has one; raises on all what went wrong on any."""
+    while True:
+        sealed, error = None, None
+        try:
+            sealed = next(source, None)
+        except Exception as problem:
+            error = problem
+        raise_together(error)
+        if not all(exchange(sealed is not None)):
+            return
+        assert sealed is not None
+        yield sealed
 
 
 def map_style(dataset: PromptDataset | StreamingDataset, what: str) -> PromptDataset:

@@ -49,6 +49,11 @@ class Oracle(ABC):
         """Called once before training, with the policy; for oracles that use it."""
         return
 
+    @property
+    def borrows_policy(self) -> bool:
+        """Whether :meth:`rank` runs the policy's own weights; they are gathered for it where they are sharded."""
+        return False
+
     def take_counts(self) -> dict[str, float]:
         """What has happened since this was last asked, for the log (``oracle/<name>``); by default nothing is said."""
         return {}

@@ -52,6 +52,11 @@ class EnsembleOracle(Oracle):
         for oracle in self.oracles:
             oracle.bind(policy)
 
+    @property
+    def borrows_policy(self) -> bool:
+        """If any member does."""
+        return any(oracle.borrows_policy for oracle in self.oracles)
+
     def take_counts(self) -> dict[str, float]:
         """Each member's own, under its class and place: ``HTTPJudge_0/requests``."""
         return {

@@ -77,6 +77,11 @@ class LocalJudge(Oracle):
             self._borrowed = policy
 
     @property
+    def borrows_policy(self) -> bool:
+        """Where ``model`` is null."""
+        return self._borrowed is not None
+
+    @property
     def judge(self) -> Policy:
         """The model, loaded and on its device."""
         if self._borrowed is not None:

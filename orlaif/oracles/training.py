@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
@@ -60,9 +61,11 @@ class PreferenceRankerTraining(PolicyModule):
         """Load the backbone and make the head; idempotent."""
         super().configure_model()
         if self.head is None:
-            self.head = self.ranker.load().head
-            assert self.head is not None
-            self.head.to(self.device)
+            head = self.ranker.load().head
+            assert head is not None
+            self.head = head.to(self.device)
+            if self.device_mesh is not None:
+                fully_shard(self.head, mesh=self.device_mesh["data_parallel"])
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The backbone's, and the head."""
@@ -89,18 +92,29 @@ class PreferenceRankerTraining(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One batch of compared answers."""
-        self.seed_step(batch_idx)
-        if not len(batch):
-            return self.empty_step(batch, batch_idx)
+        self.seed_step(batch, batch_idx)
+        empty = not len(batch)
+        if empty:
+            if not self.policy.is_sharded:
+                return self.empty_step(batch, batch_idx)
+            self.note_batch(batch, 0)
         self._policy_start = time.perf_counter()
-        scores, ranks = self._scored(batch)
+        scores, ranks = self._stand_in_scored() if empty else self._scored(batch)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
         total, count = likelihood(scores, ranks)
-        self.log("train/loss", total.detach() / count.clamp(min=1), prog_bar=True)
+        if empty:  # sharded processes run the same layers
+            total, count = total * 0.0, count * 0
+        self.note("train/loss", total.detach() / count.clamp(min=1), count)
         right, pairs = pair_accuracy(scores.detach(), ranks)
-        self.log("train/pair_accuracy", right / pairs.clamp(min=1), prog_bar=True)
-        self.log_batch(batch, int(batch.attention_mask.sum()))
+        if not empty:
+            self.note("train/pair_accuracy", right / pairs.clamp(min=1), pairs)
+            self.note_batch(batch, int(batch.attention_mask.sum()))
+        self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)
+
+    def _stand_in_scored(self) -> tuple[Tensor, Tensor]:
+        scores = self.ranker(self.policy.stand_in(self.device), [("a", "b")])
+        return scores, torch.tensor([[0, 1]], device=scores.device)
 
     def _evaluate(self, batch: PromptBatch, stage: str) -> None:
         if not len(batch):
@@ -131,9 +145,11 @@ class PreferenceRankerTraining(PolicyModule):
 
     def on_test_epoch_start(self) -> None:
         """No predictions are written."""
+        self._gather()
 
     def on_test_epoch_end(self) -> None:
         """Nothing is graded."""
+        self._gathered.close()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
         """Scores f32[P, G] of the compared answers."""
@@ -141,6 +157,7 @@ class PreferenceRankerTraining(PolicyModule):
 
     def on_predict_epoch_start(self) -> None:
         """No predictions are written."""
+        self._gather()
 
 
 def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: Sha
     iterator = iter(whole)
     before = [tuple(p.id for p in next(iterator).open().prompts) for _ in range(3)]
     state = whole.state_dict()
-    assert state == {"epoch": 2, "batches": 3}
+    assert state == {"epoch": 2, "samples": 12}
     rest = [tuple(p.id for p in sealed.open().prompts) for sealed in iterator]
     resumed = loader()
     resumed.load_state_dict(state)

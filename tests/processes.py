@@ -1,0 +1,206 @@
+"""Training runs in processes of their own: one, or several as torchrun would start them. Imports are paid once.
+
+A run is described by :class:`Job`, which can be pickled; what it leaves is read from its file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch.distributed.tensor import DTensor
+
+from orlaif.callbacks import Checkpointing, ExportHuggingFace
+from orlaif.losses import GRPORankLoss
+from orlaif.module import Reference
+from orlaif.policy import Policy
+from orlaif.policy_module import PolicyModule
+from orlaif.rollout import Rollout, SamplingParams
+from tests.test_module import ByText, Scripted, data, rlaif, sft, trainer
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run."""
+
+    folder: str
+    root: str
+    out: str
+    strategy: str = "auto"
+    steps: int = 2
+    batch: int = 8
+    lora: dict[str, Any] | None = None
+    stage: str = "rlaif"
+    scripted: bool = False
+    optimizer: str = "sgd"
+    save_every: int | None = None
+    resume: str | None = None
+    bad: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    refresh: str = "never"
+    sharding: Any = None
+    policy: dict[str, Any] = field(default_factory=dict)
+    module: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    kl_coef: float = 0.05
+    fused_head: bool = False
+    max_new_tokens: int = 4
+    export: bool = False
+    act: str | None = None
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Saver(Callback):
+    """Gradients and metrics of every step, and the weights at the end."""
+
+    def __init__(self, out: str) -> None:
+        self.out = out
+        self.grads: list[dict[str, torch.Tensor]] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.policy.network.named_parameters()
+        self.grads.append({name: whole(p.grad).clone() for name, p in named if p.grad is not None})
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        parameters = dict(pl_module.policy.network.named_parameters())
+        weights = {name: whole(p.detach()).clone() for name, p in parameters.items()}
+        sharded = sum(isinstance(p, DTensor) for p in parameters.values())
+        if trainer.is_global_zero:
+            found = {"grads": self.grads, "metrics": self.metrics, "weights": weights, "sharded": sharded}
+            torch.save(found | {"totals": pl_module.totals, "step": trainer.global_step}, self.out)
+
+
+def build(job: Job) -> PolicyModule:
+    sampling = SamplingParams(max_new_tokens=job.max_new_tokens, temperature=1.5)
+    rate = 0.1 if job.optimizer == "sgd" else 1e-3
+    kind: Any = torch.optim.SGD if job.optimizer == "sgd" else torch.optim.AdamW
+    torch.manual_seed(0)  # PEFT draws the adapter's first weights
+    if job.stage == "sft":
+        module: Any = sft(job.folder)
+        module.optimizer = lambda params: kind(params, lr=rate)
+    else:
+        module = rlaif(
+            job.folder,
+            rollout=(Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
+            oracle=ByText(),
+            loss=GRPORankLoss(kl_coef=job.kl_coef, entropy_coef=0.01, fused_head=job.fused_head),
+            optimizer=lambda params: kind(params, lr=rate),
+            reference=Reference(refresh=job.refresh),
+            **job.module,
+        )
+    module.policy = Policy(job.folder, **{"dtype": "float32", "lora": job.lora, "sharding": job.sharding, **job.policy})
+    return module
+
+
+def fit(job: Job, rank: int, world: int) -> None:
+    module, saver = build(job), Saver(job.out)
+    callbacks: list[Callback] = [saver]
+    if job.save_every:
+        callbacks.append(Checkpointing(job.save_every, dirpath=str(Path(job.out).parent / "checkpoints")))
+    if job.export:
+        callbacks.append(ExportHuggingFace())
+    source = data(job.root, job.batch // world, **job.data)
+    if lost := job.bad.get(rank):
+        train: Any = source.datasets["train"]
+        load = train.load
+
+        def load_with_bad() -> None:
+            load()
+            rows = [train[i] for i in range(len(train))]
+            train.rows = [replace(row, video="/nowhere.mp4") if row.id in lost else row for row in rows]
+
+        train.load = load_with_bad
+    options: dict[str, Any] = {"max_steps": job.steps, "max_epochs": 100, "callbacks": callbacks, **job.trainer}
+    if world > 1 or job.strategy != "auto":
+        options |= {"strategy": job.strategy, "devices": world}
+    if job.save_every:
+        options["enable_checkpointing"] = True
+    trainer(Path(job.out).parent, **options).fit(module, source, ckpt_path=job.resume, weights_only=False)
+
+
+def _child(job: Job, rank: int, world: int, port: int, errors: Any) -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "test",
+        }
+    try:
+        fit(job, rank, world)
+    except Exception as error:
+        errors.put((rank, f"{type(error).__name__}: {error}"))
+        raise
+
+
+_context: Any = None
+
+
+def start(job: Job, world: int) -> tuple[list[Any], Any]:
+    """Start the processes of a run; returns them, and a queue of (rank, error)."""
+    global _context
+    if _context is None:
+        _context = multiprocessing.get_context("forkserver")
+        _context.set_forkserver_preload(["tests.processes"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    errors = _context.Queue()
+    started = [_context.Process(target=_child, args=(job, rank, world, port, errors)) for rank in range(world)]
+    for process in started:
+        process.start()
+    return started, errors
+
+
+def kill(started: list[Any]) -> None:
+    for process in started:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+    for process in started:
+        process.join()
+
+
+def errors_of(job: Job, world: int, timeout: float = 120) -> dict[int, str]:
+    """Run; the error of each process that had one. Fails if the run hangs."""
+    started, errors = start(job, world)
+    deadline = time.monotonic() + timeout
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hung = [process for process in started if process.is_alive()]
+    kill(started)
+    found = {}
+    while not errors.empty():
+        rank, error = errors.get()
+        found[rank] = error
+    assert not hung, f"{len(hung)} of {world} processes hang; errors: {found}"
+    return found
+
+
+def run(job: Job, world: int = 1) -> dict[str, Any]:
+    """Run to the end; what the first process found."""
+    assert errors_of(job, world) == {}
+    return torch.load(job.out)
