@@ -177,7 +177,7 @@ class OracleRLAIF(PolicyModule):
             return False
         return super()._is_reloaded(name, parameter)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One batch: rollout, oracle, advantage, reference, and, where it is its turn, the loss."""
         generators = self.seed_step(batch, batch_idx)
         if not len(batch) and self.num_updates == 1 and not self.policy.is_sharded:
@@ -186,7 +186,8 @@ class OracleRLAIF(PolicyModule):
         self._pending.append(self._experience(batch, generators, batch_idx))
         if self.num_updates > 1 and not self.is_stepping(batch_idx):
             self.log_noted()
-            return None
+            self._stepping, self._policy_start = False, time.perf_counter()
+            return torch.zeros((), device=self.device, requires_grad=True)  # Lightning wants something to go back from
         pending, self._pending = self._pending, []
         self._policy_start = time.perf_counter()
         updates: list[tuple[dict[str, Tensor], Tensor]] = []

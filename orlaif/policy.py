@@ -146,8 +146,10 @@ class Policy(nn.Module):
         check_checkpoint(self.path)
         options: dict[str, Any] = {}
         if self.quantization is not None:
+            if device is None or device.type == "cpu":  # where bitsandbytes has no gradient
+                raise ValueError("policy.quantization needs a GPU, and this run has none")
             options["quantization_config"] = adapters.quantization_config(self.quantization)
-            options["device_map"] = {"": device or torch.device("cpu")}
+            options["device_map"] = {"": device}
         model: Any = AutoModelForImageTextToText.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )

@@ -25,6 +25,7 @@ from orlaif.module import Reference
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
 from orlaif.rollout import Rollout, SamplingParams
+from orlaif.types import OracleError
 from tests.test_module import ByText, Scripted, data, rlaif, sft, trainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -44,6 +45,7 @@ class Job:
     stage: str = "rlaif"
     scripted: bool = False
     optimizer: str = "sgd"
+    rate: float = 0.1
     save_every: int | None = None
     resume: str | None = None
     bad: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Job:
     fused_head: bool = False
     max_new_tokens: int = 4
     export: bool = False
-    act: str | None = None
+    oracle_fails_on: str | None = None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,21 +90,32 @@ class Saver(Callback):
             torch.save(found | {"totals": pl_module.totals, "step": trainer.global_step}, self.out)
 
 
+class Failing(ByText):
+    """Does not know one prompt."""
+
+    def __init__(self, prompt_id: str) -> None:
+        self.prompt_id = prompt_id
+
+    def rank(self, groups: Any) -> Any:
+        if any(group.prompt.id == self.prompt_id for group in groups):
+            raise OracleError("ByText", self.prompt_id, "no idea")
+        return super().rank(groups)
+
+
 def build(job: Job) -> PolicyModule:
     sampling = SamplingParams(max_new_tokens=job.max_new_tokens, temperature=1.5)
-    rate = 0.1 if job.optimizer == "sgd" else 1e-3
     kind: Any = torch.optim.SGD if job.optimizer == "sgd" else torch.optim.AdamW
     torch.manual_seed(0)  # PEFT draws the adapter's first weights
     if job.stage == "sft":
         module: Any = sft(job.folder)
-        module.optimizer = lambda params: kind(params, lr=rate)
+        module.optimizer = lambda params: kind(params, lr=job.rate)
     else:
         module = rlaif(
             job.folder,
             rollout=(Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
-            oracle=ByText(),
+            oracle=ByText() if job.oracle_fails_on is None else Failing(job.oracle_fails_on),
             loss=GRPORankLoss(kl_coef=job.kl_coef, entropy_coef=0.01, fused_head=job.fused_head),
-            optimizer=lambda params: kind(params, lr=rate),
+            optimizer=lambda params: kind(params, lr=job.rate),
             reference=Reference(refresh=job.refresh),
             **job.module,
         )
@@ -124,8 +137,7 @@ def fit(job: Job, rank: int, world: int) -> None:
 
         def load_with_bad() -> None:
             load()
-            rows = [train[i] for i in range(len(train))]
-            train.rows = [replace(row, video="/nowhere.mp4") if row.id in lost else row for row in rows]
+            train._prompts = [replace(p, video="/nowhere.mp4") if p.id in lost else p for p in train.prompts]
 
         train.load = load_with_bad
     options: dict[str, Any] = {"max_steps": job.steps, "max_epochs": 100, "callbacks": callbacks, **job.trainer}

@@ -7,7 +7,6 @@ interrupted one would have seen.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -246,21 +245,20 @@ class VideoDataModule(LightningDataModule):
         except Exception as problem:
             error = problem
         raise_together(error)
-        check_same("data", self._fingerprints())
+        check_same("data", self._fingerprints(self._wanted(stage)))
 
-    def _fingerprints(self) -> dict[str, str]:
-        """Of each data set, how many rows it has and a hash of them; of streams, which are not read, their settings."""
-        found = {}
+    def _fingerprints(self, used: list[PromptDataset | StreamingDataset]) -> dict[str, str]:
+        """Of each data set, how many rows it has and a hash of them; of streams, which are not read, their source."""
+        found: dict[str, str] = {}
+        if num_processes() == 1:
+            return found
         for name, dataset in self.datasets.items():
             if isinstance(dataset, StreamingDataset):
                 found[name] = f"a stream of {dataset.source.path}"
-            elif dataset is not None and num_processes() > 1:
-                with contextlib.suppress(AttributeError):  # of another stage, and not loaded
-                    rows = [dataset[i] for i in range(len(dataset))]
-                    about = json.dumps(
-                        [(row.id, os.path.basename(row.video), row.question, row.answer) for row in rows]
-                    )
-                    found[name] = f"{len(rows)} rows with hash {hashlib.sha256(about.encode()).hexdigest()[:12]}"
+            elif dataset is not None and any(dataset is one for one in used):
+                rows = [dataset[i] for i in range(len(dataset))]
+                about = json.dumps([(p.id, os.path.basename(p.video), p.question, p.answer) for p in rows])
+                found[name] = f"{len(rows)} rows with hash {hashlib.sha256(about.encode()).hexdigest()[:12]}"
         return found
 
     def _processor(self) -> Any:
