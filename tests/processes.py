@@ -19,6 +19,7 @@ import torch
 from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
+from orlaif import strategies
 from orlaif.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.losses import GRPORankLoss
 from orlaif.module import Reference
@@ -60,6 +61,8 @@ class Job:
     max_new_tokens: int = 4
     export: bool = False
     oracle_fails_on: str | None = None
+    progress: str | None = None
+    dies_at_save: tuple[str, int] | None = None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,9 +126,47 @@ def build(job: Job) -> PolicyModule:
     return module
 
 
+class Progress(Callback):
+    """Appends to a file: where the run began, and every step that it has done."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def _note(self, word: str, step: int) -> None:
+        with open(self.path, "a") as file:
+            file.write(f"{word} {step}\n")
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self._note("from", trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self._note("done", trainer.global_step)
+
+
+def die_at_save(when: str, number: int) -> None:
+    """Kill this process at its so many-th checkpoint, just before or after that gets its name."""
+    publish, saves = strategies.publish, [0]
+
+    def publish_or_die(path: Path) -> None:
+        saves[0] += 1
+        if saves[0] == number and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(path)
+        if saves[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    strategies.publish = publish_or_die
+
+
 def fit(job: Job, rank: int, world: int) -> None:
     module, saver = build(job), Saver(job.out)
     callbacks: list[Callback] = [saver]
+    if job.progress is not None:
+        callbacks.append(Progress(job.progress))
+    if job.dies_at_save is not None:
+        die_at_save(*job.dies_at_save)
     if job.save_every:
         callbacks.append(Checkpointing(job.save_every, dirpath=str(Path(job.out).parent / "checkpoints")))
     if job.export:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 
 from orlaif.data.loader import ResumableSampler
 from orlaif.sharding import Sharding
-from tests.processes import LORA, Job, errors_of, run
+from tests.processes import LORA, Job, errors_of, kill, run, start
 from tests.test_module import data
 
 
@@ -206,3 +209,48 @@ def test_a_checkpoint_of_another_recipe_is_refused(job: Any) -> None:
     run(first)
     found = errors_of(job("second", steps=2, strategy="fsdp2", resume=checkpoint(first)), 2)
     assert "more weights that this recipe trains; it belongs to another recipe" in found[0]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_ten_random_points(job: Any, world: int, tmp_path: Path) -> None:
+    """SIGKILL at any moment, twice of them while a checkpoint gets its name; resumed each time with ``last``."""
+    strategy = "fsdp2" if world == 2 else "auto"
+    steps, every = 60, 2
+    settings: dict[str, Any] = {"steps": steps, "optimizer": "adam", "rate": 1e-3, "strategy": strategy, "batch": 4}
+    whole = run(job("whole", **settings), world)
+    progress = tmp_path / "progress"
+    settings |= {"save_every": every, "progress": str(progress), "resume": "last"}
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")  # pytest shows it where the test fails
+    rng = random.Random(seed)
+    deaths: list[tuple[str, int] | None] = [("before", 2), ("after", 1), *[None] * 8]
+    rng.shuffle(deaths)
+    for death in deaths:
+        before = len(progress.read_text().splitlines()) if progress.exists() else 0
+        started, _ = start(job("killed", dies_at_save=death, **settings), world)
+        if death is None:
+            wait_for(lines=before + rng.randint(1, 4), file=progress)
+            time.sleep(rng.uniform(0, 0.2))
+        else:
+            started[0].join(60)
+        kill(started)
+    killed = run(job("killed", **settings), world)
+    for name, weight in whole["weights"].items():
+        assert torch.equal(killed["weights"][name], weight), name
+
+    last, runs = 0, 0
+    for word, step in (line.split() for line in progress.read_text().splitlines()):
+        if word == "from":
+            runs += 1
+            assert int(step) >= (last - 1) // every * every  # what was saved is not lost
+        last = int(step)
+    assert runs == 11
+    assert last == steps
+    assert not list((tmp_path / "killed" / "checkpoints").glob("*unfinished*"))
+
+
+def wait_for(lines: int, file: Path, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not (file.exists() and len(file.read_text().splitlines()) >= lines):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
