@@ -11,15 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from orlaif import strategies  # noqa: F401  (registers fsdp2)
+from orlaif.agreement import check_same, flattened
+from orlaif.callbacks import Checkpointing
 from orlaif.data import check
 from orlaif.evaluation import compare
 from orlaif.types import OracleError, VideoError
@@ -37,6 +43,32 @@ def log_to_stderr() -> None:
     log.setLevel(logging.INFO)
 
 
+class AgreedRecipe(SaveConfigCallback):
+    """Keeps the recipe in the run's folder, once all processes have shown that they run the same."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare, then save; raises ValueError on all processes where one differs."""
+        check_same("recipe", flattened(self.config.as_dict()))
+        super().setup(trainer, pl_module, stage)
+
+
+def watch_parent(grace_s: float = 10.0) -> None:
+    """End this process where the one that launched it has ended, so that none waits for the others for ever.
+
+    Args:
+        grace_s: seconds to end by itself.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        time.sleep(grace_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="orlaif-parent", daemon=True).start()
+
+
 class OrlaifCLI(LightningCLI):
     """LightningCLI whose model and data are named by ``class_path``."""
 
@@ -50,6 +82,7 @@ class OrlaifCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_callback=AgreedRecipe,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "orlaif",
@@ -73,6 +106,14 @@ class OrlaifCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(self._get(self.config_init, "run_dir"), name="", version="")
         return super().instantiate_trainer(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """With checkpoints that are safe to be killed, unless the recipe names a checkpoint callback or wants none."""
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in own):
+            callbacks = [*callbacks, Checkpointing()]
+        return super()._instantiate_trainer(config, callbacks)
+
 
 def run(args: Sequence[str]) -> OrlaifCLI:
     """Run a subcommand from Python; ``args`` are the words after ``orlaif``.
@@ -86,6 +127,8 @@ def run(args: Sequence[str]) -> OrlaifCLI:
 def main() -> None:
     """The console script."""
     log_to_stderr()
+    if "LOCAL_RANK" in os.environ:  # one of several, started by Lightning or torchrun
+        watch_parent()
     try:
         if sys.argv[1:2] == ["check-data"]:
             raise SystemExit(check.main(sys.argv[2:]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from orlaif.data.video import UniformSampling
 from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams, generate
-from tests.conftest import REPO, random_completions
+from tests.conftest import random_completions
 from tests.families import FAMILIES
 from tests.test_module import Recorder, data, rlaif, trainer
 
@@ -174,34 +171,3 @@ def test_bf16_is_as_close_to_float32_as_the_duplicated_batch(
     shared = (gradient("bfloat16", prefix="shared", prefix_attention=attention) - exact).norm() / exact.norm()
     assert 1e-3 < float(duplicate) < 0.2
     assert float(shared) <= 1.25 * float(duplicate)
-
-
-def two_processes(*words: str) -> dict[str, Any]:
-    """``tests.sharded_run`` in one process or two, each with one thread."""
-    out = words[0]
-    command = [sys.executable, "-m", "tests.sharded_run", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out)
-
-
-@pytest.mark.parametrize(("attention", "lora"), [("split", False), ("mask", True)])
-def test_sharded_over_two_processes(
-    tiny_model: str, data_root: str, tmp_path: Path, attention: str, lora: bool
-) -> None:
-    """FSDP2 by ModelParallelStrategy on CPU, microbatches within: gradients and weights of one process that
-    duplicates prompts."""
-    words = [tiny_model, data_root]
-    more = ["lora"] if lora else []
-    one = two_processes(str(tmp_path / "one.pt"), "1", *words, "duplicate", *more)
-    two = two_processes(str(tmp_path / "two.pt"), "2", *words, attention, *more)
-    assert one["sharded"] == 0
-    assert two["sharded"] == len(two["weights"])
-    largest = max(float(g.abs().max()) for g in one["grads"].values())
-    assert largest > 0
-    assert one["grads"].keys() == two["grads"].keys()
-    for name, grad in one["grads"].items():
-        assert float((two["grads"][name] - grad).abs().max()) <= (5e-4 if lora else 1e-4) * largest, name
-    for name, weight in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-4, atol=1e-5)

@@ -42,6 +42,7 @@ def same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-6) -> N
 def test_two_processes_train_as_one(job: Any, strategy: str, lora: Any) -> None:
     """Five steps of sampled rollouts with a shared prefix, in parts."""
     settings: dict[str, Any] = {"steps": 5, "lora": lora, "module": {"microbatch": 3}}
+    settings["policy"] = {"prefix": "shared", "prefix_attention": "split" if lora is None else "mask"}
     one = run(job("one", **settings))
     two = run(job("two", strategy=strategy, **settings), world=2)
     start = run(job("start", **settings | {"steps": 1}))
