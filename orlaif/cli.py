@@ -1,6 +1,7 @@
 """The command line: ``orlaif fit | validate | test | predict --config recipes/X.yaml [--any.key value]``.
 
-Beside these, ``orlaif check-data --config recipes/X.yaml`` and ``orlaif compare A B``.
+Beside these, ``orlaif plan --config recipes/X.yaml --gpus 4 --gpu-memory 80GB``, ``orlaif check-data --config
+recipes/X.yaml`` and ``orlaif compare A B``.
 
 LightningCLI with one key of its own, ``run_dir``: everything that a run writes lies below it (checkpoints, TensorBoard
 events, predictions, the exported model, the configuration).
@@ -23,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from orlaif import strategies  # noqa: F401  (registers fsdp2)
+from orlaif import plan, strategies  # noqa: F401  (strategies registers fsdp2)
 from orlaif.agreement import check_same, flattened
 from orlaif.callbacks import Checkpointing
 from orlaif.data import check
@@ -87,7 +88,7 @@ class OrlaifCLI(LightningCLI):
             parser_kwargs={
                 "prog": "orlaif",
                 "description": "Fine-tune video-language models from an oracle's ranking. Besides the subcommands "
-                "below: `orlaif check-data --config ...` and `orlaif compare A B`.",
+                "below: `orlaif plan --config ...`, `orlaif check-data --config ...` and `orlaif compare A B`.",
             },
             args=list(args) if args is not None else None,
             run=run,
@@ -115,6 +116,25 @@ class OrlaifCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
 
+class RecipeCLI(OrlaifCLI):
+    """A recipe that is read, not run: model and data, and the Trainer's settings instead of a Trainer.
+
+    Attributes:
+        trainer_settings: what the recipe says of the Trainer, whose devices this machine need not have.
+    """
+
+    trainer_settings: dict[str, Any]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """No Trainer."""
+        self.trainer_settings = dict(self._get(self.config_init, "trainer", default={}))
+
+
+def read_recipe(args: Sequence[str]) -> RecipeCLI:
+    """Model, data and the Trainer's settings of a recipe; ``args`` are ``--config recipe.yaml`` and overrides."""
+    return RecipeCLI(args, run=False)
+
+
 def run(args: Sequence[str]) -> OrlaifCLI:
     """Run a subcommand from Python; ``args`` are the words after ``orlaif``.
 
@@ -132,6 +152,8 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["check-data"]:
             raise SystemExit(check.main(sys.argv[2:]))
+        if sys.argv[1:2] == ["plan"]:
+            raise SystemExit(plan.main(sys.argv[2:]))
         if sys.argv[1:2] == ["compare"]:
             raise SystemExit(compare.main(sys.argv[2:]))
         OrlaifCLI()

@@ -192,9 +192,9 @@ class OracleRLAIF(PolicyModule):
         self._policy_start = time.perf_counter()
         updates: list[tuple[dict[str, Tensor], Tensor]] = []
         for _ in range(self.num_updates - 1):
-            updates.append(self._pass(pending, batch_idx))
+            updates.append(self._pass(pending))
             self.inner_update(sum_of([one.normalizer for one in pending]))
-        updates.append(self._pass(pending, batch_idx, hold_last=True))
+        updates.append(self._pass(pending, hold_last=True))
         total, self._held = self._held, None
         assert total is not None
         for name in updates[0][0]:
@@ -205,9 +205,7 @@ class OracleRLAIF(PolicyModule):
         self.log_noted()
         return self.accumulate(total, sum_of([one.normalizer for one in pending]), batch_idx)
 
-    def _pass(
-        self, pending: list[Experience], batch_idx: int, hold_last: bool = False
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _pass(self, pending: list[Experience], hold_last: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward passes over all parts; the backward pass of the last can be left to Lightning.
 
         Returns:
@@ -223,7 +221,7 @@ class OracleRLAIF(PolicyModule):
             if hold_last and number + 1 == len(parts):
                 self._held = total
             else:
-                self.backward_part(total, batch_idx)
+                self.backward_part(total)
         merged = _merged(all_metrics, torch.stack(tokens))
         merged["loss"] = merged["loss"] / sum_of([one.normalizer for one in pending]).clamp(min=1)
         return merged, sum_of(tokens)

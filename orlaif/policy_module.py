@@ -70,7 +70,6 @@ class PolicyModule(Evaluated):
         self._counted: dict[str, float] = {}
         self._normalizer: Tensor | None = None
         self._stepping = False
-        self._part_done = False
         self._policy_start = 0.0
         self._first_batch_at: float | None = None
         self._waited = 0.0
@@ -139,25 +138,16 @@ class PolicyModule(Evaluated):
         self._stepping = self.is_stepping(batch_idx)
         return total
 
-    def zero_grad_once(self) -> None:
-        """Clear the gradients where Lightning would do it behind the training step, and wipe out parts done in it."""
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        self._part_done = True
-
-    def backward_part(self, total: Tensor, batch_idx: int) -> None:
+    def backward_part(self, total: Tensor) -> None:
         """Backward pass of a part of a batch, whose last part goes to Lightning by :meth:`accumulate`.
 
         So that the activations of one part are freed before the next part is computed; the gradients add up.
 
         Args:
             total: 0-dim weighted sum over the part's tokens, with gradient.
-            batch_idx: of the training step.
         """
         n = self.trainer.accumulate_grad_batches
-        if not self._part_done and batch_idx % n == 0:
-            self.zero_grad_once()
-        self._part_done, self._stepping = True, False
+        self._stepping = False
         strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
         scaler = getattr(precision, "scaler", None)
         total = total / n if scaler is None else scaler.scale(total / n)
@@ -182,16 +172,16 @@ class PolicyModule(Evaluated):
         self._divide_gradients(normalizer)
         optimizer: Any = self.optimizers()
         optimizer.step(closure=lambda: torch.zeros((), device=self.device))
-        self.zero_grad_once()
+        optimizer.zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning's, unless a part of this batch has left its gradients already."""
-        if not self._part_done:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+        """Nothing: where Lightning would clear gradients, parts of the batch have left theirs already."""
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        """No part of this batch is done yet."""
-        self._part_done = False
+        """Free the gradients of the step before, so that a rollout has their memory."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
 
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""

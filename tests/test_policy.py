@@ -58,7 +58,7 @@ def test_with_lora_the_reference_is_the_base_model(tiny_model: str, batch: Promp
     moved = policy.completion_logps(batch, completions)
     assert not torch.allclose(moved.detach(), expected, atol=1e-3)
     moved.sum().backward()
-    with pytest.raises(ValueError, match="cannot be refreshed"):
+    with pytest.raises(ValueError, match="there is no reference to refresh"):
         policy.refresh_reference()
 
 

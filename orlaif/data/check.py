@@ -71,7 +71,7 @@ def _tried(prompt: VideoPrompt, data: VideoDataModule) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
-    from orlaif.cli import OrlaifCLI
+    from orlaif.cli import read_recipe
 
     parser = argparse.ArgumentParser(
         prog="orlaif check-data",
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     known, rest = parser.parse_known_args(arguments)
     if known.sample != "all" and not known.sample.isdigit():
         raise ValueError(f"--sample is {known.sample!r}; it must be a number, or 'all'")
-    data = OrlaifCLI(rest, run=False).datamodule
+    data = read_recipe(rest).datamodule
     if not isinstance(data, VideoDataModule):
         raise ValueError(f"data is a {type(data).__name__}; check-data knows orlaif.VideoDataModule")
     report, wrong = check_data(data, None if known.sample == "all" else int(known.sample))

@@ -227,7 +227,7 @@ def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDat
     for _ in range(3):
         next(iterator).open()
     state = whole.state_dict()
-    assert state == {"epoch": 0, "samples": 12}
+    assert state == {"epoch": 0, "samples": 24}
     rest = [tuple(p.id for p in sealed.open().prompts) for sealed in iterator]
     resumed = loader()
     resumed.load_state_dict(state)

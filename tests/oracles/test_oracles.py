@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,7 +67,12 @@ def test_order_consistency_tells_a_biased_oracle_from_a_faithful_one() -> None:
 
 
 def test_random_orders_are_permutations_and_differ() -> None:
-    ranks = RandomOracle(seed=1).rank([group(*"abcdef")] * 30).ranks
+    groups = [replace(one, prompt=replace(one.prompt, id=f"q{i}")) for i, one in enumerate([group(*"abcdef")] * 30)]
+    ranks = RandomOracle(seed=1).rank(groups).ranks
+    assert torch.equal(
+        ranks, RandomOracle(seed=1).rank(groups).ranks
+    )  # after a restart, too
+    assert not torch.equal(ranks, RandomOracle(seed=2).rank(groups).ranks)
     assert bool((ranks.sort(-1).values == torch.arange(6)).all())
     assert ranks.float().mean(0).sub(2.5).abs().max() < 1.0
     assert len({tuple(row) for row in ranks.tolist()}) > 20
