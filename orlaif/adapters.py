@@ -9,6 +9,7 @@ Source: LoRA (Hu et al. 2021, arXiv 2106.09685), QLoRA (Dettmers et al. 2023, ar
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,21 @@ POLICY = "default"
 REFERENCE = "reference"
 
 
-def attach(model: Any, lora: dict[str, Any]) -> Any:
+def arguments(model: nn.Module, lora: dict[str, Any], untouched: nn.Module | None) -> dict[str, Any]:
+    """``lora`` with a part of the model excluded, unless it excludes something itself."""
+    if untouched is None or "exclude_modules" in lora:
+        return lora
+    name = next(name for name, module in model.named_modules() if module is untouched)
+    return {**lora, "exclude_modules": rf"(.*\.)?{re.escape(name)}\..*"}
+
+
+def attach(model: Any, lora: dict[str, Any], untouched: nn.Module | None = None) -> Any:
     """The model with a LoRA adapter of these ``peft.LoraConfig`` arguments, its base frozen.
+
+    Args:
+        model: of transformers.
+        lora: the arguments.
+        untouched: a part of the model that gets no adapter, whatever the names of its layers.
 
     Raises:
         ValueError: PEFT refuses the arguments, or finds no module to adapt.
@@ -32,7 +46,7 @@ def attach(model: Any, lora: dict[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     try:
-        return get_peft_model(model, LoraConfig(**lora))
+        return get_peft_model(model, LoraConfig(**arguments(model, lora, untouched)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"policy.lora: {error}") from None
 
@@ -47,7 +61,8 @@ def add_reference(model: Any, lora: dict[str, Any]) -> None:
 
     if lora.get("modules_to_save"):
         raise ValueError("reference.refresh is 'epoch', which cannot keep policy.lora.modules_to_save; use 'never'")
-    model.add_adapter(REFERENCE, LoraConfig(**lora))
+    excluded = model.peft_config[POLICY].exclude_modules
+    model.add_adapter(REFERENCE, LoraConfig(**{**lora, "exclude_modules": excluded}))
     for name, parameter in model.named_parameters():
         if _is(REFERENCE, name):
             parameter.requires_grad_(False)

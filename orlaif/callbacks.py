@@ -123,16 +123,18 @@ class ExportHuggingFace(Callback):
 
     Args:
         dirpath: folder; by default ``<run_dir>/export``.
+        merge: with LoRA, a whole model with the adapter merged into it, instead of an adapter.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        self.dirpath = dirpath
+    def __init__(self, dirpath: str | None = None, merge: bool = False) -> None:
+        self.dirpath, self.merge = dirpath, merge
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; where weights are sharded all processes take part, and process 0 writes."""
         policy = getattr(pl_module, "policy", None)
         if trainer.is_global_zero or getattr(policy, "is_sharded", False):
-            pl_module.export(self.dirpath or os.path.join(trainer.default_root_dir, "export"))  # type: ignore[operator]
+            folder = self.dirpath or os.path.join(trainer.default_root_dir, "export")
+            pl_module.export(folder, merge=self.merge)  # type: ignore[operator]
 
 
 class Checkpointing(ModelCheckpoint):
@@ -143,7 +145,8 @@ class Checkpointing(ModelCheckpoint):
     can always use it.
 
     Args:
-        every_n_train_steps: how often to save, in steps of the optimizer; None: at the end of each epoch.
+        every_n_train_steps: how often to save, in steps of the optimizer, and after the last of ``max_steps``; None: at
+            the end of each epoch.
         save_top_k: how many to keep: the newest, or the best by ``monitor``; -1 keeps all.
         kwargs: of ModelCheckpoint.
     """
@@ -160,6 +163,13 @@ class Checkpointing(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
             clear_unfinished(Path(self.dirpath))
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save where it is time, and after the last of ``max_steps``."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        ends = trainer.global_step == trainer.max_steps
+        if ends and self._every_n_train_steps and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """The complete checkpoint with the most steps; what Lightning takes ``last`` to be."""

@@ -177,10 +177,9 @@ def meta_model(policy: Policy) -> Any:
         model: Any = AutoModelForImageTextToText.from_config(
             policy.config, dtype=getattr(torch, policy.dtype), attn_implementation="orlaif_plan"
         )
-        if policy.freeze_vision:
-            policy._vision_tower(model).requires_grad_(False)
+        tower = policy._vision_tower(model).requires_grad_(False) if policy.freeze_vision else None
         if policy.lora is not None:
-            model = adapters.attach(model, policy.lora)
+            model = adapters.attach(model, policy.lora, tower)
     if policy.gradient_checkpointing:
         settings = {"use_reentrant": False, "preserve_rng_state": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)

@@ -66,8 +66,8 @@ class Policy(nn.Module):
             model's own log-probs, else duplicate; the log says which and why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: recompute activations in the backward pass.
-        freeze_vision: leave the vision tower as it is; its features are then computed once per prompt for rollout,
-            reference and policy together, where nothing else on their way is trained either.
+        freeze_vision: leave the vision tower as it is, and give it no adapter; its features are then computed once per
+            prompt for rollout, reference and policy together, where nothing else on their way is trained either.
         prefix_attention: of a shared prefix: ``mask``, ``split`` or ``flex`` (``orlaif.prefix_attention``), or ``auto``
             = ``mask`` or ``split`` by the size of the batch.
         quantization: arguments of ``transformers.BitsAndBytesConfig`` for the frozen base under a LoRA adapter (QLoRA);
@@ -154,10 +154,9 @@ class Policy(nn.Module):
             self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )
         self._choose_prefix(model)
-        if self.freeze_vision:
-            self._vision_tower(model).requires_grad_(False)
+        tower = self._vision_tower(model).requires_grad_(False) if self.freeze_vision else None
         if self.lora is not None:
-            model = adapters.attach(model, self.lora)
+            model = adapters.attach(model, self.lora, tower)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.lora is not None:

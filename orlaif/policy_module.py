@@ -100,9 +100,9 @@ class PolicyModule(Evaluated):
         """All that the optimizer moves."""
         return [p for p in self.policy.network.parameters() if p.requires_grad]
 
-    def export(self, folder: str) -> None:
-        """Write what was trained to ``folder``."""
-        self.policy.export(folder)
+    def export(self, folder: str, merge: bool = False) -> None:
+        """Write what was trained to ``folder``; an adapter ``merge``-d into its base, or as one."""
+        self.policy.export(folder, merge)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer over all trainable parameters, and its scheduler per step."""

@@ -72,8 +72,8 @@ class PreferenceRankerTraining(PolicyModule):
         assert self.head is not None
         return [*super().trained_parameters(), *self.head.parameters()]
 
-    def export(self, folder: str) -> None:
-        """Write the folder that ``PreferenceRanker`` loads."""
+    def export(self, folder: str, merge: bool = True) -> None:
+        """Write the folder that ``PreferenceRanker`` loads; an adapter is merged in any case."""
         self.ranker.export(folder)
 
     def _scored(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:

@@ -69,9 +69,7 @@ def test_order_consistency_tells_a_biased_oracle_from_a_faithful_one() -> None:
 def test_random_orders_are_permutations_and_differ() -> None:
     groups = [replace(one, prompt=replace(one.prompt, id=f"q{i}")) for i, one in enumerate([group(*"abcdef")] * 30)]
     ranks = RandomOracle(seed=1).rank(groups).ranks
-    assert torch.equal(
-        ranks, RandomOracle(seed=1).rank(groups).ranks
-    )  # after a restart, too
+    assert torch.equal(ranks, RandomOracle(seed=1).rank(groups).ranks)  # after a restart, too
     assert not torch.equal(ranks, RandomOracle(seed=2).rank(groups).ranks)
     assert bool((ranks.sort(-1).values == torch.arange(6)).all())
     assert ranks.float().mean(0).sub(2.5).abs().max() < 1.0
