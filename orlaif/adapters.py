@@ -104,6 +104,18 @@ def adapter_active(model: nn.Module, adapter: str) -> Iterator[None]:
             layer._active_adapter = active
 
 
+def adapted_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of the weights that the trained adapter changes, adapter added; the model stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            layer: Any = module
+            weight = dequantize_module_weight(layer.get_base_layer())
+            yield f"{name}.weight", weight + layer.get_delta_weight(POLICY).to(weight.dtype)
+
+
 def merged(path: str, adapter: str, dtype: str) -> Any:
     """The base checkpoint at ``path`` in ``dtype``, on the CPU, with the adapter in that folder merged into it."""
     from peft import PeftModel

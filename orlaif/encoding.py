@@ -69,4 +69,5 @@ def to_batch(
         input_ids=inputs.pop("input_ids"),
         attention_mask=inputs.pop("attention_mask"),
         mm_inputs=inputs,
+        texts=tuple(texts),
     )

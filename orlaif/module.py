@@ -247,7 +247,7 @@ class OracleRLAIF(PolicyModule):
         if self.loss.kl_coef:
             with self.stage("reference"):
                 reference = [self._logps(batch, part, reference=True) for part in parts]
-        if self.num_updates > 1:
+        if self.num_updates > 1 or self.rollout.importance_cap is not None:
             with self.stage("old_logps"):
                 old = [self._logps(batch, part) for part in parts]
 
@@ -257,6 +257,8 @@ class OracleRLAIF(PolicyModule):
         # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
         ranked = (ranking.ranks >= 0).any(-1).to(self.device)
         mask = completions.mask & ranked[:, None, None]
+        if self.rollout.importance_cap is not None:
+            advantages = advantages * self._importance(completions, old, mask)
         if not empty:
             self._note_completions(batch, completions, ranking, advantages)
         every = self.order_consistency_every_n_steps
@@ -271,9 +273,35 @@ class OracleRLAIF(PolicyModule):
             masks=mask.split(sizes, 1),
             advantages=advantages.split(sizes, 1),
             reference=tuple(reference),
-            old=tuple(old),
+            old=tuple(old) if self.num_updates > 1 else (None,) * len(parts),  # None: the ratio is exactly 1
             normalizer=loss_weights(mask.flatten(0, 1), self.loss.loss_type, self.rollout.sampling.max_new_tokens)[1],
         )
+
+    def _importance(self, completions: Completions, old: list[Tensor | None], mask: Tensor) -> Tensor:
+        """Truncated importance weights f32[P, G] of the trainer's answers over the sampler's; the mismatch noted.
+
+        Raises:
+            ValueError: the rollout gave no log-probs.
+        """
+        if completions.logps is None:
+            raise ValueError("rollout.importance_cap is set, but the rollout gives no log-probs; set it to null")
+        p, t = completions.ids.shape[0], completions.ids.shape[-1]
+        parts = [part.view(p, -1, t) for part in old if part is not None]
+        difference = (torch.cat(parts, 1) - completions.logps).masked_fill(~completions.mask, 0.0)
+        ratio = difference.sum(-1).exp()
+        assert self.rollout.importance_cap is not None
+        weights = ratio.clamp(max=self.rollout.importance_cap)
+        tokens, answers = mask.sum(), mask.any(-1)
+        counted = difference.masked_fill(~mask, 0.0).abs()
+        self.note("train/sampling/sampling_logp_difference/mean", counted.sum() / tokens.clamp(min=1), tokens)
+        self.note("train/sampling/sampling_logp_difference/max", counted.max(), tokens)
+        kept = ratio[answers]
+        if len(kept):
+            for name, value in (("min", kept.min()), ("mean", kept.mean()), ("max", kept.max())):
+                self.note(f"train/sampling/importance_sampling_ratio/{name}", value, len(kept))
+            truncated = (kept > self.rollout.importance_cap).float().mean()
+            self.note("train/sampling/truncated_ratio", truncated, len(kept))
+        return weights
 
     def _logps(self, batch: PromptBatch, completions: Completions, reference: bool = False) -> Tensor:
         """f32[P * G, T] by the reference, or by the policy of this moment, without gradient."""

@@ -122,6 +122,8 @@ class Policy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_vision = freeze_vision
         self.prefix_attention: PrefixAttention = prefix_attention
+        #: How often the weights have changed since they were loaded.
+        self.version = 0
         #: What a shared prefix may run on, once the model is loaded; empty for ``duplicate``.
         self.attentions: tuple[str, ...] = ()
         self.model: nn.Module | None = None

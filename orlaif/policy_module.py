@@ -212,7 +212,8 @@ class PolicyModule(Evaluated):
         return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradients before clipping."""
+        """Log the norm of the gradients before clipping; the policy is about to be another one."""
+        self.policy.version += 1
         grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -192,14 +192,25 @@ class Rollout:
         group_size: G, 2 or more.
         sampling: how tokens are drawn; training needs a temperature above 0.
         compile_decode: see :func:`generate`; for a GPU.
+        importance_cap: compare the sampler's log-probs with the trainer's (``train/sampling/...``), and weigh each
+            answer by their quotient, at most this much; one more forward pass. None, the default, trusts the sampler,
+            which here is the same model.
 
     Raises:
-        ValueError: a group of fewer than 2, or greedy decoding, which would draw the same answer G times.
+        ValueError: a group of fewer than 2, greedy decoding, which would draw the same answer G times, or a cap
+            below 1.
     """
 
     def __init__(
-        self, group_size: int = 8, sampling: SamplingParams | None = None, compile_decode: bool = False
+        self,
+        group_size: int = 8,
+        sampling: SamplingParams | None = None,
+        compile_decode: bool = False,
+        importance_cap: float | None = None,
     ) -> None:
+        if importance_cap is not None and importance_cap < 1:
+            raise ValueError(f"rollout.importance_cap is {importance_cap}; it must be 1 or more, or null")
+        self.importance_cap = importance_cap
         self.group_size = group_size
         self.sampling = sampling or SamplingParams()
         self.compile_decode = compile_decode

@@ -185,6 +185,7 @@ class PromptBatch:
         input_ids: i64[P, S], padded on the left.
         attention_mask: i64[P, S], 0 on padding.
         mm_inputs: everything else that the processor returned; it goes to the model unchanged.
+        texts: the P prompts as the chat template has them, before the processor, for engines with one of their own.
         skipped: bad media that was left out of this batch (``on_bad_video: skip``).
         decode_s: seconds spent on decoding and processing this batch.
         wait_s: seconds that the step waited for it.
@@ -198,6 +199,7 @@ class PromptBatch:
     input_ids: Tensor
     attention_mask: Tensor
     mm_inputs: Mapping[str, Any]
+    texts: tuple[str, ...] = ()
     skipped: tuple[VideoError, ...] = ()
     decode_s: float = 0.0
     wait_s: float = 0.0

@@ -127,6 +127,7 @@ class Collator:
             input_ids=mm_inputs.pop("input_ids"),
             attention_mask=mm_inputs.pop("attention_mask"),
             mm_inputs=mm_inputs,
+            texts=tuple(texts),
             skipped=skipped,
             decode_s=time.perf_counter() - start,
         )
