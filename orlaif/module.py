@@ -266,6 +266,8 @@ class OracleRLAIF(PolicyModule):
             with self.policy.gathered() if self.oracle.borrows_policy else nullcontext():
                 if not empty and not ranking.failures:
                     self._note_order_consistency(groups, ranking, batch_idx)
+        if self.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
+            self.policy.forget_features()
         sizes = [part.group_size for part in parts]
         return Experience(
             batch=batch,

@@ -402,6 +402,10 @@ class Policy(nn.Module):
         """A context in which ``model`` reuses the features of ``batch``'s videos, where nothing trained makes them."""
         return self._features.reused(model, batch)
 
+    def forget_features(self) -> None:
+        """Compute features of videos anew; sharded processes must agree on when the vision tower runs."""
+        self._features.forget()
+
     def completion_logps(
         self,
         batch: PromptBatch,

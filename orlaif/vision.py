@@ -33,6 +33,10 @@ class VisionFeatures:
         self._batch: PromptBatch | None = None
         self._kept: dict[str, Any] = {}
 
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._batch, self._kept = None, {}
+
     @contextmanager
     def reused(self, model: Any, batch: PromptBatch) -> Iterator[None]:
         """Within this context ``model`` computes the features of ``batch`` only if no earlier context did.

@@ -21,8 +21,11 @@ from torch.distributed.tensor import DTensor
 
 from orlaif import strategies
 from orlaif.callbacks import Checkpointing, ExportHuggingFace
+from orlaif.data.preferences import PreferenceJsonl
 from orlaif.losses import GRPORankLoss
 from orlaif.module import Reference
+from orlaif.oracles import PairwiseJudge
+from orlaif.oracles.training import PreferenceRankerTraining
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
 from orlaif.rollout import Rollout, SamplingParams
@@ -63,6 +66,11 @@ class Job:
     oracle_fails_on: str | None = None
     progress: str | None = None
     dies_at_save: tuple[str, int] | None = None
+    preferences: str | None = None
+    command: str = "fit"
+    leave_out: tuple[str, ...] = ()
+    own_judge: bool = False
+    merge: bool = False
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,6 +94,8 @@ class Saver(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         parameters = dict(pl_module.policy.network.named_parameters())
+        if getattr(pl_module, "head", None) is not None:
+            parameters["head"] = pl_module.head.weight
         weights = {name: whole(p.detach()).clone() for name, p in parameters.items()}
         sharded = sum(isinstance(p, DTensor) for p in parameters.values())
         if trainer.is_global_zero:
@@ -105,18 +115,26 @@ class Failing(ByText):
         return super().rank(groups)
 
 
+def oracle_of(job: Job) -> Any:
+    if job.own_judge:
+        return PairwiseJudge(model=None)
+    return ByText() if job.oracle_fails_on is None else Failing(job.oracle_fails_on)
+
+
 def build(job: Job) -> PolicyModule:
     sampling = SamplingParams(max_new_tokens=job.max_new_tokens, temperature=1.5)
     kind: Any = torch.optim.SGD if job.optimizer == "sgd" else torch.optim.AdamW
     torch.manual_seed(0)  # PEFT draws the adapter's first weights
-    if job.stage == "sft":
-        module: Any = sft(job.folder)
+    if job.stage == "ranker":
+        module: Any = PreferenceRankerTraining(Policy(job.folder), optimizer=lambda params: kind(params, lr=job.rate))
+    elif job.stage == "sft":
+        module = sft(job.folder)
         module.optimizer = lambda params: kind(params, lr=job.rate)
     else:
         module = rlaif(
             job.folder,
             rollout=(Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
-            oracle=ByText() if job.oracle_fails_on is None else Failing(job.oracle_fails_on),
+            oracle=oracle_of(job),
             loss=GRPORankLoss(kl_coef=job.kl_coef, entropy_coef=0.01, fused_head=job.fused_head),
             optimizer=lambda params: kind(params, lr=job.rate),
             reference=Reference(refresh=job.refresh),
@@ -170,7 +188,7 @@ def fit(job: Job, rank: int, world: int) -> None:
     if job.save_every:
         callbacks.append(Checkpointing(job.save_every, dirpath=str(Path(job.out).parent / "checkpoints")))
     if job.export:
-        callbacks.append(ExportHuggingFace())
+        callbacks.append(ExportHuggingFace(merge=job.merge))
     source = data(job.root, job.batch // world, **job.data)
     if lost := job.bad.get(rank):
         train: Any = source.datasets["train"]
@@ -186,7 +204,14 @@ def fit(job: Job, rank: int, world: int) -> None:
         options |= {"strategy": job.strategy, "devices": world}
     if job.save_every:
         options["enable_checkpointing"] = True
-    trainer(Path(job.out).parent, **options).fit(module, source, ckpt_path=job.resume, weights_only=False)
+    if job.preferences is not None:
+        source.datasets["train"] = PreferenceJsonl(job.preferences)
+    source.leave_out = {job.command: set(job.leave_out)}
+    made = trainer(Path(job.out).parent, **options)
+    if job.command == "fit":
+        made.fit(module, source, ckpt_path=job.resume, weights_only=False)
+    else:
+        getattr(made, job.command)(module, source)
 
 
 def _child(job: Job, rank: int, world: int, port: int, errors: Any) -> None:
@@ -255,5 +280,6 @@ def errors_of(job: Job, world: int, timeout: float = 120) -> dict[int, str]:
 
 def run(job: Job, world: int = 1) -> dict[str, Any]:
     """Run to the end; what the first process found."""
-    assert errors_of(job, world) == {}
+    errors = errors_of(job, world)
+    assert not errors, errors
     return torch.load(job.out)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
 
 from orlaif.data.loader import ResumableSampler
+from orlaif.data.shapes import ShapesDataset, words
+from orlaif.oracles.preference import Ranker
 from orlaif.sharding import Sharding
+from orlaif.tiny import make_tiny_model
 from tests.processes import LORA, Job, errors_of, kill, run, start
 from tests.test_module import data
 
@@ -29,7 +36,7 @@ def job(tiny_model: str, data_root: str, tmp_path: Path) -> Any:
 def same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-6) -> None:
     """Losses of every step, and weights at the end."""
     losses = [[m["train/loss"] for m in found["metrics"] if "train/loss" in m] for found in (one, two)]
-    assert len(losses[0]) >= 3
+    assert len(losses[0]) >= 2
     assert losses[0] == pytest.approx(losses[1], abs=tolerance)
     assert one["weights"].keys() == two["weights"].keys()
     for name, weight in one["weights"].items():
@@ -143,6 +150,82 @@ def test_an_error_of_one_process_is_everyones(job: Any, strategy: str) -> None:
     errors = errors_of(job("oracle", oracle_fails_on=lost[0], **settings), 2)
     assert errors[1].startswith(f"OracleError: oracle ByText gave no ranking for prompt '{lost[0]}': no idea")
     assert errors[0] == f"{errors[1]} (on process 1)"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path: Path) -> None:
+    """With a head beside the model; all videos of one batch of process 1 are bad."""
+    rows = []
+    dataset = ShapesDataset(job("x").root, "train", size=64)
+    dataset.load()
+    for i in range(16):
+        prompt = dataset[i]
+        row = {"id": prompt.id, "video": prompt.video, "question": prompt.question}
+        rows.append(row | {"answers": [prompt.answer, "red", "blue"], "ranks": [0, 1, 2]})
+    file = tmp_path / "preferences.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = {"steps": 4, "batch": 4, "stage": "ranker", "preferences": str(file), "lora": LORA}
+    settings["policy"] = {"freeze_vision": True}
+    one = run(job("one", **settings))
+    export = {"export": True} if strategy == "fsdp2" else {}
+    two = run(job("two", strategy=strategy, **settings, **export), world=2)
+    same(one, two)
+    assert "head" in one["weights"]
+    if export:
+        ranker = Ranker.from_folder(str(tmp_path / "two" / "export"), dtype="float32")
+        assert ranker.head is not None
+        torch.testing.assert_close(ranker.head.weight.detach(), one["weights"]["head"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("lora", "merge"), [(None, False), (LORA, False), (LORA, True)])
+def test_sharded_weights_are_exported_whole(job: Any, tmp_path: Path, lora: Any, merge: bool) -> None:
+    settings: dict[str, Any] = {"steps": 2, "lora": lora, "rate": 0.1 if lora is None else 10.0, "merge": merge}
+    run(job("two", strategy="fsdp2", export=True, **settings), world=2)
+    run(job("one", export=True, **settings))
+    folders = [str(tmp_path / name / "export") for name in ("one", "two")]
+    assert sorted(os.listdir(folders[0])) == sorted(os.listdir(folders[1]))
+    weights = []
+    for folder in folders:
+        if lora is not None and not merge:
+            base = AutoModelForImageTextToText.from_pretrained(job("x").folder, dtype=torch.float32)
+            model: Any = PeftModel.from_pretrained(base, folder)
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        weights.append(model.state_dict())
+    start = AutoModelForImageTextToText.from_pretrained(job("x").folder, dtype=torch.float32).state_dict()
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert float((weights[1][name] - weight).abs().max()) <= 1e-6, name
+    if lora is None or merge:
+        assert max(float((weights[0][name] - weight).abs().max()) for name, weight in start.items()) > 1e-4
+
+
+def test_uneven_predictions_of_sharded_weights(job: Any, tmp_path: Path) -> None:
+    """17 questions on two processes, four at a time: three batches here, two there, and never a wait."""
+    lost = tuple(f"test-{i:05d}" for i in (0, 7, 11))
+    settings: dict[str, Any] = {"command": "predict", "batch": 8, "leave_out": lost, "data": {"eval_batch_size": 4}}
+    assert errors_of(job("one", **settings), 1) == {}
+    assert errors_of(job("two", strategy="fsdp2", **settings), 2) == {}
+    found = []
+    for name in ("one", "two"):
+        files = sorted((tmp_path / name / "predictions").glob("*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        found.append({row["id"]: row["prediction"] for row in rows})
+        assert len(rows) == 17
+    assert found[0] == found[1]
+
+
+def test_a_judge_that_is_the_sharded_base(job: Any, tmp_path: Path) -> None:
+    """Asked on each process about its own groups, and on one of them about none."""
+    folder = str(tmp_path / "letters")
+    make_tiny_model(folder, [*words(), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=1)
+    order = train_order(job)
+    lost = (order[1], order[3])
+    settings: dict[str, Any] = {"steps": 2, "batch": 4, "lora": LORA, "own_judge": True, "bad": {0: lost, 1: lost}}
+    settings["data"] = {"on_bad_video": "skip", "max_bad_rate": 1.0}
+    one = run(replace(job("one", **settings), folder=folder))
+    two = run(replace(job("two", strategy="fsdp2", **settings), folder=folder), world=2)
+    same(one, two)
 
 
 # ------------------------------------------------------------------------------------------------- checkpoints

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from orlaif.agreement import process_index
 from orlaif.encoding import render, to_batch
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy import Policy
@@ -100,10 +102,17 @@ class Ranker(nn.Module):
         return scores.masked_fill(~real, torch.nan)
 
     def export(self, folder: str) -> None:
-        """Write a folder for :class:`PreferenceRanker`: a Hugging Face model (an adapter merged) and the head."""
+        """Write a folder for :class:`PreferenceRanker`: a Hugging Face model (an adapter merged) and the head.
+
+        All processes must call it where the weights are sharded; process 0 writes.
+        """
         assert self.head is not None
         self.policy.export(folder, merge=True)
-        save_file({"weight": self.head.weight.detach().cpu().contiguous()}, os.path.join(folder, HEAD_FILE))
+        weight = self.head.weight.detach()
+        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if process_index() > 0:
+            return
+        save_file({"weight": weight.cpu().contiguous()}, os.path.join(folder, HEAD_FILE))
         with open(os.path.join(folder, ABOUT_FILE), "w", encoding="utf-8") as file:
             json.dump({"system_prompt": self.system_prompt}, file)
 
