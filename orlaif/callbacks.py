@@ -99,7 +99,9 @@ class CompletionsBoard(Callback):
         if not len(batch):
             return
         generators = prompt_generators(batch, f"board/{self.seed}", pl_module.device)
-        completions = pl_module.rollout(pl_module.policy, batch, generators)
+        completions = pl_module.rollout(pl_module.policy, batch, generators)  # by all, where weights are sharded
+        if not trainer.is_global_zero and not pl_module.oracle.borrows_policy:
+            return
         try:
             ranking = rank_groups(pl_module.oracle, candidate_groups(batch, completions), pl_module.on_oracle_failure)
         except OracleError as error:
@@ -170,6 +172,11 @@ class Checkpointing(ModelCheckpoint):
         ends = trainer.global_step == trainer.max_steps
         if ends and self._every_n_train_steps and self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """As Lightning has it, but also the one that this run went on from: resumed often, a run would fill a disk."""
+        own = self.dirpath is not None and Path(self.dirpath).absolute() in Path(previous).absolute().parents
+        return own and previous != current
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """The complete checkpoint with the most steps; what Lightning takes ``last`` to be."""

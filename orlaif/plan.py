@@ -196,6 +196,7 @@ class Estimate:
 
     def __init__(self, policy: Policy, optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
         self.policy, self.optimizer = policy, optimizer
+        self._memo: dict[tuple[Any, ...], Any] = {}
         self.model = meta_model(policy)
         self.base = base_of(self.model)
         self.text = policy.config.get_text_config(decoder=True)
@@ -425,6 +426,10 @@ class Estimate:
 
     def _decoder(self, rows: int, length: int, train: bool, grown: bool = False) -> Used:
         """The decoder's pass over rows of so many tokens."""
+        key = ("decoder", rows, length, train, grown)
+        return self._once(key, lambda: self._decoder_pass(rows, length, train, grown))
+
+    def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool) -> Used:
         hidden = self.text.hidden_size
         inputs = torch.empty(rows, length, hidden, dtype=self.compute, device="meta")
         three = hasattr(getattr(self.base, "model", self.base), "get_rope_index")
@@ -447,6 +452,10 @@ class Estimate:
         """The vision tower's pass: one layer after the other, all kept where it is trained."""
         if not s.patches:
             return Used(kept=0, peak=0)
+        key = ("vision", s.patches, s.pixels, s.prompts * s.prompt_tokens, train, grown)
+        return self._once(key, lambda: self._vision_pass(s, train, grown))
+
+    def _vision_pass(self, s: Setup, train: bool, grown: bool) -> Used:
         # The processor's pixels, and those in the model's dtype; features.
         pixels = s.patches * s.pixels * 4
         cast = s.patches * s.pixels * self.compute.itemsize if self.compute != torch.float32 else 0
@@ -486,6 +495,12 @@ class Estimate:
         each = (config.image_size // config.patch_size) ** 2
         shape = (max(1, patches // each), each, hidden)
         return {"attention_mask": None}, torch.empty(shape, dtype=self.compute, device="meta")
+
+    def _once(self, key: tuple[Any, ...], work: Callable[[], Any]) -> Any:
+        """``work()``, done once for a key: one set-up after the other asks for the same passes."""
+        if key not in self._memo:
+            self._memo[key] = work()
+        return self._memo[key]
 
     def _used(
         self, run: Callable[[], Any], known: Sequence[Tensor], module: nn.Module, train: bool, grown: bool
@@ -620,78 +635,111 @@ def setup_of(
     return Setup(**common, group_size=group, part=group, rollout=False, loss=loss)
 
 
-def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
-    """What would make it fit: settings, each on top of those before, until it does."""
-    tried: list[str] = []
-    policy = estimate.policy
+Remedy = tuple[str, Estimate, Setup]
 
-    def fits() -> bool:
-        plan = estimate.plan(setup)
-        tried[-1] += f": {plan.total / GB:.1f} GB"
-        return plan.total <= memory
 
+def _fused_head(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
     if setup.loss in ("inplace", "logits") and setup.rollout:
-        setup = replace(setup, loss="fused_head")
-        tried.append("model.loss.fused_head: true")
-        if fits():
-            return tried
-    if not policy.gradient_checkpointing:
-        estimate = estimate.changed(gradient_checkpointing=True)
-        policy = estimate.policy
-        tried.append("policy.gradient_checkpointing: true")
-        if fits():
-            return tried
-    while setup.part > 1:
-        setup = replace(setup, part=-(-setup.part // 2))
-        if setup.part > 1 and estimate.plan(setup).total > memory:
-            continue
-        tried.append(f"model.microbatch: {setup.part}")
-        if fits():
-            return tried
-    while setup.prompts > 1:
-        half = -(-setup.prompts // 2)
-        setup = replace(
-            setup,
-            prompts=half,
-            patches=setup.patches * half // setup.prompts,
-            accumulate=setup.accumulate * -(-setup.prompts // half),
-        )
-        if setup.prompts > 1 and estimate.plan(setup).total > memory:
-            continue
-        tried.append(
-            f"data.batch_size: {setup.prompts} with trainer.accumulate_grad_batches: {setup.accumulate}, the same step"
-        )
-        if fits():
-            return tried
-    if setup.strategy != "fsdp2" and setup.gpus > 1 and policy.quantization is None:
-        setup = replace(setup, strategy="fsdp2")
-        tried.append("trainer.strategy: fsdp2")
-        if fits():
-            return tried
-    if setup.strategy == "fsdp2" and not policy.sharding.cpu_offload:
-        offload = replace(policy.sharding, cpu_offload=True)
-        estimate = estimate.changed(sharding=offload)
-        policy = estimate.policy
-        tried.append("policy.sharding.cpu_offload: true")
-        if fits():
-            return tried
-    if policy.lora is None:
-        lora = {"r": 16, "target_modules": "all-linear"}
-        estimate = estimate.changed(lora=lora)
-        policy = estimate.policy
-        tried.append("policy.lora: {r: 16, target_modules: all-linear}")
-        if fits():
-            return tried
-    if policy.quantization is None:
-        setup = replace(setup, strategy="ddp" if setup.gpus > 1 else "one")
-        four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
-        plain = replace(policy.sharding, cpu_offload=False)
-        estimate = estimate.changed(quantization=four, sharding=plain)
-        tried.append("policy.quantization: {load_in_4bit: true, ...}, trainer.strategy: ddp")
-        if fits():
-            return tried
-    tried.append("and that is not enough: fewer or smaller frames (data.sampling, data.budget), a smaller model")
-    return tried
+        return "model.loss.fused_head: true", estimate, replace(setup, loss="fused_head")
+    return None
+
+
+def _recomputed(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if estimate.policy.gradient_checkpointing:
+        return None
+    return "policy.gradient_checkpointing: true", estimate.changed(gradient_checkpointing=True), setup
+
+
+def _smaller_parts(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if setup.part == 1 or not setup.rollout:
+        return None
+    part = setup.part
+    while part > 1 and estimate.plan(setup).total > memory:
+        part = -(-part // 2)
+        setup = replace(setup, part=part)
+    return f"model.microbatch: {part}", estimate, setup
+
+
+def _smaller_batches(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if setup.prompts == 1:
+        return None
+    step, patches = setup.prompts * setup.accumulate, setup.patches // setup.prompts
+    while setup.prompts > 1 and estimate.plan(setup).total > memory:
+        fewer = setup.prompts // 2
+        setup = replace(setup, prompts=fewer, patches=patches * fewer, accumulate=-(-step // fewer))
+    label = f"data.batch_size: {setup.prompts} with trainer.accumulate_grad_batches: {setup.accumulate}, the same step"
+    return label, estimate, setup
+
+
+def _sharded(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if setup.strategy == "fsdp2" or setup.gpus == 1 or estimate.policy.quantization is not None:
+        return None
+    return "trainer.strategy: fsdp2", estimate, replace(setup, strategy="fsdp2")
+
+
+def _offloaded(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if setup.strategy != "fsdp2" or estimate.sharding.cpu_offload:
+        return None
+    changed = estimate.changed(sharding=replace(estimate.sharding, cpu_offload=True))
+    return "policy.sharding.cpu_offload: true", changed, setup
+
+
+def _with_lora(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if estimate.policy.lora is not None:
+        return None
+    lora = {"r": 16, "target_modules": "all-linear"}
+    return "policy.lora: {r: 16, target_modules: all-linear}", estimate.changed(lora=lora), setup
+
+
+def _quantised(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    if estimate.policy.quantization is not None:
+        return None
+    changed = estimate.changed(
+        lora=estimate.policy.lora or {"r": 16, "target_modules": "all-linear"},
+        dtype="bfloat16",
+        quantization={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"},
+        sharding=Sharding(),
+    )
+    label = "policy.quantization: {load_in_4bit: true, ...} under policy.lora, dtype: bfloat16, trainer.strategy: ddp"
+    return label, changed, replace(setup, strategy="ddp" if setup.gpus > 1 else "one")
+
+
+_REMEDIES = (
+    _fused_head,
+    _recomputed,
+    _smaller_parts,
+    _smaller_batches,
+    _sharded,
+    _offloaded,
+    _with_lora,
+    _quantised,
+)
+
+
+def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
+    """What would make it fit: settings that take less, each on top of those before, until it does.
+
+    Args:
+        estimate: of the model.
+        setup: that does not fit.
+        memory: bytes of a GPU.
+    """
+    said: list[str] = []
+    total, before = estimate.plan(setup).total, math.inf
+    while total < before:  # what did not help may do so after something else has
+        before = total
+        for remedy in _REMEDIES:
+            if (found := remedy(estimate, setup, memory)) is None:
+                continue
+            label, changed, smaller = found
+            if (needed := changed.plan(smaller).total) >= total:
+                continue
+            estimate, setup, total = changed, smaller, needed
+            said.append(f"{label}: {total / GB:.1f} GB")
+            if total <= memory:
+                return said
+    said.append("and that is not enough: fewer or smaller frames (data.sampling, data.budget), or a smaller model")
+    return said
 
 
 def size_in_bytes(text: str) -> float:

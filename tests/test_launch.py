@@ -79,6 +79,10 @@ def test_on_one_machine_by_torchrun_and_by_slurm(overrides: list[str], tmp_path:
     finish(start(one))
     expected = weights(tmp_path / "one")
     assert (tmp_path / "one" / "checkpoints" / "epoch=0-step=2.ckpt").is_dir()
+    more = ["--trainer.devices=2", f"--run_dir={tmp_path / 'one'}", "--trainer.max_steps=3", "--ckpt_path=last"]
+    (said,) = finish(start([*header("orlaif fit"), *overrides, *more]))
+    assert "Restored all states from the checkpoint" in said
+    assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["epoch=0-step=3.ckpt"]
 
     words = header("torchrun")
     assert words[words.index("--nnodes") + 1] == words[words.index("--trainer.num_nodes") + 1] == "2"

@@ -338,3 +338,13 @@ def wait_for(lines: int, file: Path, timeout: float = 60) -> None:
     while not (file.exists() and len(file.read_text().splitlines()) >= lines):
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_one_process_under_fsdp2_is_one_without(job: Any) -> None:
+    """And a checkpoint of one is read by the other."""
+    settings: dict[str, Any] = {"optimizer": "adam", "rate": 1e-3}
+    one = run(job("one", steps=4, **settings))
+    a = job("a", steps=2, strategy="fsdp2", save_every=2, **settings)
+    run(a)
+    b = run(job("b", steps=4, resume=checkpoint(a), **settings))
+    same(one | {"metrics": one["metrics"][2:]}, b)

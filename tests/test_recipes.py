@@ -12,6 +12,7 @@ from orlaif.cli import read_recipe
 from orlaif.evaluated import Evaluated
 from tests.configs import MILLIONS, write_config
 from tests.conftest import REPO
+from tests.families import FAMILIES
 
 RECIPES = sorted([*(REPO / "recipes").glob("*.yaml"), *(REPO / "recipes" / "evaluation").glob("*.yaml")])
 PLANNED = [recipe for recipe in RECIPES if "orlaif plan" in recipe.read_text()]
@@ -57,3 +58,44 @@ def test_planned_recipes_are_all_that_the_project_promises() -> None:
     names = " ".join(recipe.name for recipe in PLANNED)
     for word in ("paper_4x80gb", "3b_lora_1x", "7b_lora_1x", "qwen3_vl_8b_full_8x", "sft_", "ranker_", "scalar_"):
         assert word in names
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "memory", "remedy"),
+    [
+        ("rlaif_qwen3_vl_8b_full_8x80gb_fsdp2", "Qwen/Qwen3-VL-8B-Instruct", 40, "policy.sharding.cpu_offload"),
+        ("rlaif_qwen2_5_vl_3b_lora_1x80gb", "Qwen/Qwen2.5-VL-3B-Instruct", 10, "policy.quantization"),
+    ],
+)
+def test_what_does_not_fit_is_told_what_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, model: str, memory: int, remedy: str
+) -> None:
+    """Each suggestion takes less than the one before, and the last one fits."""
+    arguments = ["--config", str(REPO / "recipes" / f"{recipe}.yaml"), "--gpus", "2", "--gpu-memory", f"{memory}GB"]
+    arguments.append(f"--model.init_args.policy.init_args.path={write_config(model, tmp_path)}")
+    assert plan.main(arguments) == 1
+    shown = capsys.readouterr().out
+    peak = float(re.search(r"^peak\s+([\d.]+)", shown, re.MULTILINE)[1])  # type: ignore[index]
+    assert "does not fit" in shown
+    sizes = [float(size) for size in re.findall(r": ([\d.]+) GB$", shown, re.MULTILINE)]
+    assert peak > memory
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= memory
+    assert all(size > memory for size in sizes[:-1])
+    assert remedy in shown
+
+
+def test_a_plan_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    recipe = str(REPO / "recipes" / "rlaif_qwen2_5_vl_3b_lora_1x80gb.yaml")
+    for wrong, message in (
+        (["--gpu-memory", "much"], "--gpu-memory is 'much'; it must be a size such as 80GB"),
+        (["--gpus", "0"], "--gpus is 0; it must be 1 or more"),
+        (["--video", "large"], "--video is 'large'; it must be height x width"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            plan.main(["--config", recipe, *wrong])
+    FAMILIES["smolvlm"](str(tmp_path))
+    arguments = ["--config", recipe, f"--model.init_args.policy.init_args.path={tmp_path}"]
+    with pytest.raises(ValueError, match=r"--prompt-tokens is missing: .* and this is smolvlm"):
+        plan.main(arguments)
+    assert plan.main([*arguments, "--prompt-tokens", "800"]) == 0
