@@ -125,3 +125,15 @@ def test_processes_with_different_recipes_stop_with_what_differs(overrides: list
     wanted = "the processes of this run disagree on the recipe: "
     wanted += "fit.model.init_args.loss.kl_coef: 0.02 on process 0, 0.5 on process 1"
     assert all(wanted.replace("fit.", "") in one.replace("fit.", "") for one in said)
+
+
+def test_all_recipes_for_several_gpus_are_launched_alike() -> None:
+    """So that what is true of the one that is run here is true of the others."""
+    for path in sorted((REPO / "recipes").glob("*.yaml")):
+        gpus = re.search(r"\n  devices: (\d+)", path.read_text())
+        if gpus is None or int(gpus[1]) == 1:
+            continue
+        for program in ("torchrun", "srun"):
+            words = " ".join(header(program, path.name)).replace(path.name, "R").replace(f" {gpus[1]} ", " N ")
+            expected = " ".join(header(program)).replace(RECIPE, "R").replace(" 8 ", " N ")
+            assert words == expected
