@@ -71,7 +71,9 @@ def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> No
         "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
     }
     for layer in layers_of.modules():
-        if isinstance(layer, GradientCheckpointingLayer):  # what transformers itself takes for a layer
+        if (
+            isinstance(layer, GradientCheckpointingLayer) and layer is not model
+        ):  # what transformers itself takes for a layer
             fully_shard(layer, reshard_after_forward=sharding.reshard_after_forward, **options)
     # The root holds embeddings and LM head; the loss may read the head behind the forward pass.
     fully_shard(model, reshard_after_forward=False, **options)

@@ -205,7 +205,7 @@ def fit(job: Job, rank: int, world: int) -> None:
     if job.save_every:
         options["enable_checkpointing"] = True
     if job.preferences is not None:
-        source.datasets["train"] = PreferenceJsonl(job.preferences)
+        source.datasets |= {name: PreferenceJsonl(job.preferences) for name in ("train", "val")}
     source.leave_out = {job.command: set(job.leave_out)}
     made = trainer(Path(job.out).parent, **options)
     if job.command == "fit":

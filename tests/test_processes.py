@@ -171,6 +171,8 @@ def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path
     two = run(job("two", strategy=strategy, **settings, **export), world=2)
     same(one, two)
     assert "head" in one["weights"]
+    scored = {"command": "validate", "trainer": {"limit_val_batches": 1.0}, "data": {"eval_batch_size": 3}}
+    assert errors_of(job("scored", strategy=strategy, **settings | scored), 2) == {}
     if export:
         ranker = Ranker.from_folder(str(tmp_path / "two" / "export"), dtype="float32")
         assert ranker.head is not None

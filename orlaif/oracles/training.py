@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
+from orlaif import sharding
 from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
+from orlaif.sharding import Sharding
 from orlaif.types import PreferencePrompt, PromptBatch
 
 PreferenceLoss = Literal["bradley_terry", "plackett_luce"]
@@ -65,7 +66,11 @@ class PreferenceRankerTraining(PolicyModule):
             assert head is not None
             self.head = head.to(self.device)
             if self.device_mesh is not None:
-                fully_shard(self.head, mesh=self.device_mesh["data_parallel"])
+                sharding.shard(self.head, self.head, self.device_mesh["data_parallel"], Sharding())
+
+    def _gather(self) -> None:
+        super()._gather()
+        self._gathered.enter_context(sharding.gathered(self.head))
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The backbone's, and the head."""
