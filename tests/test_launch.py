@@ -137,3 +137,28 @@ def test_all_recipes_for_several_gpus_are_launched_alike() -> None:
             words = " ".join(header(program, path.name)).replace(path.name, "R").replace(f" {gpus[1]} ", " N ")
             expected = " ".join(header(program)).replace(RECIPE, "R").replace(" 8 ", " N ")
             assert words == expected
+
+
+def test_a_process_ends_when_its_launcher_has_died(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    child = f"from orlaif.cli import watch_parent; watch_parent(0.2); open({str(ready)!r}, 'w').close(); "
+    child += "import time; time.sleep(300)"
+    parent = (
+        f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); "
+    )
+    parent += "time.sleep(300)"
+    launcher = start([sys.executable, "-c", parent])
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    status = Path(f"/proc/{pid}/stat")
+
+    def until(condition: Any) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    until(ready.exists)
+    assert status.exists()
+    launcher.kill()
+    until(lambda: not status.exists() or status.read_text().split(") ")[1].startswith("Z"))
