@@ -10,13 +10,13 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from contextlib import ExitStack
 from glob import glob
 from typing import Any
 
 from lightning import LightningModule
 
+from orlaif.agreement import exchange
 from orlaif.answers import is_correct
 from orlaif.evaluation.report import write_results
 from orlaif.evaluation.suite import ExactMatch, Record, Suite
@@ -43,7 +43,7 @@ class Evaluated(LightningModule):
         self.suite = suite or ExactMatch()
         self._predictions: str | None = None
         self._gathered = ExitStack()
-        self._by_category: Counter[tuple[str, bool]] = Counter()
+        self._marks: dict[str, tuple[str | None, bool]] = {}
 
     @property
     def run_dir(self) -> str:
@@ -65,24 +65,26 @@ class Evaluated(LightningModule):
         self._gather()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """``val/accuracy`` of greedy answers, where the data has reference answers."""
-        marks: list[bool] = []
+        """Mark greedy answers, where the data has reference answers."""
         for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
             if prompt.answer is not None:
-                marks.append(is_correct(answer, prompt.answer))
-                if prompt.category:
-                    self._by_category[prompt.category, marks[-1]] += 1
-        if marks:
-            accuracy = sum(marks) / len(marks)
-            self.log("val/accuracy", accuracy, batch_size=len(marks), on_epoch=True, prog_bar=True, sync_dist=True)
+                self._marks[prompt.id] = prompt.category, is_correct(answer, prompt.answer)
 
     def on_validation_epoch_end(self) -> None:
-        """``val/accuracy/<category>``, of this rank's share."""
+        """``val/accuracy`` and ``val/accuracy/<category>``, of all processes; what two were given counts once."""
         self._gathered.close()
-        for category in sorted({name for name, _ in self._by_category}):
-            right, wrong = (self._by_category[category, correct] for correct in (True, False))
-            self.log(f"val/accuracy/{category}", right / (right + wrong), rank_zero_only=True)
-        self._by_category.clear()
+        marks: dict[str, tuple[str | None, bool]] = {}
+        for own in exchange(self._marks):
+            marks |= own
+        self._marks = {}
+        by_category: dict[str, list[bool]] = {}
+        for category, correct in marks.values():
+            if category:
+                by_category.setdefault(category, []).append(correct)
+        if marks:
+            self.log("val/accuracy", sum(correct for _, correct in marks.values()) / len(marks), prog_bar=True)
+        for category in sorted(by_category):
+            self.log(f"val/accuracy/{category}", sum(by_category[category]) / len(by_category[category]))
 
     # ----------------------------------------------------------- predictions
 

@@ -206,12 +206,14 @@ def fit(job: Job, rank: int, world: int) -> None:
         options["enable_checkpointing"] = True
     if job.preferences is not None:
         source.datasets |= {name: PreferenceJsonl(job.preferences) for name in ("train", "val")}
-    source.leave_out = {job.command: set(job.leave_out)}
+    source.leave_out = {{"validate": "val"}.get(job.command, job.command): set(job.leave_out)}
     made = trainer(Path(job.out).parent, **options)
     if job.command == "fit":
         made.fit(module, source, ckpt_path=job.resume, weights_only=False)
     else:
-        getattr(made, job.command)(module, source)
+        found = getattr(made, job.command)(module, source)
+        if made.is_global_zero:
+            torch.save(found, job.out)
 
 
 def _child(job: Job, rank: int, world: int, port: int, errors: Any) -> None:

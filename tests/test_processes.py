@@ -171,8 +171,9 @@ def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path
     two = run(job("two", strategy=strategy, **settings, **export), world=2)
     same(one, two)
     assert "head" in one["weights"]
-    scored = {"command": "validate", "trainer": {"limit_val_batches": 1.0}, "data": {"eval_batch_size": 3}}
-    assert errors_of(job("scored", strategy=strategy, **settings | scored), 2) == {}
+    settings |= {"command": "validate", "trainer": {"limit_val_batches": 1.0}, "data": {"eval_batch_size": 3}}
+    alone, together = run(job("alone", **settings)), run(job("scored", strategy=strategy, **settings), world=2)
+    assert alone[0]["val/pair_accuracy"] == pytest.approx(together[0]["val/pair_accuracy"], abs=1e-6)
     if export:
         ranker = Ranker.from_folder(str(tmp_path / "two" / "export"), dtype="float32")
         assert ranker.head is not None
@@ -215,6 +216,16 @@ def test_uneven_predictions_of_sharded_weights(job: Any, tmp_path: Path) -> None
         found.append({row["id"]: row["prediction"] for row in rows})
         assert len(rows) == 17
     assert found[0] == found[1]
+
+
+def test_validation_counts_every_question_once(job: Any) -> None:
+    """Nine questions on two processes: one is asked twice, so that each has as many."""
+    settings: dict[str, Any] = {"command": "validate", "trainer": {"limit_val_batches": 1.0}}
+    settings |= {"data": {"eval_batch_size": 4}, "leave_out": ("validation-00002",)}
+    one = run(job("one", **settings))
+    two = run(job("two", strategy="fsdp2", **settings), world=2)
+    assert one == two
+    assert set(one[0]) > {"val/accuracy", "val/accuracy/color"}
 
 
 def test_a_judge_that_is_the_sharded_base(job: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from orlaif import sharding
+from orlaif.agreement import exchange
 from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
@@ -52,6 +53,7 @@ class PreferenceRankerTraining(PolicyModule):
         self.loss = loss
         self.system_prompt = system_prompt
         self.head: nn.Linear | None = None
+        self._pairs: dict[str, tuple[float, int]] = {}
 
     @property
     def ranker(self) -> Ranker:
@@ -121,29 +123,33 @@ class PreferenceRankerTraining(PolicyModule):
         scores = self.ranker(self.policy.stand_in(self.device), [("a", "b")])
         return scores, torch.tensor([[0, 1]], device=scores.device)
 
-    def _evaluate(self, batch: PromptBatch, stage: str) -> None:
-        if not len(batch):
-            return
-        right, pairs = pair_accuracy(*self._scored(batch))
-        if int(pairs):
-            accuracy = right / pairs
-            self.log(
-                f"{stage}/pair_accuracy",
-                accuracy,
-                batch_size=int(pairs),
-                on_step=False,
-                on_epoch=True,
-                prog_bar=True,
-                sync_dist=True,
-            )
+    def _evaluate(self, batch: PromptBatch) -> None:
+        if len(batch):
+            for prompt, scores, ranks in zip(batch.prompts, *self._scored(batch), strict=True):
+                right, pairs = pair_accuracy(scores[None], ranks[None])
+                self._pairs[prompt.id] = float(right), int(pairs)
+
+    def _log_pairs(self, stage: str) -> None:
+        """Of all processes; what two were given counts once."""
+        self._gathered.close()
+        found: dict[str, tuple[float, int]] = {}
+        for own in exchange(self._pairs):
+            found |= own
+        self._pairs = {}
+        if pairs := sum(number for _, number in found.values()):
+            self.log(f"{stage}/pair_accuracy", sum(right for right, _ in found.values()) / pairs, prog_bar=True)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Compare scores with ranks."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
         """``val/pair_accuracy``."""
-        self._evaluate(batch, "val")
+        self._log_pairs("val")
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """``test/pair_accuracy``."""
-        self._evaluate(batch, "test")
+        """Compare scores with ranks."""
+        self._evaluate(batch)
 
     def setup(self, stage: str) -> None:
         """No predictions are gone on with."""
@@ -153,8 +159,8 @@ class PreferenceRankerTraining(PolicyModule):
         self._gather()
 
     def on_test_epoch_end(self) -> None:
-        """Nothing is graded."""
-        self._gathered.close()
+        """``test/pair_accuracy``."""
+        self._log_pairs("test")
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
         """Scores f32[P, G] of the compared answers."""
