@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 from orlaif.module import OracleRLAIF, candidate_groups
 from orlaif.oracles import rank_groups
 from orlaif.policy_module import prompt_generators
-from orlaif.strategies import FSDP2Strategy, SafeCheckpointIO, clear_unfinished, is_sharded_checkpoint
+from orlaif.strategies import FSDP2Strategy, clear_unfinished, is_sharded_checkpoint
 from orlaif.types import OracleError, VideoClip, VideoPrompt
 
 log = logging.getLogger(__name__)
@@ -157,10 +157,8 @@ class Checkpointing(ModelCheckpoint):
         super().__init__(every_n_train_steps=every_n_train_steps, save_top_k=save_top_k, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write safely; clear away what a killed run left unfinished."""
-        if not isinstance(trainer.strategy, ModelParallelStrategy):
-            trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        elif not isinstance(trainer.strategy, FSDP2Strategy):
+        """Clear away what a killed run left unfinished."""
+        if isinstance(trainer.strategy, ModelParallelStrategy) and not isinstance(trainer.strategy, FSDP2Strategy):
             raise ValueError("trainer.strategy is ModelParallelStrategy; use orlaif.strategies.FSDP2Strategy ('fsdp2')")
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:

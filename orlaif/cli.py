@@ -76,6 +76,8 @@ class OrlaifCLI(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
         # The frozen reference is in eval mode on purpose, and so are `args` given when a run starts from Python.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        # Placeholders are masked in a copy of the logits that the warning is about.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         super().__init__(
             LightningModule,

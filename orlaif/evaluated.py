@@ -82,9 +82,10 @@ class Evaluated(LightningModule):
             if category:
                 by_category.setdefault(category, []).append(correct)
         if marks:
-            self.log("val/accuracy", sum(correct for _, correct in marks.values()) / len(marks), prog_bar=True)
-        for category in sorted(by_category):
-            self.log(f"val/accuracy/{category}", sum(by_category[category]) / len(by_category[category]))
+            accuracy = sum(correct for _, correct in marks.values()) / len(marks)
+            self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
+        for category, found in sorted(by_category.items()):
+            self.log(f"val/accuracy/{category}", sum(found) / len(found), sync_dist=True)
 
     # ----------------------------------------------------------- predictions
 

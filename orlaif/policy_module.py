@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -26,6 +27,7 @@ from orlaif import adapters
 from orlaif.agreement import exchange
 from orlaif.evaluated import Evaluated
 from orlaif.policy import Policy
+from orlaif.strategies import SafeCheckpointIO
 from orlaif.types import PromptBatch
 
 #: Metrics for the progress bar, beside the seconds of each stage.
@@ -78,7 +80,13 @@ class PolicyModule(Evaluated):
 
     def configure_model(self) -> None:
         """Load the policy, and shard it where the strategy is FSDP2 (``orlaif.strategies``); idempotent."""
-        self.policy.load(self.trainer.strategy.root_device if self._trainer is not None else None)
+        device = None
+        if self._trainer is not None:
+            strategy = self.trainer.strategy
+            device = strategy.root_device
+            if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
+                strategy.checkpoint_io = SafeCheckpointIO()
+        self.policy.load(device)
         self.prepare_reference()
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])

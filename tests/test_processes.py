@@ -93,8 +93,7 @@ def test_ragged_answers_and_lengths_keep_step(job: Any, strategy: str, scripted:
     same(run(job("one", **settings)), run(job("two", strategy=strategy, **settings), world=2))
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 2), ("fsdp2", 1)])
+@pytest.mark.parametrize(("strategy", "accumulate", "lora"), [("ddp", 2, None), ("fsdp2", 1, None), ("fsdp2", 2, LORA)])
 def test_several_updates_per_rollout_train_as_one(job: Any, strategy: str, accumulate: int, lora: Any) -> None:
     settings: dict[str, Any] = {"steps": 3, "lora": lora, "batch": 8 // accumulate}
     settings["trainer"] = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}

@@ -137,7 +137,8 @@ class PreferenceRankerTraining(PolicyModule):
             found |= own
         self._pairs = {}
         if pairs := sum(number for _, number in found.values()):
-            self.log(f"{stage}/pair_accuracy", sum(right for right, _ in found.values()) / pairs, prog_bar=True)
+            accuracy = sum(right for right, _ in found.values()) / pairs
+            self.log(f"{stage}/pair_accuracy", accuracy, prog_bar=True, sync_dist=True)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Compare scores with ranks."""
