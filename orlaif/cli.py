@@ -49,7 +49,10 @@ class AgreedRecipe(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare, then save; raises ValueError on all processes where one differs."""
-        check_same("recipe", flattened(self.config.as_dict()))
+        recipe = flattened(self.config.as_dict())
+        check_same(
+            "recipe", {name: value for name, value in recipe.items() if name != "config"}
+        )  # where it lies, aside
         super().setup(trainer, pl_module, stage)
 
 

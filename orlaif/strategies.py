@@ -81,11 +81,20 @@ def is_sharded_checkpoint(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / _REST).is_file() and (Path(path) / ".metadata").is_file()
 
 
+def _is_remote(path: Any) -> bool:
+    return "://" in str(path)
+
+
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints in one file that is complete or not there; reads sharded folders as well."""
+    """Checkpoints in one file that is complete or not there; reads sharded folders as well.
+
+    URLs go to Lightning's own, by fsspec: whether a file is complete there is the store's business.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside the place, then move there."""
+        if _is_remote(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, unfinished(path))
@@ -94,7 +103,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A file, or a sharded folder put together; its optimizer states are by parameter name."""
-        if not Path(path).is_dir():
+        if _is_remote(path) or not Path(path).is_dir():
             return super().load_checkpoint(path, *args, **kwargs)
         if not is_sharded_checkpoint(path):
             raise ValueError(f"checkpoint {path} is a folder, but not one of a sharded run")
@@ -107,6 +116,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete it."""
+        if _is_remote(path):
+            return super().remove_checkpoint(path)
         discard(Path(path))
 
 
