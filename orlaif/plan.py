@@ -30,11 +30,14 @@ from orlaif.forward import base_of
 from orlaif.live_bytes import LiveBytes
 from orlaif.losses import grpo_rank_loss, token_logps
 from orlaif.module import OracleRLAIF
+from orlaif.oracles import EnsembleOracle, PreferenceRanker
+from orlaif.oracles.local import LocalJudge
 from orlaif.oracles.training import PreferenceRankerTraining
 from orlaif.policy import Policy
 from orlaif.policy_module import PolicyModule
 from orlaif.rollout import SamplingParams, _choose
 from orlaif.sharding import Sharding
+from orlaif.vllm_rollout import VLLMRollout
 
 GB = 1e9
 #: Bytes per GPU that no tensor of ours has: CUDA's context, cuBLAS and NCCL work spaces.
@@ -65,6 +68,7 @@ class Setup:
         loss: ``logits`` (autograd over logits), ``inplace`` (Triton), ``fused_head``, or ``none`` (a ranker's scores).
         temperature: of sampling.
         host_overhead: bytes that are not tensors.
+        engine: bytes of an engine beside the model that samples (vLLM's).
     """
 
     gpus: int = 1
@@ -84,6 +88,7 @@ class Setup:
     loss: str = "inplace"
     temperature: float = 1.0
     host_overhead: int = OTHER
+    engine: int = 0
 
     @property
     def passes(self) -> int:
@@ -235,6 +240,7 @@ class Estimate:
             "weights": here * weights // shards,
             "reference": here * (_bytes(parameters) // shards if full and setup.reference else 0),
             "optimizer": int(here * grads * self.state_per_byte / shards),
+            "the sampler's engine": setup.engine,
             "other (CUDA, libraries; assumed)": setup.host_overhead,
         }
         if setup.reference and setup.refresh and not full:
@@ -245,7 +251,8 @@ class Estimate:
 
         phases: dict[str, dict[str, int]] = {}
         if setup.rollout:
-            phases["rollout"] = {"gathered weights": gathered[1], **self._rollout(setup)}
+            sampling = {} if setup.engine else self._rollout(setup)
+            phases["rollout"] = {"gathered weights": gathered[1], **sampling}
         if setup.reference or setup.num_updates > 1:
             phases["reference"] = {"gathered weights": in_pass, **self._forward_only(setup)}
         buckets = grads if setup.strategy == "ddp" else 0  # the reducer's
@@ -742,6 +749,14 @@ def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
     return said
 
 
+def not_counted(oracle: Any) -> list[str]:
+    """Oracles with a model of their own, which may run on the same GPUs."""
+    if isinstance(oracle, EnsembleOracle):
+        return [name for member in oracle.oracles for name in not_counted(member)]
+    own = isinstance(oracle, PreferenceRanker) or (isinstance(oracle, LocalJudge) and oracle.model is not None)
+    return [type(oracle).__name__] if own else []
+
+
 def size_in_bytes(text: str) -> float:
     """``80GB``, ``40 GiB`` or a number of GB; raises ValueError for anything else."""
     found = re.fullmatch(r"\s*([\d.]+)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
@@ -783,9 +798,13 @@ def main(arguments: Sequence[str]) -> int:
     else:
         tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
     setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, known.text_tokens, known.answer_tokens)
+    if isinstance(module, OracleRLAIF) and isinstance(module.rollout, VLLMRollout):
+        setup = replace(setup, engine=int(module.rollout.gpu_memory_utilization * memory))
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
     print(plan.table(memory))
+    if isinstance(module, OracleRLAIF) and (names := not_counted(module.oracle)):
+        print(f"not counted: the model of {', '.join(names)}, unless it runs elsewhere")
     if plan.total <= memory:
         return 0
     print("\nwhat would change it, each on top of those above:")

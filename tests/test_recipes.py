@@ -48,10 +48,27 @@ def test_every_recipe_for_real_models_fits_its_hardware(
     arguments = ["--config", str(recipe), f"--model.init_args.policy.init_args.path={config}"]
     assert plan.main([*arguments, "--gpus", found[2], "--gpu-memory", found[3]]) == 0
     shown = capsys.readouterr().out
+    assert ("not counted: the model of PreferenceRanker" in shown) == ("PreferenceRanker\n" in text)
     adapter = "lora" in text
     millions = float(re.search(r"parameters   ([\d,.]+) M", shown)[1].replace(",", ""))  # type: ignore[index]
     assert MILLIONS[path[1]] <= millions <= MILLIONS[path[1]] * (1.05 if adapter else 1.0) + 0.1
     print(shown)
+
+
+def test_an_engine_beside_the_model_has_its_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(REPO / "recipes" / "rlaif_qwen2_5_vl_3b_lora_1x80gb.yaml")
+    arguments = [
+        "--config",
+        recipe,
+        "--gpu-memory",
+        "80GB",
+        "--model.init_args.rollout=orlaif.vllm_rollout.VLLMRollout",
+    ]
+    config = write_config("Qwen/Qwen2.5-VL-3B-Instruct", tmp_path)
+    assert plan.main([*arguments, f"--model.init_args.policy.init_args.path={config}"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"the sampler's engine +24\.00\n", shown)
+    assert "KV cache" not in shown
 
 
 def test_planned_recipes_are_all_that_the_project_promises() -> None:
