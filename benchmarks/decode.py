@@ -33,7 +33,7 @@ from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.datasets import JsonlDataset
 from orlaif.data.loader import ResumableLoader, ResumableSampler, Sealed
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.demo import quiet
+from orlaif.demo.demo import quiet
 from orlaif.types import PromptBatch, VideoPrompt
 
 FRAMES = (8, 32, 64)

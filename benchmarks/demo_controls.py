@@ -23,8 +23,8 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from orlaif.data.shapes import SIZES
-from orlaif.demo import Demo, quiet
+from orlaif.demo.demo import Demo, quiet
+from orlaif.demo.shapes import SIZES
 
 ARMS: dict[str, tuple[str, Sequence[str]]] = {
     "rlaif": ("demo_rlaif.yaml", ()),

@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import about, installed
 from orlaif import OracleRLAIF, VideoDataModule
 from orlaif.data.datamodule import Collator
-from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling
-from orlaif.demo import Demo, quiet
+from orlaif.demo.demo import Demo, quiet
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import ReferenceAnswerOracle
 from orlaif.policy import Policy

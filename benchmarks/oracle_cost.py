@@ -29,15 +29,15 @@ from typing import Any
 import torch
 
 from benchmarks.harness import about, installed, spread
-from orlaif.data.shapes import OPTIONS, ShapesDataset, words
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.demo import quiet
-from orlaif.encoding import render, to_batch
+from orlaif.demo.demo import quiet
+from orlaif.demo.shapes import OPTIONS, ShapesDataset, words
+from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge, PreferenceRanker
 from orlaif.oracles.local import letter_ids
 from orlaif.oracles.preference import Ranker
 from orlaif.policy import Policy
-from orlaif.tiny import make_tiny_model
+from orlaif.policy.encoding import render, to_batch
 from orlaif.types import CandidateGroup, VideoPrompt
 
 DELAY_S = 0.05

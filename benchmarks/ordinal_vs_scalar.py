@@ -34,8 +34,8 @@ import yaml
 
 from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
-from orlaif.data.shapes import SIZES
-from orlaif.demo import Demo, quiet
+from orlaif.demo.demo import Demo, quiet
+from orlaif.demo.shapes import SIZES
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
 from orlaif.types import CandidateGroup
 

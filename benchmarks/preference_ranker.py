@@ -16,8 +16,8 @@ import os
 
 from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
-from orlaif.cli import run as run_cli
-from orlaif.demo import POLICY_PATH, Demo, quiet
+from orlaif.cli.recipe import run as run_cli
+from orlaif.demo.demo import POLICY_PATH, Demo, quiet
 
 BAR = "--trainer.enable_progress_bar=false"
 
@@ -34,7 +34,7 @@ def run_seed(seed: int, output: str) -> dict[str, float]:
     results = {"warm start": demo.test("demo_sft.yaml", "sft")["test/accuracy"]}
     for run, split in (("train", "train"), ("held_out", "validation")):
         shapes = {"root": demo.path("data"), "split": split, "seed": seed}
-        dataset = json.dumps({"class_path": "orlaif.data.shapes.ShapesDataset", "init_args": shapes})
+        dataset = json.dumps({"class_path": "orlaif.demo.shapes.ShapesDataset", "init_args": shapes})
         sampling = ["--model", "orlaif.PreferenceSampling", f"--data.init_args.predict={dataset}", BAR]
         demo.orlaif("predict", "demo_rlaif.yaml", f"sampled/{run}", start, sampling)
     files = {run: demo.path("sampled", run, "predictions", "preferences.jsonl") for run in ("train", "held_out")}

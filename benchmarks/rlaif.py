@@ -31,16 +31,17 @@ from transformers import (
 
 from benchmarks.harness import about
 from orlaif import OracleRLAIF
+from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.live_bytes import LiveBytes
+from orlaif.cli.plan.sizes import Setup
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.loader import Sealed
-from orlaif.encoding import render, to_batch
-from orlaif.live_bytes import LiveBytes
+from orlaif.demo.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import RandomOracle
-from orlaif.plan import Estimate, Setup
 from orlaif.policy import Policy
+from orlaif.policy.encoding import render, to_batch
 from orlaif.rollout import Rollout, SamplingParams
-from orlaif.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 #: Text and vision configs that differ from one size to the other.

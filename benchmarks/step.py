@@ -36,8 +36,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.harness import about, installed, seconds, spread, timed_with_peak
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
-from orlaif.prefix_attention import enable_grouping
-from orlaif.rollout import SamplingParams, _prefill, generate
+from orlaif.policy.prefix.attention import enable_grouping
+from orlaif.rollout import SamplingParams, generate
+from orlaif.rollout.local import prefill
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 
 #: (P, A, G)
@@ -199,7 +200,7 @@ class TRL(Candidate):
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        from orlaif.tiny import tiny_tokenizer
+        from orlaif.demo.tiny import tiny_tokenizer
 
         arguments = GRPOConfig(
             output_dir=tempfile.mkdtemp(),
@@ -463,7 +464,7 @@ def measure_rollout(point: tuple[int, int, int], model: Any, device: str, repeat
         "shared": lambda: generate(shared, batch, g, sampling, generator.manual_seed(0)),
         "shared prefill, expanded decode": lambda: generate(expanded, batch, g, sampling, generator.manual_seed(0)),
         "duplicate (transformers)": lambda: duplicated(a),
-        "prefill, shared": torch.no_grad()(lambda: _prefill(shared, batch, g, a)),
+        "prefill, shared": torch.no_grad()(lambda: prefill(shared, batch, g, a)),
         "prefill, duplicate": lambda: duplicated(1),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orlaif.data.datamodule import VideoDataModule
-    from orlaif.evaluated import Evaluation
-    from orlaif.module import OracleRLAIF
-    from orlaif.preferences import PreferenceSampling
-    from orlaif.supervised import SupervisedFineTuning
+    from orlaif.evaluation.loop import Evaluation
+    from orlaif.training.preference_sampling import PreferenceSampling
+    from orlaif.training.rlaif import OracleRLAIF
+    from orlaif.training.supervised import SupervisedFineTuning
 
 __version__ = "0.1.0"
 __all__ = ["Evaluation", "OracleRLAIF", "PreferenceSampling", "SupervisedFineTuning", "VideoDataModule", "__version__"]
 
 _HOMES = {
-    "Evaluation": "orlaif.evaluated",
-    "OracleRLAIF": "orlaif.module",
-    "PreferenceSampling": "orlaif.preferences",
-    "SupervisedFineTuning": "orlaif.supervised",
+    "Evaluation": "orlaif.evaluation.loop",
+    "OracleRLAIF": "orlaif.training.rlaif",
+    "PreferenceSampling": "orlaif.training.preference_sampling",
+    "SupervisedFineTuning": "orlaif.training.supervised",
     "VideoDataModule": "orlaif.data.datamodule",
 }
 

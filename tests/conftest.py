@@ -16,10 +16,10 @@ if not torch.cuda.is_available():  # before anything imports the kernels
 from transformers.utils import logging as transformers_logging
 
 from orlaif.data.datamodule import Collator
-from orlaif.data.shapes import ShapesDataset, words
 from orlaif.data.video import UniformSampling
+from orlaif.demo.shapes import ShapesDataset, words
+from orlaif.demo.tiny import make_tiny_model
 from orlaif.policy import Policy
-from orlaif.tiny import make_tiny_model
 from orlaif.types import Completions, PromptBatch
 
 REPO = Path(__file__).parents[1]

@@ -23,8 +23,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from orlaif.data.shapes import words
-from orlaif.tiny import CHAT_TEMPLATE, make_tiny_model, tiny_tokenizer
+from orlaif.demo.shapes import words
+from orlaif.demo.tiny import CHAT_TEMPLATE, make_tiny_model, tiny_tokenizer
 
 
 def make_qwen2_5_vl(folder: str) -> None:

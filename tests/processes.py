@@ -19,18 +19,18 @@ import torch
 from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
-from orlaif import strategies
-from orlaif.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.data.preferences import PreferenceJsonl
+from orlaif.distributed import fsdp2 as strategies
 from orlaif.losses import GRPORankLoss
-from orlaif.module import Reference
 from orlaif.oracles import PairwiseJudge
-from orlaif.oracles.training import PreferenceRankerTraining
 from orlaif.policy import Policy
-from orlaif.policy_module import PolicyModule
 from orlaif.rollout import Rollout, SamplingParams
+from orlaif.training.base import PolicyModule
+from orlaif.training.callbacks import Checkpointing, ExportHuggingFace
+from orlaif.training.ranker import PreferenceRankerTraining
+from orlaif.training.rlaif import Reference
 from orlaif.types import OracleError
-from tests.test_module import ByText, Scripted, data, rlaif, sft, trainer
+from tests.training.test_rlaif import ByText, Scripted, data, rlaif, sft, trainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 

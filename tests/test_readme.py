@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from orlaif.cli import OrlaifCLI
+from orlaif.cli.recipe import OrlaifCLI
 from orlaif.data.datasets import JsonlDataset
 from orlaif.types import CandidateGroup, VideoClip, VideoPrompt
 from tests.conftest import REPO

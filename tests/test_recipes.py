@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orlaif import VideoDataModule, plan
-from orlaif.cli import read_recipe
-from orlaif.evaluated import Evaluated
+from orlaif import VideoDataModule
+from orlaif.cli import plan
+from orlaif.cli.recipe import read_recipe
+from orlaif.evaluation.loop import Evaluated
 from tests.configs import MILLIONS, write_config
 from tests.conftest import REPO
 from tests.families import FAMILIES
@@ -62,7 +63,7 @@ def test_an_engine_beside_the_model_has_its_share(tmp_path: Path, capsys: pytest
         recipe,
         "--gpu-memory",
         "80GB",
-        "--model.init_args.rollout=orlaif.vllm_rollout.VLLMRollout",
+        "--model.init_args.rollout=orlaif.rollout.vllm.VLLMRollout",
     ]
     config = write_config("Qwen/Qwen2.5-VL-3B-Instruct", tmp_path)
     assert plan.main([*arguments, f"--model.init_args.policy.init_args.path={config}"]) == 0

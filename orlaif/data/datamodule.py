@@ -22,13 +22,13 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
-from orlaif.agreement import check_same, num_processes, raise_together
-from orlaif.checkpoints import load_processor
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
 from orlaif.data.loader import PrefetchLoader, ResumableLoader, ResumableSampler, Sealed, SealingCollator, map_style
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip, require_ffmpeg
-from orlaif.encoding import encode, render
+from orlaif.distributed.sync import check_same, num_processes, raise_together
+from orlaif.policy.encoding import encode, render
+from orlaif.policy.hub import load_processor
 from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
 log = logging.getLogger(__name__)

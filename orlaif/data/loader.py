@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from orlaif.agreement import exchange, raise_together
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
+from orlaif.distributed.sync import exchange, raise_together
 from orlaif.types import PromptBatch, VideoPrompt
 
 Collate = Callable[[Sequence[VideoPrompt]], PromptBatch]

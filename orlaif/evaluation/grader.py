@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orlaif.chat import ChatClient, UnansweredError
+from orlaif.openai_client import ChatClient, UnansweredError
 
 
 class ChatGrader:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orlaif.answers import is_correct, token_f1
+from orlaif.evaluation.text_metrics import is_correct, token_f1
 
 Record = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orlaif.answers import token_f1
+from orlaif.evaluation.text_metrics import token_f1
 from orlaif.types import CandidateGroup
 
 

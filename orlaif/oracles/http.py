@@ -1,7 +1,8 @@
 """A judge behind an OpenAI-compatible chat-completions server: vLLM, ``transformers serve``, a commercial service.
 
-All requests of a step are in flight together, up to a bound (``orlaif.chat``, which retries and keeps replies). What
-still fails, and every reply that is not exactly one order of all candidates, is an OracleError of that group.
+All requests of a step are in flight together, up to a bound (``orlaif.openai_client``, which retries and keeps
+replies). What still fails, and every reply that is not exactly one order of all candidates, is an OracleError of that
+group.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from orlaif.chat import ChatClient, UnansweredError
+from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
 from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order

@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from orlaif.encoding import render, to_batch
 from orlaif.oracles.aggregate import Method, bradley_terry, by_method, copeland
 from orlaif.oracles.base import Oracle, dense_ranks, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.policy import Policy, evaluating
+from orlaif.policy.encoding import render, to_batch
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoPrompt
 
 Output = Literal["constrained", "parsed"]

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from orlaif.agreement import process_index
-from orlaif.encoding import render, to_batch
+from orlaif.distributed.sync import process_index
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy import Policy
+from orlaif.policy.encoding import render, to_batch
 from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
 
 HEAD_FILE, ABOUT_FILE = "ranker_head.safetensors", "ranker.json"

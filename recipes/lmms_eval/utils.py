@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from orlaif.answers import is_correct, token_f1
 from orlaif.data.rows import find_video
+from orlaif.evaluation.text_metrics import is_correct, token_f1
 
 
 def _joined(folder: str, questions: Any) -> Any:

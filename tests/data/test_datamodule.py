@@ -11,10 +11,10 @@ from lightning import LightningModule, Trainer
 from orlaif import VideoDataModule
 from orlaif.data.datamodule import Collator
 from orlaif.data.datasets import JsonlDataset
-from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.encoding import video_metadata
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
+from orlaif.policy.encoding import video_metadata
 from orlaif.types import VideoError
 
 

@@ -26,8 +26,8 @@ from orlaif import VideoDataModule
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.datasets import AnswerLengthCurriculum, JsonlDataset, StreamingDataset
 from orlaif.data.loader import Sealed, prefetched
-from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.types import PromptBatch, VideoError, VideoPrompt
 from tests.conftest import REPO
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_a_run_that_loads_ahead(tmp_path: Path, tiny_model: str, dat
     """SIGINT in the middle of an epoch: the process is gone within seconds."""
     script = f"""
 import time
-from orlaif.data.shapes import ShapesDataset
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling
 from orlaif import VideoDataModule
 data = VideoDataModule(train=ShapesDataset({data_root!r}, "train", size=64), sampling=UniformSampling(8),

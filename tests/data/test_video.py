@@ -14,7 +14,6 @@ import torch
 from torchvision.io import write_png
 from torchvision.transforms.v2.functional import resize
 
-from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import (
     FpsSampling,
     PixelBudget,
@@ -23,7 +22,8 @@ from orlaif.data.video import (
     _tell_fallback,
     decode_clip,
 )
-from orlaif.encoding import video_metadata
+from orlaif.demo.shapes import ShapesDataset
+from orlaif.policy.encoding import video_metadata
 from orlaif.types import VideoError, VideoPrompt
 
 

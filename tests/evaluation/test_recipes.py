@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from orlaif.cli import run
-from orlaif.data.shapes import ShapesDataset
+from orlaif.cli.recipe import run
+from orlaif.demo.shapes import ShapesDataset
+from tests.cli.test_cli import POLICY
 from tests.conftest import REPO
 from tests.data.test_formats import MME, written
 from tests.oracles.server import ChatServer
-from tests.test_cli import POLICY
 
 DATA = "--data.init_args.test.init_args"
 JUDGE = "--model.init_args.suite.init_args.judge.init_args"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import StableLmConfig, StableLmForSequenceClassification
 
+from orlaif.demo.tiny import tiny_tokenizer
 from orlaif.oracles import (
     EnsembleOracle,
     FunctionOracle,
@@ -19,7 +20,6 @@ from orlaif.oracles import (
     TextRewardModel,
     rank_groups,
 )
-from orlaif.tiny import tiny_tokenizer
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
 from tests.oracles.test_oracles import CLIP
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from orlaif.data.shapes import ShapesDataset, words
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.encoding import render, to_batch
+from orlaif.demo.shapes import ShapesDataset, words
+from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.aggregate import bradley_terry
 from orlaif.oracles.local import _CUT, letter_ids, sorting_network
 from orlaif.oracles.prompting import ballots
 from orlaif.policy import Policy
-from orlaif.tiny import make_tiny_model
+from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.vision import vision_tower
 from orlaif.types import CandidateGroup, VideoPrompt
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -91,7 +92,7 @@ def test_pairs_by_log_probs_in_both_orders(judge_model: str, groups: list[Candid
 def test_the_video_is_paid_once_per_group(judge_model: str, groups: list[CandidateGroup], pairs: Any) -> None:
     judge = PairwiseJudge(judge_model, pairs=pairs, dtype="float32")
     calls = {"vision": 0}
-    tower = Policy._vision_tower(judge.judge.network)
+    tower = vision_tower(judge.judge.network)
     tower.register_forward_hook(lambda *_: calls.__setitem__("vision", calls["vision"] + 1))
     judge.rank(groups)
     assert calls["vision"] == 1

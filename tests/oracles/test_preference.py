@@ -11,17 +11,17 @@ import torch
 from lightning import Trainer
 
 from orlaif import VideoDataModule
-from orlaif.callbacks import ExportHuggingFace
 from orlaif.data.datasets import PromptDataset
-from orlaif.data.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.encoding import render, to_batch
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.oracles.preference import PreferenceRanker, Ranker, bradley_terry_loss, plackett_luce_loss
-from orlaif.oracles.training import PreferenceRankerTraining, pair_accuracy
 from orlaif.policy import Policy
+from orlaif.policy.encoding import render, to_batch
+from orlaif.training.callbacks import ExportHuggingFace
+from orlaif.training.ranker import PreferenceRankerTraining, pair_accuracy
 from orlaif.types import CandidateGroup, PreferencePrompt, VideoPrompt
 from tests.conftest import make_policy
-from tests.test_prefix import count
+from tests.policy.prefix.test_layout import count
 
 
 def sigmoid(x: float) -> float:

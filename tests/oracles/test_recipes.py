@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orlaif.cli import run
+from orlaif.cli.recipe import run
 from orlaif.data.preferences import PreferenceJsonl
-from orlaif.data.shapes import words
+from orlaif.demo.shapes import words
+from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles.preference import Ranker
 from orlaif.policy import Policy
-from orlaif.tiny import make_tiny_model
+from tests.cli.test_cli import small
 from tests.conftest import REPO
 from tests.oracles.server import ChatServer, shortest_first
-from tests.test_cli import small
 
 RECIPES = sorted((REPO / "recipes" / "oracles").glob("*.yaml"))
 ORACLE = "--model.init_args.oracle.init_args"
@@ -84,7 +84,7 @@ def test_a_recipe_of_each_oracle_trains(
 
 def test_sampled_groups_become_preferences(tmp_path: Path, tiny_model: str, data_root: str) -> None:
     """`orlaif predict --model orlaif.PreferenceSampling`: different answers with their ranks, no reference answer."""
-    predict = {"class_path": "orlaif.data.shapes.ShapesDataset", "init_args": {"root": data_root, "split": "train"}}
+    predict = {"class_path": "orlaif.demo.shapes.ShapesDataset", "init_args": {"root": data_root, "split": "train"}}
     predict["init_args"]["size"] = 64  # type: ignore[index]
     shortest = ["--config", str(REPO / "recipes" / "oracles" / "function.yaml")]
     words_ = [*shortest, "--model", "orlaif.PreferenceSampling", f"--data.init_args.predict={json.dumps(predict)}"]

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles import HTTPJudge
-from orlaif.tiny import make_tiny_model
 from tests.oracles.test_http import group
 
 REPLY = ['{"ranking"', ":", '["A"', ",", '"B"]}']

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from orlaif.advantages import dcg
-from orlaif.evaluation.ranks import rank_metrics
 from orlaif.oracles import Oracle, RandomOracle, dense_ranks, order_consistency
+from orlaif.training.metrics import rank_metrics
 from orlaif.types import CandidateGroup, Ranking
 from tests.oracles.test_composed import group
 

@@ -1,0 +1,83 @@
+"""The subcommand ``orlaif plan``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from orlaif.cli.plan.advice import advice
+from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
+from orlaif.cli.plan.sizes import GB
+from orlaif.cli.recipe import read_recipe
+from orlaif.data.datamodule import VideoDataModule
+from orlaif.oracles import EnsembleOracle, PreferenceRanker
+from orlaif.oracles.local import LocalJudge
+from orlaif.training.base import PolicyModule
+from orlaif.training.rlaif import OracleRLAIF
+
+
+def not_counted(oracle: Any) -> list[str]:
+    """Oracles with a model of their own, which may run on the same GPUs."""
+    if isinstance(oracle, EnsembleOracle):
+        return [name for member in oracle.oracles for name in not_counted(member)]
+    own = isinstance(oracle, PreferenceRanker) or (isinstance(oracle, LocalJudge) and oracle.model is not None)
+    return [type(oracle).__name__] if own else []
+
+
+def size_in_bytes(text: str) -> float:
+    """``80GB``, ``40 GiB`` or a number of GB; raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
+    if found is None or not math.isfinite(float(found[1])) or float(found[1]) <= 0:
+        raise ValueError(f"--gpu-memory is {text!r}; it must be a size such as 80GB or 40GiB")
+    return float(found[1]) * (2**30 if (found[2] or "").lower() == "gib" else GB)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The subcommand; 0 where it fits, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="orlaif plan",
+        description="Memory of a recipe's step on each GPU, from the model's config alone, and what would make it fit. "
+        "Further arguments are those of the recipe.",
+    )
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--gpu-memory", default="80GB", help="of each, such as 80GB or 40GiB")
+    parser.add_argument("--video", default="360x640", help="height x width of a typical video, before data.budget")
+    parser.add_argument("--video-seconds", type=float, default=30.0, help="its length, for FpsSampling")
+    parser.add_argument(
+        "--prompt-tokens", type=int, help="tokens of the video, where they cannot be told by the config"
+    )
+    parser.add_argument("--text-tokens", type=int, default=64, help="tokens of a question with the chat template")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="tokens of an answer that is read from data")
+    known, rest = parser.parse_known_args(arguments)
+    memory = size_in_bytes(known.gpu_memory)
+    if known.gpus < 1:
+        raise ValueError(f"--gpus is {known.gpus}; it must be 1 or more")
+    if not (sides := re.fullmatch(r"(\d+)x(\d+)", known.video)):
+        raise ValueError(f"--video is {known.video!r}; it must be height x width, such as 360x640")
+    recipe = read_recipe(rest)
+    module, data = recipe.model, recipe.datamodule
+    if not isinstance(module, PolicyModule) or not isinstance(data, VideoDataModule):
+        raise ValueError("plan knows the training stages of orlaif, with orlaif.VideoDataModule")
+    if known.prompt_tokens is not None:
+        tokens = known.prompt_tokens, 0, 0
+    else:
+        tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
+    setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, known.text_tokens, known.answer_tokens)
+    if isinstance(module, OracleRLAIF):
+        setup = replace(setup, engine=module.rollout.engine_memory(memory))
+    estimate = Estimate(module.policy, module.optimizer)
+    plan = estimate.plan(setup)
+    print(plan.table(memory))
+    if isinstance(module, OracleRLAIF) and (names := not_counted(module.oracle)):
+        print(f"not counted: the model of {', '.join(names)}, unless it runs elsewhere")
+    if plan.total <= memory:
+        return 0
+    print("\nwhat would change it, each on top of those above:")
+    for line in advice(estimate, setup, memory):
+        print(f"  {line}")
+    return 1

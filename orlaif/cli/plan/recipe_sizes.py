@@ -1,0 +1,93 @@
+"""From a recipe to the sizes of its step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orlaif.cli.plan.sizes import Setup
+from orlaif.data.datamodule import VideoDataModule
+from orlaif.policy import Policy
+from orlaif.training.base import PolicyModule
+from orlaif.training.ranker import PreferenceRankerTraining
+from orlaif.training.rlaif import OracleRLAIF
+
+
+def video_tokens(
+    policy: Policy, data: VideoDataModule, height: int, width: int, seconds: float
+) -> tuple[int, int, int]:
+    """What a clip becomes: tokens of the prompt, patches, and values of a patch.
+
+    Raises:
+        ValueError: a family whose arithmetic is not known.
+    """
+    config = policy.config
+    vision = getattr(config, "vision_config", None)
+    frames = len(data.sampling.times(0.0, seconds))
+    if data.budget is not None:
+        height, width = data.budget.size(height, width, frames)
+    if vision is None or not hasattr(vision, "spatial_merge_size"):
+        raise ValueError(
+            f"--prompt-tokens is missing: how many tokens a clip has is known for the Qwen family, and this is "
+            f"{config.model_type}"
+        )
+    patch, merge, time = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    grid = [max(1, round(side / (patch * merge))) * merge for side in (height, width)]
+    patches = -(-frames // time) * grid[0] * grid[1]
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    return patches // merge**2, patches, channels * time * patch**2
+
+
+def setup_of(
+    module: PolicyModule,
+    data: VideoDataModule,
+    trainer: Any,
+    gpus: int,
+    tokens: tuple[int, int, int],
+    text_tokens: int,
+    answer_tokens: int,
+) -> Setup:
+    """The sizes of a recipe's step.
+
+    Args:
+        module: the training stage.
+        data: its data.
+        trainer: settings of the Trainer, not one.
+        gpus: processes.
+        tokens: as :func:`video_tokens` has them.
+        text_tokens: of a question and the chat template.
+        answer_tokens: of an answer that is read from data, not sampled.
+    """
+    named = trainer.get("strategy")
+    name = named if isinstance(named, str) else type(named).__name__
+    strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
+    video, patches, pixels = tokens
+    common: dict[str, Any] = {
+        "gpus": gpus,
+        "strategy": strategy,
+        "prompts": data.batch_size,
+        "prompt_tokens": video + text_tokens,
+        "patches": patches * data.batch_size,
+        "pixels": pixels,
+        "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
+    }
+    if isinstance(module, OracleRLAIF):
+        group = module.rollout.group_size
+        loss = "fused_head" if module.loss.fused_head else "logits"
+        if loss == "logits" and module.loss.implementation != "torch":
+            loss = "inplace"
+        return Setup(
+            **common,
+            group_size=group,
+            part=min(group, module.microbatch or group),
+            completion_tokens=module.rollout.sampling.max_new_tokens,
+            num_updates=module.num_updates,
+            reference=bool(module.loss.kl_coef),
+            refresh=module.reference.refresh == "epoch",
+            loss=loss,
+            temperature=module.rollout.sampling.temperature,
+        )
+    ranker = isinstance(module, PreferenceRankerTraining)
+    group = 2 if ranker else 1
+    loss = "none" if ranker else "logits"
+    common["completion_tokens"] = answer_tokens
+    return Setup(**common, group_size=group, part=group, rollout=False, loss=loss)

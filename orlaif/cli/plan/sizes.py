@@ -1,0 +1,137 @@
+"""What memory depends on, and what it comes to: the hand-overs of ``orlaif plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+GB = 1e9
+#: Bytes per GPU that no tensor of ours has: CUDA's context, cuBLAS and NCCL work spaces.
+OTHER = int(1.5 * GB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What memory depends on, beside the model.
+
+    Args:
+        gpus: processes, one GPU each.
+        strategy: ``one``, ``ddp`` or ``fsdp2``.
+        prompts: P of a batch on one GPU.
+        group_size: G.
+        part: completions of a group in one forward and backward pass.
+        prompt_tokens: S.
+        completion_tokens: T, at most.
+        patches: of all videos of a batch, in the vision tower.
+        pixels: values of a patch.
+        accumulate: batches per step.
+        num_updates: passes over a rollout.
+        rollout: whether completions are sampled.
+        reference: whether there is a KL term.
+        refresh: whether the reference is renewed, which with LoRA takes a second adapter.
+        loss: ``logits`` (autograd over logits), ``inplace`` (Triton), ``fused_head``, or ``none`` (a ranker's scores).
+        temperature: of sampling.
+        host_overhead: bytes that are not tensors.
+        engine: bytes of an engine beside the model that samples (vLLM's).
+    """
+
+    gpus: int = 1
+    strategy: str = "one"
+    prompts: int = 1
+    group_size: int = 1
+    part: int = 1
+    prompt_tokens: int = 1024
+    completion_tokens: int = 64
+    patches: int = 0
+    pixels: int = 0
+    accumulate: int = 1
+    num_updates: int = 1
+    rollout: bool = True
+    reference: bool = False
+    refresh: bool = False
+    loss: str = "inplace"
+    temperature: float = 1.0
+    host_overhead: int = OTHER
+    engine: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Backward passes whose gradients add up in one step."""
+        return -(-self.group_size // self.part) * self.accumulate
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of prompts and completions, on all GPUs."""
+        each = self.prompt_tokens + self.group_size * self.completion_tokens
+        return self.gpus * self.accumulate * self.prompts * each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes per GPU.
+
+    Args:
+        setup: what was planned.
+        parameters: of the model, adapter included.
+        trained: of these, how many are trained.
+        standing: what is there all the time, by name.
+        phases: what each phase of a step adds, by phase and name; only one phase is there at a time.
+    """
+
+    setup: Setup
+    parameters: int
+    trained: int
+    standing: dict[str, int]
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def total(self) -> int:
+        """Peak bytes of one GPU."""
+        return sum(self.standing.values()) + sum(self.phases[self.worst].values())
+
+    def table(self, memory: float | None = None) -> str:
+        """In words and numbers."""
+        s = self.setup
+        lines = [
+            f"parameters   {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M trained "
+            f"({100 * self.trained / self.parameters:.2f} %)",
+            f"a step       {s.gpus} x {s.accumulate} x {s.prompts} prompts of {s.prompt_tokens:,} tokens, "
+            f"{s.group_size} answers of up to {s.completion_tokens}: {s.tokens_per_step:,} tokens",
+            f"strategy     {s.strategy}, {s.gpus} GPU{'s' if s.gpus > 1 else ''}",
+            "",
+            "GB per GPU, always there",
+            *(f"  {name:<38}{size / GB:>9.2f}" for name, size in self.standing.items() if size),
+        ]
+        for phase, parts in self.phases.items():
+            lines.append(f"and in the {phase}{' (the peak)' if phase == self.worst else ''}")
+            lines += [f"  {name:<38}{size / GB:>9.2f}" for name, size in parts.items() if size]
+        lines.append(f"{'peak':<40}{self.total / GB:>9.2f}")
+        if memory is not None:
+            fits = "fits" if self.total <= memory else "does not fit"
+            lines.append(f"{'of':<40}{memory / GB:>9.2f}   {fits}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """Bytes of a pass: what is kept between forward and backward, and the most at any time."""
+
+    kept: int
+    peak: int
+
+
+def largest(*moments: dict[str, int]) -> dict[str, int]:
+    """The moment of a pass, bytes by name, that takes most memory."""
+    return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def bytes_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of all elements of these tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,1 @@
+"""The embedded data set and model, and the demo that trains on them."""

@@ -1,0 +1,5 @@
+"""``python -m orlaif.demo``."""
+
+from orlaif.demo.demo import main
+
+main()

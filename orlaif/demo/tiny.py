@@ -1,0 +1,172 @@
+"""A tiny, randomly initialised Qwen3-VL with its own tokenizer and processor, as a Hugging Face folder.
+
+For the demo and the tests: the same classes, files and loading code as a real checkpoint, at a size that a CPU trains
+in a minute. Nothing outside this file knows that a model is tiny. From the shell::
+
+    python -m orlaif.demo.tiny outputs/demo/model --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import string
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|video_pad|>"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over ``words``, digits, punctuation and Qwen's special tokens."""
+    entries = [
+        *SPECIAL,
+        "<unk>",
+        "user",
+        "assistant",
+        "system",
+        "seconds",
+        *string.digits,
+        *"<>.,:!?",
+        *sorted(set(words)),
+    ]
+    vocab = {word: index for index, word in enumerate(dict.fromkeys(entries))}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\d|[<>.,:!?]"), "isolated")]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=[token for token in SPECIAL if token not in ("<|endoftext|>", "<|im_end|>")],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+    for name in ("image", "video"):
+        setattr(tokenizer, f"{name}_token", f"<|{name}_pad|>")
+    return tokenizer
+
+
+def tiny_processor(words: Iterable[str], side: int = 48, patch_size: int = 12) -> Qwen3VLProcessor:
+    """Qwen3-VL's processor around :func:`tiny_tokenizer`, for frames of about ``side`` x ``side`` pixels."""
+    size = {"shortest_edge": 2 * side * side, "longest_edge": 64 * side * side}
+    patches: dict[str, Any] = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**patches),
+        tokenizer=tiny_tokenizer(words),
+        video_processor=Qwen3VLVideoProcessor(**patches, cap_pixels_per_frame=False),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_tiny_model(
+    folder: str,
+    words: Iterable[str],
+    *,
+    seed: int = 0,
+    hidden_size: int = 96,
+    num_layers: int = 3,
+    patch_size: int = 12,
+) -> None:
+    """Write model, tokenizer and processor to ``folder`` in Hugging Face format.
+
+    Args:
+        folder: created where it is missing; files of the same name are replaced.
+        words: what the tokenizer must know besides digits and punctuation.
+        seed: of the random weights.
+        hidden_size: of decoder and vision tower, a multiple of 32.
+        num_layers: decoder layers.
+        patch_size: pixels of a vision patch.
+    """
+    processor = tiny_processor(words, patch_size=patch_size)
+    ids = processor.tokenizer.convert_tokens_to_ids
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 2 * hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": hidden_size // 16,
+            "num_key_value_heads": hidden_size // 32,
+            "head_dim": 16,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+                "mrope_interleaved": True,
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": hidden_size,
+            "intermediate_size": 2 * hidden_size,
+            "num_heads": hidden_size // 16,
+            "patch_size": patch_size,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": hidden_size,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = ids("<|im_end|>")
+    model.generation_config.pad_token_id = ids("<|endoftext|>")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def main() -> None:
+    """Write a tiny model for the embedded data set."""
+    from orlaif.demo.shapes import words
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--letters", action="store_true", help="its tokenizer knows A to H, as a judge's has to")
+    arguments = parser.parse_args()
+    known = [*words(), *"ABCDEFGH"] if arguments.letters else words()
+    make_tiny_model(arguments.folder, known, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The model that is trained: loading, forward pass, log-probs; the shared prefix; LoRA, reference, export."""
+
+from orlaif.policy.policy import Policy, evaluating
+
+__all__ = ["Policy", "evaluating"]

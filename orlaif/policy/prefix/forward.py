@@ -1,0 +1,168 @@
+"""One forward pass over prompts and completions: what goes into the model, and logits at the completions alone.
+
+The pass goes through the model's own ``forward``, so that whatever wraps it (PEFT, FSDP2, hooks) sees an ordinary call.
+A hook on the LM head keeps the positions that predict completion tokens and drops the rest before the head works.
+
+Shapes: P prompts of S tokens, G completions of T tokens, V vocabulary, H hidden size; R rows of L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orlaif.distributed.sharding import compute_dtype
+from orlaif.policy.prefix.attention import (
+    RowAttention,
+    autocast_dtype,
+    choose_attention,
+    flex_attention,
+    split_attention,
+)
+from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
+from orlaif.types import Completions, PromptBatch
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def rope_inputs(batch: PromptBatch) -> dict[str, Any]:
+    """What ``get_rope_index`` of the Qwen family asks for besides tokens."""
+    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    return {name: batch.mm_inputs[name] for name in names if name in batch.mm_inputs}
+
+
+def prompt_positions(model: Any, batch: PromptBatch) -> Tensor:
+    """Position ids of the prompts as the model itself would number them: i64[P, S], or i64[3, P, S] for m-RoPE."""
+    base = base_of(model)
+    inner = getattr(base, "model", base)
+    if hasattr(inner, "get_rope_index"):
+        return inner.get_rope_index(batch.input_ids, attention_mask=batch.attention_mask, **rope_inputs(batch))[0]
+    return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def per_token(batch: PromptBatch) -> dict[str, Tensor]:
+    """Those of ``mm_inputs`` that have a value for each prompt token, [P, S]."""
+    shape = batch.input_ids.shape
+    return {
+        name: value
+        for name, value in batch.mm_inputs.items()
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype in (torch.int64, torch.int32)
+    }
+
+
+@contextmanager
+def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None) -> Iterator[None]:
+    """Let ``head`` see hidden states at ``places`` [B, T] of [R * L] only; with ``taken``, hand them over instead."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        flat = inputs[0].flatten(0, 1).index_select(0, places.flatten())
+        hidden = flat.view(*places.shape, flat.shape[-1])
+        if taken is None:
+            return hidden, *inputs[1:]
+        taken.append(hidden)
+        return hidden[:0], *inputs[1:]
+
+    handle = head.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _run(model: Any, places: Tensor, hidden: bool, inputs: dict[str, Any]) -> Tensor:
+    """Logits [B, T, V], or hidden states [B, T, H], at ``places`` i64[B, T]."""
+    taken: list[Tensor] | None = [] if hidden else None
+    with _head_at(base_of(model).get_output_embeddings(), places, taken):
+        logits = model(use_cache=False, **inputs).logits
+    return logits if taken is None else taken[0]
+
+
+def shared_forward(
+    model: Any,
+    batch: PromptBatch,
+    completions: Completions,
+    positions: Tensor,
+    attentions: tuple[str, ...],
+    hidden: bool = False,
+) -> Tensor:
+    """Groups in rows: each prompt, with its video, goes through the model once.
+
+    Args:
+        model: a video-language model of transformers, or PEFT's around one.
+        batch: P prompts.
+        completions: their P x G completions.
+        positions: of the prompts, i64[P, S] or i64[3, P, S].
+        attentions: the implementations to choose from, by size (``orlaif.policy.prefix.attention.choose_attention``).
+        hidden: hidden states instead of logits.
+
+    Returns:
+        [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
+    """
+    device, dtype = batch.input_ids.device, compute_dtype(model)
+    computed = autocast_dtype(device, dtype)
+    name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
+    rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask")
+    _, g, t = completions.ids.shape
+    ahead = completion_positions(positions, t).unsqueeze(-2)
+    none = torch.zeros_like(completions.ids)
+    inputs = dict(batch.mm_inputs) | {
+        "input_ids": rows.lay(batch.input_ids, completions.ids),
+        "position_ids": rows.lay(positions, ahead.expand(*ahead.shape[:-2], g, t)),
+        **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch).items()},
+        **_attention_inputs(model, rows, name, dtype),
+    }
+    return _run(model, rows.predict.flatten(0, 1), hidden, inputs)
+
+
+def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
+    if name == "mask":
+        mask = rows.mask
+        if base_of(model).get_decoder().config._attn_implementation == "eager":  # which adds its mask to the scores
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return {"attention_mask": mask}
+    # A mask of four dimensions goes through transformers as it is; the attention function does not read it.
+    function = {"split": split_attention, "flex": flex_attention}[name]
+    return {
+        "attention_mask": rows.source.new_ones(1, 1, 1, 1).bool(),
+        "grouping": RowAttention(rows=rows, function=function),
+    }
+
+
+def duplicate_forward(
+    model: Any, batch: PromptBatch, completions: Completions, positions: Tensor, pad_id: int, hidden: bool = False
+) -> Tensor:
+    """The prompt again for each of the G completions, one completion of each prompt at a time.
+
+    Args:
+        model: a video-language model of transformers, or PEFT's around one.
+        batch: P prompts.
+        completions: their P x G completions.
+        positions: of the prompts, i64[P, S] or i64[3, P, S].
+        pad_id: a token that the model can embed.
+        hidden: hidden states instead of logits.
+
+    Returns:
+        As :func:`shared_forward`.
+    """
+    p, g, t = completions.ids.shape
+    s = batch.input_ids.shape[1]
+    starts = torch.arange(p, device=batch.input_ids.device)[:, None] * (s + t)
+    places = starts + s - 1 + torch.arange(t, device=batch.input_ids.device)
+    ids = completions.ids.masked_fill(~completions.mask, pad_id)
+    inputs = dict(batch.mm_inputs) | {
+        "position_ids": torch.cat([positions, completion_positions(positions, t)], -1),
+        **{key: nn.functional.pad(value, (0, t)) for key, value in per_token(batch).items()},
+    }
+    outputs = []
+    for i in range(g):
+        mask = torch.cat([batch.attention_mask, completions.mask[:, i].to(batch.attention_mask.dtype)], 1)
+        inputs |= {"input_ids": torch.cat([batch.input_ids, ids[:, i]], 1), "attention_mask": mask}
+        outputs.append(_run(model, places, hidden, inputs))
+    return torch.stack(outputs, 1).flatten(0, 1)

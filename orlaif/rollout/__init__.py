@@ -1,0 +1,7 @@
+"""Where completions come from: the seam, sampling by the policy itself, and by vLLM."""
+
+from orlaif.rollout.base import BaseRollout, SamplingParams
+from orlaif.rollout.local import Rollout, generate
+from orlaif.rollout.vllm import VLLMRollout
+
+__all__ = ["BaseRollout", "Rollout", "SamplingParams", "VLLMRollout", "generate"]

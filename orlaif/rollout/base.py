@@ -1,0 +1,100 @@
+"""The seam of sampling: where the G completions of each prompt come from, and how their tokens are drawn.
+
+A rollout gives the log-probs by which it sampled. Where the sampler is not the policy itself (another engine, other
+kernels, older weights), ``importance_cap`` corrects the gradient for the difference.
+
+Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from orlaif.policy import Policy
+from orlaif.types import Completions, PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn.
+
+    Args:
+        max_new_tokens: longest completion, the end-of-sequence token included.
+        temperature: divides the logits; 0 means greedy.
+        top_p: keep the smallest set of tokens with at least this probability.
+        top_k: keep this many tokens; 0 keeps all.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"sampling.max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or more")
+
+
+class BaseRollout(ABC):
+    """What a recipe names under ``rollout``.
+
+    Args:
+        group_size: G, 2 or more.
+        sampling: how tokens are drawn; training needs a temperature above 0.
+        importance_cap: compare the sampler's log-probs with the trainer's (``train/sampling/...``), and weigh each
+            answer by their quotient, at most this much; one more forward pass. None trusts the sampler.
+
+    Raises:
+        ValueError: a group of fewer than 2, greedy decoding, which would draw the same answer G times, or a cap
+            below 1.
+    """
+
+    def __init__(
+        self,
+        group_size: int = 8,
+        sampling: SamplingParams | None = None,
+        importance_cap: float | None = None,
+    ) -> None:
+        if importance_cap is not None and importance_cap < 1:
+            raise ValueError(f"rollout.importance_cap is {importance_cap}; it must be 1 or more, or null")
+        self.importance_cap = importance_cap
+        self.group_size = group_size
+        self.sampling = sampling or SamplingParams()
+        if group_size < 2:
+            raise ValueError(f"rollout.group_size is {group_size}; ranking needs 2 or more answers to a question")
+        if self.sampling.temperature == 0:
+            raise ValueError("rollout.sampling.temperature is 0; sampling a group needs a temperature above 0")
+
+    @abstractmethod
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
+        """Sample G completions of each prompt.
+
+        Args:
+            policy: the model of this moment.
+            batch: P prompts, P >= 1.
+            generator: one for each prompt, on the policy's device; all randomness comes from them.
+
+        Returns:
+            Completions [P, G, T] with the log-probs f32 by which they were sampled.
+        """
+
+    def engine_memory(self, gpu_memory: float) -> int:
+        """Bytes of each GPU that an engine beside the model takes, for ``orlaif plan``; none by default.
+
+        Args:
+            gpu_memory: bytes of a GPU.
+        """
+        return 0

@@ -1,0 +1,180 @@
+"""Rollout: sampling G completions for each of P prompts.
+
+The vision tower and the prompt run once per prompt; all completions of all prompts are then decoded together
+(``orlaif.rollout.decoding``), and those that have ended are dropped on the way. Randomness comes from generators that
+the caller seeds, one per prompt: a completion draws the same numbers whatever is dropped, whichever prompts share its
+batch and however many processes there are, so that a step can be repeated anywhere.
+
+Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from orlaif.policy import Policy, evaluating
+from orlaif.policy.prefix.layout import completion_positions
+from orlaif.rollout.base import BaseRollout, SamplingParams
+from orlaif.rollout.decoding import CompiledDecoder, Decoder, ExpandedDecoder, SharedDecoder
+from orlaif.types import Completions, PromptBatch
+
+
+def choose_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token i64[N] per row of logits f32[N, V], and its log-prob f32[N] under the untruncated distribution.
+
+    ``noise`` f32[N, V] is exponential: the largest quotient of probability and noise is a draw from the probabilities.
+    """
+    logits = logits.float()
+    if noise is None:
+        tokens = logits.argmax(-1)
+    else:
+        logits = logits / sampling.temperature
+        warpers = LogitsProcessorList()
+        if sampling.top_k:
+            warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(sampling.top_p))
+        # These warpers look at scores only; the ids that the interface asks for are not read.
+        no_ids: Any = None
+        tokens = (warpers(no_ids, logits).softmax(-1) / noise).argmax(-1)
+    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def prefill(
+    policy: Policy, batch: PromptBatch, group_size: int, limit: int, compile_decode: bool = False
+) -> tuple[Tensor, Decoder]:
+    """Logits [P, V] of the first token, and what decodes the rest."""
+    model = policy.network
+    with policy.vision(model, batch):
+        first = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=policy.prompt_positions(batch),
+            past_key_values=DynamicCache(config=policy.config.get_text_config(decoder=True)),
+            use_cache=True,
+            logits_to_keep=1,
+            **batch.mm_inputs,
+        )
+    decoder: Decoder
+    if compile_decode:
+        if not policy.reads_prompt_once:
+            raise ValueError(
+                "rollout.compile_decode is true; it needs prefix 'shared' and attn_implementation 'sdpa', and this "
+                f"policy has {policy.prefix!r} and {policy.attn_implementation!r}"
+            )
+        decoder = CompiledDecoder(model, first.past_key_values, batch, group_size, limit, policy.decode_caches)
+    elif policy.reads_prompt_once:
+        decoder = SharedDecoder(model, first.past_key_values, batch, group_size, limit)
+    else:
+        decoder = ExpandedDecoder(model, first.past_key_values, batch, group_size)
+    return first.logits[:, -1], decoder
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    batch: PromptBatch,
+    group_size: int,
+    sampling: SamplingParams,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    compile_decode: bool = False,
+) -> Completions:
+    """Sample ``group_size`` completions per prompt.
+
+    Args:
+        policy: the model; put into eval mode for the rollout and back.
+        batch: P prompts, P >= 1.
+        group_size: G.
+        sampling: how tokens are drawn.
+        generator: on the policy's device: one for each prompt, or one for all; None uses torch's global state.
+        compile_decode: a compiled step over caches of fixed size (CUDA graphs on a GPU); the first rollouts compile.
+
+    Returns:
+        Completions with ``logps`` at the sampling temperature (at temperature 1 for greedy decoding), T the longest
+        completion of this batch.
+
+    Raises:
+        ValueError: ``compile_decode`` for a policy whose prompts are not shared, or generators that are not P.
+    """
+    p, g, limit = len(batch), group_size, sampling.max_new_tokens
+    with evaluating(policy.network), policy.gathered():
+        logits, decoder = prefill(policy, batch, g, limit, compile_decode)
+        logits = logits.repeat_interleave(g, 0)
+        device = logits.device
+        positions = completion_positions(policy.prompt_positions(batch), limit)
+        eos = torch.tensor(policy.eos_ids, device=device)
+        ids = torch.full((p * g, limit), policy.pad_id, device=device)
+        mask = torch.zeros(p * g, limit, dtype=torch.bool, device=device)
+        logps = torch.zeros(p * g, limit, dtype=torch.float32, device=device)
+        alive = torch.ones(p * g, dtype=torch.bool, device=device)
+        noise = None
+        if sampling.temperature:
+            noise = torch.empty(p * g, logits.shape[-1], dtype=torch.float32, device=device)
+            noises: list[tuple[Tensor, torch.Generator | None]]
+            if generator is None or isinstance(generator, torch.Generator):
+                noises = [(noise, generator)]
+            else:
+                noises = list(zip(noise.split(g), generator, strict=True))
+        for step in range(limit):
+            rows = decoder.rows[decoder.real]
+            if noise is not None:  # for all completions, ended or not
+                for part, own in noises:
+                    part.exponential_(generator=own)
+            tokens, token_logps = choose_tokens(
+                policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
+            )
+            live = alive[rows]
+            tokens = tokens.where(live, policy.pad_id)
+            ids[rows, step] = tokens
+            mask[rows, step] = live
+            logps[rows, step] = token_logps.masked_fill(~live, 0.0)
+            alive[rows] = live & ~torch.isin(tokens, eos)
+            if step + 1 == limit or not bool(alive.any()):
+                break
+            decoder.drop(alive)
+            places = decoder.rows
+            logits = decoder.advance(ids[places, step], positions[..., places // g, step : step + 1])
+
+    steps = step + 1
+    all_ids, mask = ids[:, :steps].view(p, g, -1), mask[:, :steps].view(p, g, -1)
+    texts = policy.processor.tokenizer.batch_decode(
+        [row[keep].tolist() for row, keep in zip(all_ids.flatten(0, 1), mask.flatten(0, 1), strict=True)],
+        skip_special_tokens=True,
+    )
+    texts = [text.strip() for text in texts]
+    return Completions(
+        ids=all_ids,
+        mask=mask,
+        texts=tuple(tuple(texts[i * g : (i + 1) * g]) for i in range(p)),
+        logps=logps[:, :steps].view(p, g, -1),
+    )
+
+
+class Rollout(BaseRollout):
+    """A rollout by the policy itself, in the training process (:func:`generate`).
+
+    Args:
+        group_size: G, 2 or more.
+        sampling: how tokens are drawn; training needs a temperature above 0.
+        compile_decode: see :func:`generate`; for a GPU.
+        importance_cap: see :class:`~orlaif.rollout.base.BaseRollout`; the sampler here is the same model.
+    """
+
+    def __init__(
+        self,
+        group_size: int = 8,
+        sampling: SamplingParams | None = None,
+        compile_decode: bool = False,
+        importance_cap: float | None = None,
+    ) -> None:
+        super().__init__(group_size, sampling, importance_cap)
+        self.compile_decode = compile_decode
+
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
+        """G completions of each prompt in ``batch``; ``generator`` has one for each (see :func:`generate`)."""
+        return generate(policy, batch, self.group_size, self.sampling, generator, self.compile_decode)

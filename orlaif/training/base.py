@@ -1,0 +1,324 @@
+"""What the training stages share: the optimizer, the exact normaliser, greedy evaluation, and the run's folder.
+
+**The normaliser.** A loss is a weighted sum over tokens divided by what the tokens count together, over all accumulated
+batches and all ranks. How much that is, is only known when the last batch has been sampled. So every batch contributes
+its undivided sum, and the gradients are divided once, after the last backward pass and before clipping. Accumulating n
+batches then gives the update of one n-times larger batch, whatever the lengths of the answers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from orlaif.distributed.checkpoint_io import SafeCheckpointIO
+from orlaif.distributed.sync import exchange
+from orlaif.evaluation.loop import Evaluated
+from orlaif.policy import Policy
+from orlaif.policy import lora as adapters
+from orlaif.types import PromptBatch
+
+#: Metrics for the progress bar, beside the seconds of each stage.
+_SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
+
+
+def _number(key: str) -> int:
+    return random.Random(key).getrandbits(63)
+
+
+def prompt_generators(batch: PromptBatch, key: str, device: torch.device) -> list[torch.Generator]:
+    """A generator for each prompt of a batch, a function of ``key`` and the prompt's id."""
+    return [torch.Generator(device).manual_seed(_number(f"{key}/{prompt.id}")) for prompt in batch.prompts]
+
+
+class PolicyModule(Evaluated):
+    """Base of the training stages.
+
+    Args:
+        policy: the model to be trained.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step; None keeps the rate.
+        eval_max_new_tokens: longest greedy answer in validation, test and prediction.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        eval_max_new_tokens: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(policy, eval_max_new_tokens)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        #: Counted over all steps and processes so far.
+        self.totals: dict[str, float] = {}
+        self._noted: dict[str, tuple[float, float]] = {}
+        self._counted: dict[str, float] = {}
+        self._normalizer: Tensor | None = None
+        self._stepping = False
+        self._policy_start = 0.0
+        self._first_batch_at: float | None = None
+        self._waited = 0.0
+
+    # ---------------------------------------------------------------- set-up
+
+    def configure_model(self) -> None:
+        """Load the policy, and shard it where the strategy is FSDP2 (``orlaif.distributed.fsdp2``); idempotent."""
+        device = None
+        if self._trainer is not None:
+            strategy = self.trainer.strategy
+            device = strategy.root_device
+            if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
+                strategy.checkpoint_io = SafeCheckpointIO()
+        self.policy.load(device)
+        self.prepare_reference()
+        if self.device_mesh is not None:
+            self.policy.shard(self.device_mesh["data_parallel"])
+
+    def prepare_reference(self) -> None:
+        """Before the policy is sharded: freeze a copy, for stages that need one."""
+
+    def on_fit_start(self) -> None:
+        """Training mode for the policy; from_pretrained leaves it in eval mode.
+
+        Raises:
+            ValueError: an attention of the shared prefix that cannot train on this device.
+        """
+        if self.policy.prefix_attention == "flex" and self.device.type != "cuda":
+            raise ValueError("policy.prefix_attention is 'flex', which trains on CUDA only; use 'auto' here")
+        self.policy.network.train()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer moves."""
+        return [p for p in self.policy.network.parameters() if p.requires_grad]
+
+    def export(self, folder: str, merge: bool = False) -> None:
+        """Write what was trained to ``folder``; an adapter ``merge``-d into its base, or as one."""
+        self.policy.export(folder, merge)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer over all trainable parameters, and its scheduler per step."""
+        optimizer = self.optimizer(self.trained_parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def seed_step(self, batch: PromptBatch, batch_idx: int) -> list[torch.Generator]:
+        """A generator for each prompt, a function of (seed, epoch, prompt); also seeds torch, for dropout.
+
+        So nothing random has to be saved in a checkpoint for a resumed run to equal the uninterrupted one, and a prompt
+        is given the same answers on any number of processes.
+        """
+        torch.manual_seed(_number(f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"))
+        return prompt_generators(batch, f"{self.seed}/{self.current_epoch}", self.device)
+
+    # -------------------------------------------------------------- training
+
+    def is_stepping(self, batch_idx: int) -> bool:
+        """Whether this batch is the last one before the optimizer steps."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+
+    def accumulate(self, total: Tensor, normalizer: Tensor, batch_idx: int) -> Tensor:
+        """Hand a batch's undivided loss to Lightning; :meth:`on_after_backward` divides the gradients.
+
+        Args:
+            total: 0-dim weighted sum over the batch's tokens, with gradient.
+            normalizer: 0-dim, what those tokens count together.
+            batch_idx: of the training step.
+        """
+        self._normalizer = normalizer if self._normalizer is None else self._normalizer + normalizer
+        self._stepping = self.is_stepping(batch_idx)
+        return total
+
+    def backward_part(self, total: Tensor) -> None:
+        """Backward pass of a part of a batch, whose last part goes to Lightning by :meth:`accumulate`.
+
+        So that the activations of one part are freed before the next part is computed; the gradients add up.
+
+        Args:
+            total: 0-dim weighted sum over the part's tokens, with gradient.
+        """
+        n = self.trainer.accumulate_grad_batches
+        self._stepping = False
+        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+        total = total / n if scaler is None else scaler.scale(total / n)
+        alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with alone, torch.autocast(self.device.type, enabled=False):
+            precision.backward(total, self, None)  # without Lightning's hooks, which are for the batch
+
+    def inner_update(self, normalizer: Tensor) -> None:
+        """Step the optimizer within a training step, on the gradients of :meth:`backward_part`, clipped as ever.
+
+        Lightning counts a step for the training step as a whole, and schedulers step with that count.
+
+        Args:
+            normalizer: 0-dim, of all parts on this process.
+        """
+        if self.trainer.world_size > 1 and not self.policy.is_sharded:  # DDP's hooks are off within a training step
+            for parameter in self.trained_parameters():
+                if parameter.grad is None:  # the others may have one
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.trainer.world_size
+        self._divide_gradients(normalizer)
+        optimizer: Any = self.optimizers()
+        optimizer.step(closure=lambda: torch.zeros((), device=self.device))
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: where Lightning would clear gradients, parts of the batch have left theirs already."""
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Free the gradients of the step before, so that a rollout has their memory."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+
+    def on_after_backward(self) -> None:
+        """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
+        self.log("time/policy", self._elapsed(self._policy_start), prog_bar=True)
+        if not self._stepping:
+            return
+        assert self._normalizer is not None
+        self._divide_gradients(self._normalizer)
+        self._normalizer = None
+
+    def _divide_gradients(self, normalizer: Tensor) -> None:
+        normalizer = self.trainer.strategy.reduce(normalizer, reduce_op="sum")
+        # Each loss was divided by the number of batches and averaged over ranks; both are undone here.
+        factor = float(self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1))
+        for parameter in self.trained_parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def empty_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """The step of a batch whose videos were all left out, where the weights are not sharded."""
+        self.note_batch(batch, 0)
+        self.log_noted()
+        self._policy_start = time.perf_counter()
+        return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
+
+    def zero_loss(self) -> Tensor:
+        """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
+        return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradients before clipping; the policy is about to be another one."""
+        self.policy.version += 1
+        grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _elapsed(self, start: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    # --------------------------------------------------------------- metrics
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note the seconds spent inside as ``time/<name>``."""
+        start = time.perf_counter()
+        yield
+        self.note(f"time/{name}", self._elapsed(start))
+
+    def note(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """Keep a metric of this step for :meth:`log_noted`: a mean of what counts ``weight`` on this process."""
+        if weight := float(weight):
+            self._noted[name] = float(value), weight
+
+    def count(self, name: str, number: float) -> None:
+        """Add to a total over all steps and processes, logged by :meth:`log_noted`."""
+        self._counted[name] = self._counted.get(name, 0.0) + number
+
+    def log_noted(self) -> None:
+        """Log what was noted, as means and totals over all processes, which must all call."""
+        everyone = exchange((self._noted, self._counted))
+        self._noted, self._counted = {}, {}
+        sums: dict[str, tuple[float, float]] = {}
+        for noted, counted in everyone:
+            for name, (value, weight) in noted.items():
+                total, weights = sums.get(name, (0.0, 0.0))
+                sums[name] = total + value * weight, weights + weight
+            for name, number in counted.items():
+                self.totals[name] = self.totals.get(name, 0.0) + number
+        for name, (total, weights) in sums.items():
+            self.log(name, total / weights, prog_bar=name in _SHOWN or name.startswith("time/"))
+        for name in ("train/num_tokens", "data/bad_videos"):
+            self.log(name, self.totals.get(name, 0.0))
+
+    def note_batch(self, batch: PromptBatch, num_tokens: int) -> None:
+        """Note what every stage logs: decoding time, waiting for data; bad videos and tokens seen so far."""
+        self.count("train/num_tokens", num_tokens)
+        self.count("data/bad_videos", len(batch.skipped))
+        self.note("time/decode", batch.decode_s)
+        self.note("time/data_wait", batch.wait_s)
+        now = time.perf_counter()
+        if self._first_batch_at is None:  # nothing can be decoded ahead of the first
+            self._first_batch_at, self._waited = now, 0.0
+            return
+        self._waited += batch.wait_s
+        self.note("time/data_wait_share", self._waited / (now - self._first_batch_at))
+
+    # ----------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what the run starts from anyway: frozen weights of the policy's checkpoint, and the reference."""
+        checkpoint["totals"] = dict(self.totals)
+        left_out = self.reloaded_keys(checkpoint["state_dict"])
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what was left out, loaded from the policy's checkpoint, back where the state dict needs it."""
+        self.totals = dict(checkpoint["totals"])
+        if "state_dict" not in checkpoint:  # sharded: the strategy has loaded it
+            return
+        own = self.state_dict()
+        checkpoint["state_dict"].update({name: own[name] for name in self.reloaded_keys(own)})
+        by_number = {name: i for i, name in enumerate(self.trained_names())}
+        states = checkpoint.get("optimizer_states", [])
+        checkpoint["optimizer_states"] = [numbered(state, by_number) for state in states]
+
+    def trained_names(self) -> list[str]:
+        """Names of :meth:`trained_parameters` in the state dict, in their order."""
+        names = {id(p): name for name, p in self.named_parameters()}
+        return [names[id(p)] for p in self.trained_parameters()]
+
+    def reloaded_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those keys of a state dict that come from the policy's own checkpoint, not from Lightning's."""
+        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if self._is_reloaded(name, p)}
+        found = set()
+        for key in keys:
+            words = key.split(".")  # a quantised weight has further keys below its own
+            if any(".".join(words[:n]) in frozen for n in range(len(words), max(0, len(words) - 3), -1)):
+                found.add(key)
+        return found
+
+    def _is_reloaded(self, name: str, parameter: nn.Parameter) -> bool:
+        return not parameter.requires_grad and not adapters.is_reference(name)
+
+
+def numbered(state: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
+    """An optimizer's state by the numbers of its parameters, as torch has it, from one by their names (or numbers)."""
+    if not any(isinstance(key, str) for key in state["state"]):
+        return state
+    groups = [{**group, "params": sorted(numbers[name] for name in group["params"])} for group in state["param_groups"]]
+    return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}

@@ -1,0 +1,189 @@
+"""Training a preference ranker: the paper's oracle, from answers that have been compared."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from orlaif.distributed import sharding
+from orlaif.distributed.sharding import Sharding
+from orlaif.distributed.sync import exchange
+from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
+from orlaif.policy import Policy
+from orlaif.training.base import PolicyModule
+from orlaif.types import PreferencePrompt, PromptBatch
+
+PreferenceLoss = Literal["bradley_terry", "plackett_luce"]
+
+
+class PreferenceRankerTraining(PolicyModule):
+    """Fits a scalar head on a video-language model, and the model with it, to preferences.
+
+    The loss is averaged over all pairs (or choices) of all accumulated batches and ranks. Validation and test log
+    ``<stage>/pair_accuracy``, the share of ordered pairs whose scores are in that order.
+
+    Args:
+        policy: the backbone.
+        loss: ``bradley_terry`` (all pairs that the ranks order) or ``plackett_luce`` (the ranking as a whole).
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.
+        system_prompt: goes before every question in the oracle, if given; the same as in the data's recipe.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+
+    Raises:
+        ValueError: an unknown loss.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: PreferenceLoss = "bradley_terry",
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        system_prompt: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler, 1, seed)
+        if loss not in get_args(PreferenceLoss):
+            raise ValueError(f"loss is {loss!r}; it must be 'bradley_terry' or 'plackett_luce'")
+        self.loss = loss
+        self.system_prompt = system_prompt
+        self.head: nn.Linear | None = None
+        self._pairs: dict[str, tuple[float, int]] = {}
+
+    @property
+    def ranker(self) -> Ranker:
+        """Backbone and head."""
+        return Ranker(self.policy, self.head, self.system_prompt)
+
+    def configure_model(self) -> None:
+        """Load the backbone and make the head; idempotent."""
+        super().configure_model()
+        if self.head is None:
+            head = self.ranker.load().head
+            assert head is not None
+            self.head = head.to(self.device)
+            if self.device_mesh is not None:
+                sharding.shard(self.head, self.head, self.device_mesh["data_parallel"], Sharding())
+
+    def _gather(self) -> None:
+        super()._gather()
+        self._gathered.enter_context(sharding.gathered(self.head))
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The backbone's, and the head."""
+        assert self.head is not None
+        return [*super().trained_parameters(), *self.head.parameters()]
+
+    def export(self, folder: str, merge: bool = True) -> None:
+        """Write the folder that ``PreferenceRanker`` loads; an adapter is merged in any case."""
+        self.ranker.export(folder)
+
+    def _scored(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Scores f32[P, G] and ranks i64[P, G], -1 where there is no answer."""
+        prompts: list[PreferencePrompt] = []
+        for prompt in batch.prompts:
+            if not isinstance(prompt, PreferencePrompt):
+                raise ValueError(f"prompt {prompt.id!r} has no compared answers; train a ranker on preference data")
+            prompts.append(prompt)
+        scores = self.ranker(batch, [prompt.answers for prompt in prompts])
+        ranks = torch.full(scores.shape, -1, dtype=torch.int64)
+        for row, prompt in zip(ranks, prompts, strict=True):
+            row[: len(prompt.ranks)] = torch.tensor(prompt.ranks)
+        ranks = ranks.to(scores.device)
+        return scores.masked_fill(ranks < 0, 0.0), ranks
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """One batch of compared answers."""
+        self.seed_step(batch, batch_idx)
+        empty = not len(batch)
+        if empty:
+            if not self.policy.is_sharded:
+                return self.empty_step(batch, batch_idx)
+            self.note_batch(batch, 0)
+        self._policy_start = time.perf_counter()
+        scores, ranks = self._stand_in_scored() if empty else self._scored(batch)
+        likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
+        total, count = likelihood(scores, ranks)
+        if empty:  # sharded processes run the same layers
+            total, count = total * 0.0, count * 0
+        self.note("train/loss", total.detach() / count.clamp(min=1), count)
+        right, pairs = pair_accuracy(scores.detach(), ranks)
+        if not empty:
+            self.note("train/pair_accuracy", right / pairs.clamp(min=1), pairs)
+            self.note_batch(batch, int(batch.attention_mask.sum()))
+        self.log_noted()
+        return self.accumulate(total, count.float(), batch_idx)
+
+    def _stand_in_scored(self) -> tuple[Tensor, Tensor]:
+        scores = self.ranker(self.policy.stand_in(self.device), [("a", "b")])
+        return scores, torch.tensor([[0, 1]], device=scores.device)
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        if len(batch):
+            for prompt, scores, ranks in zip(batch.prompts, *self._scored(batch), strict=True):
+                right, pairs = pair_accuracy(scores[None], ranks[None])
+                self._pairs[prompt.id] = float(right), int(pairs)
+
+    def _log_pairs(self, stage: str) -> None:
+        """Of all processes; what two were given counts once."""
+        self._gathered.close()
+        found: dict[str, tuple[float, int]] = {}
+        for own in exchange(self._pairs):
+            found |= own
+        self._pairs = {}
+        if pairs := sum(number for _, number in found.values()):
+            accuracy = sum(right for right, _ in found.values()) / pairs
+            self.log(f"{stage}/pair_accuracy", accuracy, prog_bar=True, sync_dist=True)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Compare scores with ranks."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """``val/pair_accuracy``."""
+        self._log_pairs("val")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Compare scores with ranks."""
+        self._evaluate(batch)
+
+    def setup(self, stage: str) -> None:
+        """No predictions are gone on with."""
+
+    def on_test_epoch_start(self) -> None:
+        """No predictions are written."""
+        self._gather()
+
+    def on_test_epoch_end(self) -> None:
+        """``test/pair_accuracy``."""
+        self._log_pairs("test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
+        """Scores f32[P, G] of the compared answers."""
+        return self._scored(batch)[0]
+
+    def on_predict_epoch_start(self) -> None:
+        """No predictions are written."""
+        self._gather()
+
+
+def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the pairs that the ranks order have their scores in that order; a tie of scores counts half.
+
+    Args:
+        scores: f[P, G].
+        ranks: i64[P, G], -1 = no answer.
+
+    Returns:
+        Right ones and all pairs, 0-dim.
+    """
+    valid = ranks >= 0
+    better = (ranks.unsqueeze(-1) < ranks.unsqueeze(-2)) & valid.unsqueeze(-1) & valid.unsqueeze(-2)
+    margins = scores.unsqueeze(-1) - scores.unsqueeze(-2)
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    return (right * better).sum(), better.sum()

@@ -1,0 +1,83 @@
+"""Supervised fine-tuning on reference answers: the warm start before Oracle-RLAIF.
+
+Answers go through the same forward pass as sampled completions, as groups of one, so that both stages train exactly the
+same thing: logits at the answer's positions, placeholders excluded.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from orlaif.policy import Policy
+from orlaif.training.base import PolicyModule
+from orlaif.types import Completions, PromptBatch
+
+
+def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
+    """The prompts' reference answers as groups of one, each closed by the end-of-sequence token.
+
+    Args:
+        policy: whose tokenizer is used.
+        batch: P prompts with answers.
+
+    Returns:
+        Completions [P, 1, T] on the batch's device.
+
+    Raises:
+        ValueError: a prompt without an answer.
+    """
+    tokenizer = policy.processor.tokenizer
+    answers = []
+    for prompt in batch.prompts:
+        if prompt.answer is None:
+            raise ValueError(f"prompt {prompt.id!r} has no answer; supervised fine-tuning needs one for every prompt")
+        answers.append(prompt.answer)
+    rows = [[[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]] for answer in answers]
+    return Completions.padded(rows, tuple((answer,) for answer in answers), policy.pad_id, batch.input_ids.device)
+
+
+class SupervisedFineTuning(PolicyModule):
+    """Cross-entropy on the reference answers, averaged over all answer tokens of all accumulated batches and ranks.
+
+    Args:
+        policy: the model to be trained.
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.
+        eval_max_new_tokens: longest greedy answer in validation, test and prediction.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        eval_max_new_tokens: int = 64,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """One batch of reference answers."""
+        self.seed_step(batch, batch_idx)
+        empty = not len(batch)
+        if empty:
+            if not self.policy.is_sharded:
+                return self.empty_step(batch, batch_idx)
+            self.note_batch(batch, 0)
+            batch = self.policy.stand_in(self.device)
+        self._policy_start = time.perf_counter()
+        completions = reference_completions(self.policy, batch)
+        total = -self.policy.completion_logps(batch, completions).sum()
+        if empty:  # sharded processes run the same layers
+            total = total * 0.0
+        count = completions.mask.sum() * (not empty)
+        self.note("train/loss", total.detach() / count.clamp(min=1), count)
+        if not empty:
+            self.note_batch(batch, int(batch.attention_mask.sum() + count))
+        self.log_noted()
+        return self.accumulate(total, count.float(), batch_idx)

@@ -1,0 +1,120 @@
+"""The plan against what a step really allocates, counted tensor by tensor on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.live_bytes import LiveBytes
+from orlaif.cli.plan.sizes import Setup
+from orlaif.demo.tiny import make_tiny_model
+from orlaif.losses import grpo_rank_loss
+from orlaif.policy import Policy
+from orlaif.policy.encoding import render, to_batch
+from orlaif.rollout import SamplingParams, generate
+from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
+
+LORA = {"r": 8, "target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]}
+P, G, T = 2, 4, 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Wider, and with a larger vocabulary, than the other tests' model, so that it is tensors of size that count."""
+    path = str(tmp_path_factory.mktemp("wider"))
+    make_tiny_model(path, [f"word{i}" for i in range(4000)], hidden_size=128, num_layers=4)
+    return path
+
+
+def clips(policy: Policy) -> PromptBatch:
+    """Two videos of noise, about 400 tokens each."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (16, 3, 256, 256), generator=generator, dtype=torch.uint8)
+    times = torch.arange(16, dtype=torch.float64) / 2
+    clip = VideoClip(frames=frames, pts_s=times, duration_s=8.0, path="noise")
+    prompts = [VideoPrompt(id=f"p{i}", video="noise", question="what is this") for i in range(P)]
+    return to_batch(policy.processor, prompts, [clip] * P, [render(policy.processor, p) for p in prompts])
+
+
+def completions(policy: Policy) -> Completions:
+    ids = torch.randint(200, 4000, (P, G, T), generator=torch.Generator().manual_seed(0))
+    texts = tuple(("x",) * G for _ in range(P))
+    return Completions(ids=ids, mask=torch.ones(P, G, T, dtype=torch.bool), texts=texts)
+
+
+def counted(known: list[Any], work: Any) -> int:
+    with LiveBytes([t for t in known if isinstance(t, torch.Tensor)]) as live:
+        work()
+    return live.peak
+
+
+def real_peaks(policy: Policy, reference: bool) -> dict[str, int]:
+    """Bytes that each phase of a step adds, gradients included."""
+    network = policy.network.train()
+    batch, sampled = clips(policy), completions(policy)
+    known = [*network.parameters(), *network.buffers(), batch.input_ids, batch.attention_mask]
+    tensors = [t for t in batch.mm_inputs.values() if isinstance(t, torch.Tensor)]
+    inputs = sum(t.numel() * t.element_size() for t in tensors)
+    known += tensors
+    sampling = SamplingParams(max_new_tokens=T)
+    never_ends = torch.Generator().manual_seed(0)
+    peaks = {"rollout": counted(known, lambda: generate(policy, batch, G, sampling, never_ends))}
+    policy._positions = None
+    if reference:
+        policy.load_reference()
+        known += list(policy.reference.parameters()) if policy.reference is not None else []
+        peaks["reference"] = counted(known, lambda: policy.completion_logps(batch, sampled, reference=True))
+
+    def update() -> None:
+        logits = policy.completion_logits(batch, sampled)
+        loss, _ = grpo_rank_loss(
+            logits,
+            sampled.ids.flatten(0, 1),
+            advantages=torch.linspace(-1, 1, P * G),
+            mask=sampled.mask.flatten(0, 1),
+            ref_logps=torch.zeros(P * G, T) if reference else None,
+            normalizer=1.0,
+            implementation="torch",
+        )
+        loss.backward()
+
+    peaks["policy"] = counted(known, update)
+    return {name: peak + inputs for name, peak in peaks.items()}
+
+
+def setup_for(policy: Policy) -> Setup:
+    batch = clips(policy)
+    pixels = batch.mm_inputs["pixel_values_videos"]
+    return Setup(
+        prompts=P,
+        group_size=G,
+        part=G,
+        prompt_tokens=batch.input_ids.shape[1],
+        completion_tokens=T,
+        patches=pixels.shape[0],
+        pixels=pixels.shape[1],
+        reference=True,
+        loss="logits",
+        host_overhead=0,
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, checkpointing: bool, dtype: str) -> None:
+    """Within 15 %, phase by phase."""
+    settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": checkpointing}
+    policy = Policy(folder, prefix="shared", prefix_attention="split", **settings)
+    estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
+    setup = setup_for(policy)
+    plan = estimate.plan(setup)
+    real = real_peaks(policy.load(), reference=True)
+    for phase, peak in real.items():
+        planned = sum(plan.phases[phase].values())
+        print(f"{phase}: planned {planned / 1e6:.1f} MB, real {peak / 1e6:.1f} MB, {planned / peak - 1:+.1%}")
+    for phase, peak in real.items():
+        assert sum(plan.phases[phase].values()) == pytest.approx(peak, rel=0.15), phase

@@ -1,0 +1,168 @@
+"""``prefix: auto`` asks the loaded model: what it accepts, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+from orlaif.demo.shapes import ShapesDataset, words
+from orlaif.demo.tiny import tiny_processor
+from orlaif.policy import Policy
+from orlaif.policy.prefix import probe as prefix_check
+from orlaif.policy.prefix.layout import GroupRows
+from orlaif.policy.prefix.probe import structural_reason
+from orlaif.rollout import SamplingParams, generate
+from tests.conftest import make_policy
+from tests.families import FAMILIES, decoder, qwen_tokens, save
+from tests.rollout.test_local import five
+
+
+def make_hybrid(folder: str) -> None:
+    """A Qwen3.5: a layer of linear attention, whose state runs through the sequence, and one of full attention."""
+    processor = tiny_processor(words())
+    config = Qwen3_5Config(
+        text_config={
+            **decoder(processor.tokenizer),
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 12,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+        },
+        **qwen_tokens(processor),
+    )
+    save(folder, processor, Qwen3_5ForConditionalGeneration, config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_auto_shares_what_is_exact(family: str, dtype: str, tmp_path: object, caplog: pytest.LogCaptureFixture) -> None:
+    FAMILIES[family](str(tmp_path))
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = Policy(str(tmp_path), dtype=dtype).load()
+    assert policy.prefix == "shared"
+    assert policy.attentions == ("mask", "split")
+    assert f"auto chose 'shared' for model type '{family}': log-probs equal the model's own to" in caplog.text
+
+
+def test_auto_duplicates_for_a_hybrid_and_says_why(
+    tmp_path: object, shapes: ShapesDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_hybrid(str(tmp_path))
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = make_policy(str(tmp_path))
+    assert policy.prefix == "duplicate"
+    assert "auto chose 'duplicate' for model type 'qwen3_5': it has layers of linear_attention" in caplog.text
+    # And it works: sampled log-probs are the training forward's.
+    batch = five(policy, shapes)
+    sampling = SamplingParams(max_new_tokens=5)
+    completions = generate(policy, batch, 3, sampling, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        again = policy.completion_logps(batch, completions)
+    assert completions.logps is not None
+    torch.testing.assert_close(completions.logps, again, atol=2e-4, rtol=0)
+
+
+def test_shared_is_refused_for_a_hybrid(tmp_path: object) -> None:
+    make_hybrid(str(tmp_path))
+    with pytest.raises(ValueError, match=r"policy.prefix is 'shared', but not for model type 'qwen3_5': it has layers"):
+        Policy(str(tmp_path), dtype="float32", prefix="shared").load()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_numbers_alone_find_a_hybrid(dtype: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the look at its config, also in low precision."""
+    make_hybrid(str(tmp_path))
+    monkeypatch.setattr(prefix_check, "structural_reason", lambda config: None)
+    assert Policy(str(tmp_path), dtype=dtype).load().prefix == "duplicate"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_numbers_find_an_attention_that_leaks(
+    tiny_model: str, dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mask by which completions see each other is refused; the other implementation still passes."""
+
+    def causal(self: GroupRows) -> torch.Tensor:
+        r, length = self.shape
+        return torch.ones(length, length, dtype=torch.bool).tril().expand(r, 1, length, length)
+
+    monkeypatch.setattr(GroupRows, "mask", property(causal))
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = Policy(tiny_model, dtype=dtype).load()
+    assert policy.attentions == ("split",)
+    assert "mask gives log-probs that differ" in caplog.text or "mask lets one completion see another" in caplog.text
+
+
+def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such video")
+
+    monkeypatch.setattr(prefix_check, "to_batch", broken)
+    with pytest.raises(ValueError, match="the check could not be made: RuntimeError: no such video"):
+        Policy(tiny_model, dtype="float32", prefix="shared").load()
+    assert Policy(tiny_model, dtype="float32").load().prefix == "duplicate"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"layer_types": ["full_attention"] * 2}, None),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
+        ({"layer_types": ["chunked_attention"]}, "layers of chunked_attention"),
+        ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
+        ({"sliding_window": 4096, "max_position_embeddings": 32768}, "window of 4096 tokens"),
+        ({"sliding_window": 32768, "max_position_embeddings": 32768}, None),
+        ({"sliding_window": 4096, "max_position_embeddings": 32768, "use_sliding_window": False}, None),
+        (
+            {"sliding_window": 4096, "max_position_embeddings": 32768, "layer_types": ["full_attention"]},
+            None,
+        ),
+        (
+            {"sliding_window": 64, "max_position_embeddings": 128, "layer_types": ["sliding_attention"]},
+            "window of 64 tokens",
+        ),
+    ],
+)
+def test_what_a_config_rules_out(config: dict[str, object], reason: str | None) -> None:
+    found = structural_reason(SimpleNamespace(**config))
+    assert found is None if reason is None else reason in (found or "")
+
+
+def test_attention_by_name(tiny_model: str) -> None:
+    assert Policy(tiny_model, dtype="float32", prefix_attention="split").load().attentions == ("split",)
+    assert Policy(tiny_model, dtype="float32", prefix_attention="mask").load().attentions == ("mask",)
+    assert Policy(tiny_model, dtype="float32", attn_implementation="eager").load().attentions == ("mask",)
+    assert Policy(tiny_model, dtype="float32", prefix="duplicate").load().attentions == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prefix_attention": "flash"}, "policy.prefix_attention is 'flash'"),
+        ({"prefix_attention": "split", "attn_implementation": "eager"}, "attn_implementation 'sdpa'"),
+        ({"prefix_attention": "split", "prefix": "duplicate"}, "needs prefix 'auto' or 'shared'"),
+    ],
+)
+def test_mistakes_are_named(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy("nowhere", **settings)  # type: ignore[arg-type]

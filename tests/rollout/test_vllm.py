@@ -1,0 +1,180 @@
+"""Rollouts by another engine than the trainer: its weights follow the policy's, and its log-probs are corrected for.
+
+vLLM itself needs a GPU. What stands for it here has the parts of its interface that are used, over transformers' own
+``generate``; so these tests say that the right weights, prompts and videos are handed over, not that vLLM takes them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from orlaif.losses import GRPORankLoss
+from orlaif.policy import Policy
+from orlaif.policy.hub import load_processor
+from orlaif.policy.prefix.probe import synthetic_prompt
+from orlaif.rollout import Rollout, SamplingParams
+from orlaif.rollout.vllm import VLLMRollout
+from orlaif.types import Completions, PromptBatch
+from tests.training.test_composition import LORA
+from tests.training.test_rlaif import ByText, Recorder, data, rlaif, trainer
+
+engines: list[Any] = []
+
+
+class LLM:
+    """As ``vllm.LLM``: a model of its own, loaded from the path."""
+
+    def __init__(self, model: str, dtype: str, **options: Any) -> None:
+        assert options["logprobs_mode"] == "processed_logprobs"
+        self.options = options
+        self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self.processor = load_processor(model)
+        self.updates: list[list[str]] = []
+        engines.append(self)
+
+    def load_weights(self, weights: Any) -> set[str]:
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        names = []
+        for name, weight in weights:
+            own[name].data.copy_(weight)
+            names.append(name)
+        assert set(names) == set(own)
+        self.updates.append(names)
+        return set(names)
+
+    def apply_model(self, function: Any) -> list[Any]:
+        return [function(self)]
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+    def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
+        outputs = []
+        for prompt, how in zip(prompts, settings, strict=True):
+            (frames, about) = prompt["multi_modal_data"]["video"][0]
+            about = {name: value for name, value in about.items() if name != "do_sample_frames"}
+            inputs = self.processor(
+                text=[prompt["prompt"]],
+                videos=[[torch.from_numpy(frames).permute(0, 3, 1, 2)]],
+                video_metadata=[about],
+                return_tensors="pt",
+                do_sample_frames=prompt["mm_processor_kwargs"]["do_sample_frames"],
+            )
+            torch.manual_seed(how.seed)
+            made = self.model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=how.temperature,
+                top_k=0,
+                max_new_tokens=how.max_tokens,
+                num_return_sequences=how.n,
+                eos_token_id=how.stop_token_ids,
+                suppress_tokens=list(how.logit_bias),
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+            start = inputs.input_ids.shape[1]
+            logps = torch.stack(made.scores, 1).log_softmax(-1)
+            rows = []
+            for row, own in zip(made.sequences[:, start:].tolist(), logps, strict=True):
+                ends = [k for k, token in enumerate(row) if token in how.stop_token_ids]
+                row = row[: ends[0] + 1] if ends else row
+                found = [{t: SimpleNamespace(logprob=float(own[k, t]))} for k, t in enumerate(row)]
+                rows.append(SimpleNamespace(token_ids=row, logprobs=found))
+            outputs.append(SimpleNamespace(prompt_token_ids=inputs.input_ids[0].tolist(), outputs=rows))
+        return outputs
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("vllm")
+    module.__spec__ = ModuleSpec("vllm", None)
+    module.LLM, module.SamplingParams = LLM, SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    engines.clear()
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_engine_follows_the_policy(tiny_model: str, data_root: str, tmp_path: Path, lora: Any) -> None:
+    """At a rate that changes the policy much, the sampler's log-probs stay the trainer's."""
+    recorder = Recorder()
+    rollout = VLLMRollout(group_size=4, sampling=SamplingParams(max_new_tokens=4, temperature=1.5))
+    module = rlaif(tiny_model, rollout=rollout, oracle=ByText(), loss=GRPORankLoss())
+    module.optimizer = lambda params: torch.optim.SGD(params, lr=1.0 if lora is None else 30.0)
+    module.policy = Policy(tiny_model, dtype="float32", lora=lora)
+    trainer(tmp_path, max_steps=3, callbacks=[recorder]).fit(module, data(data_root, 4))
+    (engine,) = engines
+    assert len(engine.updates) == 3  # before the first rollout, and after each update that one followed
+    assert engine.options["gpu_memory_utilization"] == 0.3
+    for metrics in recorder.metrics:
+        assert metrics["train/sampling/sampling_logp_difference/max"] < 1e-4
+        assert metrics["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+        assert metrics["train/sampling/truncated_ratio"] == 0
+
+    # Had it kept the weights that it began with, its log-probs would be others.
+    policy = module.policy
+    batch = synthetic_prompt(policy.processor, torch.device("cpu"), torch.float32)
+    engine.model = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    rollout._weights_of = policy.version
+    stale = rollout(policy, batch, [torch.Generator().manual_seed(0)])
+    assert stale.logps is not None
+    with torch.no_grad():
+        difference = policy.completion_logps(batch, stale, temperature=1.5) - stale.logps
+    assert float(difference.abs().max()) > 1e-3
+
+
+class Doubted(Rollout):
+    """Samples as ever, and says that it held each answer for half as likely as it did."""
+
+    def __call__(self, policy: Policy, batch: PromptBatch, generator: Any) -> Completions:
+        made = super().__call__(policy, batch, generator)
+        assert made.logps is not None
+        first = torch.zeros_like(made.logps)
+        first[..., 0] = torch.tensor(2.0).log()
+        return Completions(ids=made.ids, mask=made.mask, texts=made.texts, logps=made.logps - first)
+
+
+@pytest.mark.parametrize(("cap", "factor", "truncated"), [(None, 1.0, None), (1.5, 1.5, 1.0), (4.0, 2.0, 0.0)])
+def test_importance_weights_are_truncated(
+    tiny_model: str, data_root: str, tmp_path: Path, cap: float | None, factor: float, truncated: float | None
+) -> None:
+    """An answer that the trainer holds for twice as likely as the sampler counts twice, or as much as the cap."""
+
+    def gradient(rollout: Rollout) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        recorder = Recorder()
+        module = rlaif(tiny_model, rollout=rollout, oracle=ByText(), loss=GRPORankLoss(), microbatch=3)
+        trainer(tmp_path, max_steps=1, callbacks=[recorder]).fit(module, data(data_root, 4))
+        return recorder.grads[0], recorder.metrics[0]
+
+    sampling = SamplingParams(max_new_tokens=4)
+    plain, _ = gradient(Rollout(group_size=4, sampling=sampling))
+    weighted, metrics = gradient(Doubted(group_size=4, sampling=sampling, importance_cap=cap))
+    for name, grad in plain.items():
+        torch.testing.assert_close(weighted[name], factor * grad, rtol=1e-3, atol=1e-5)
+    assert metrics.get("train/sampling/truncated_ratio") == truncated
+    if cap is not None:
+        assert metrics["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_settings_that_cannot_work(tiny_model: str) -> None:
+    with pytest.raises(ValueError, match=r"rollout.importance_cap is 0.5; it must be 1 or more"):
+        Rollout(importance_cap=0.5)
+    with pytest.raises(ValueError, match=r"top_p and top_k must be 1 and 0"):
+        VLLMRollout(sampling=SamplingParams(top_p=0.9))
+    with pytest.raises(ValueError, match=r"gpu_memory_utilization is 2"):
+        VLLMRollout(gpu_memory_utilization=2)
+
+
+def test_without_vllm_it_says_so(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.delitem(sys.modules, "vllm")
+    with pytest.raises(ValueError, match=r"needs vLLM: pip install orlaif\[vllm\]"):
+        VLLMRollout().engine(Policy(tiny_model, dtype="float32"))
