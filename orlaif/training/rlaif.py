@@ -25,7 +25,7 @@ from orlaif.distributed.sync import exchange, raise_together
 from orlaif.losses import GRPORankLoss, grpo_rank_loss, linear_grpo_rank_loss, loss_weights
 from orlaif.oracles import Asked, Oracle, OracleFailure, order_consistency
 from orlaif.policy import Policy, evaluating
-from orlaif.rollout import Rollout
+from orlaif.rollout import BaseRollout, Rollout
 from orlaif.training.base import PolicyModule, prompt_generators
 from orlaif.training.metrics import rank_metrics
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
@@ -102,7 +102,7 @@ class OracleRLAIF(PolicyModule):
         self,
         policy: Policy,
         oracle: Oracle,
-        rollout: Rollout | None = None,
+        rollout: BaseRollout | None = None,
         advantage: Advantage | None = None,
         loss: GRPORankLoss | None = None,
         reference: Reference | None = None,
