@@ -7,6 +7,7 @@ recipe, the data) is compared by :func:`check_same` before the first collective 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ def num_processes() -> int:
 def process_index() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if num_processes() > 1 else 0
+
+
+def local_process_index() -> int:
+    """Which of this machine's processes this is, from 0: the launcher's ``LOCAL_RANK``, else the run's own number."""
+    return int(os.environ.get("LOCAL_RANK", process_index()))
 
 
 def exchange(value: Any) -> list[Any]:

@@ -6,12 +6,14 @@ vLLM itself needs a GPU. What stands for it here has the parts of its interface 
 
 from __future__ import annotations
 
+import random
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -38,7 +40,19 @@ class LLM:
         self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self.processor = load_processor(model)
         self.updates: list[list[str]] = []
+        self.forgotten = 0
+        self.llm_engine = SimpleNamespace(reset_encoder_cache=self.reset_encoder_cache)
         engines.append(self)
+        self.reseed()
+
+    def reseed(self) -> None:
+        """As vLLM does, of its whole process."""
+        torch.manual_seed(len(engines))
+        random.seed(len(engines))
+        np.random.seed(len(engines))
+
+    def reset_encoder_cache(self) -> None:
+        self.forgotten += 1
 
     def load_weights(self, weights: Any) -> set[str]:
         own = dict(self.model.named_parameters(remove_duplicate=False))
@@ -50,8 +64,9 @@ class LLM:
         self.updates.append(names)
         return set(names)
 
-    def apply_model(self, function: Any) -> list[Any]:
-        return [function(self)]
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
+        assert method == "reload_weights"
+        return [self.load_weights(kwargs["weights_iterator"])]
 
     def reset_prefix_cache(self) -> bool:
         return True
@@ -84,11 +99,11 @@ class LLM:
             start = inputs.input_ids.shape[1]
             logps = torch.stack(made.scores, 1).log_softmax(-1)
             rows = []
-            for row, own in zip(made.sequences[:, start:].tolist(), logps, strict=True):
+            for row, table in zip(made.sequences[:, start:].tolist(), logps, strict=True):
                 ends = [k for k, token in enumerate(row) if token in how.stop_token_ids]
                 row = row[: ends[0] + 1] if ends else row
-                found = [{t: SimpleNamespace(logprob=float(own[k, t]))} for k, t in enumerate(row)]
-                rows.append(SimpleNamespace(token_ids=row, logprobs=found))
+                drawn = [{t: SimpleNamespace(logprob=float(table[k, t]))} for k, t in enumerate(row)]
+                rows.append(SimpleNamespace(token_ids=row, logprobs=drawn))
             outputs.append(SimpleNamespace(prompt_token_ids=inputs.input_ids[0].tolist(), outputs=rows))
         return outputs
 
@@ -112,6 +127,7 @@ def test_the_engine_follows_the_policy(tiny_model: str, data_root: str, tmp_path
     module.policy = Policy(tiny_model, dtype="float32", lora=lora)
     trainer(tmp_path, max_steps=3, callbacks=[recorder]).fit(module, data(data_root, 4))
     (engine,) = engines
+    assert engine.forgotten == 3  # features of videos, with the weights that made them
     assert len(engine.updates) == 3  # before the first rollout, and after each update that one followed
     assert engine.options["gpu_memory_utilization"] == 0.3
     for metrics in recorder.metrics:
@@ -176,5 +192,44 @@ def test_settings_that_cannot_work(tiny_model: str) -> None:
 def test_without_vllm_it_says_so(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "vllm")
-    with pytest.raises(ValueError, match=r"needs vLLM: pip install orlaif\[vllm\]"):
-        VLLMRollout().engine(Policy(tiny_model, dtype="float32"))
+    with pytest.raises(ValueError, match=r"needs vLLM: pip install '\.\[vllm\]'"):
+        VLLMRollout().engine(Policy(tiny_model, dtype="float32"), 16)
+
+
+def test_an_engine_leaves_the_random_state_of_the_process_alone(tiny_model: str) -> None:
+    policy = Policy(tiny_model, dtype="float32")
+    batch = synthetic_prompt(policy.processor, torch.device("cpu"), torch.float32)
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = torch.rand(3), random.random(), np.random.rand()
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    VLLMRollout(group_size=2, sampling=SamplingParams(max_new_tokens=2))(
+        policy, batch, [torch.Generator().manual_seed(0)]
+    )
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (random.random(), np.random.rand()) == expected[1:]
+
+
+@pytest.mark.parametrize(("room", "answer", "fits"), [(None, 4, True), (70, 64, False)])
+def test_room_for_prompt_and_answer(tiny_model: str, room: int | None, answer: int, fits: bool) -> None:
+    policy = Policy(tiny_model, dtype="float32")
+    batch = synthetic_prompt(policy.processor, torch.device("cpu"), torch.float32)
+    rollout = VLLMRollout(
+        group_size=2,
+        sampling=SamplingParams(max_new_tokens=answer),
+        engine={} if room is None else {"max_model_len": room},
+    )
+    if fits:
+        rollout(policy, batch, [torch.Generator().manual_seed(0)])
+        positions = policy.config.get_text_config(decoder=True).max_position_embeddings
+        assert engines[0].options["max_model_len"] == min(1024, positions)
+        return
+    with pytest.raises(ValueError, match=r"'probe' has \d+ tokens .* the engine's max_model_len of 70"):
+        rollout(policy, batch, [torch.Generator().manual_seed(0)])
+
+
+def test_a_kind_of_model_that_vllm_serves_without_video(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(tiny_model, dtype="float32").load()
+    monkeypatch.setattr(policy.config, "model_type", "smolvlm")
+    with pytest.raises(ValueError, match=r"vLLM serves models of type 'smolvlm' without video"):
+        VLLMRollout().engine(policy, 16)
+    assert not engines
