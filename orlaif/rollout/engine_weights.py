@@ -1,4 +1,4 @@
-"""The policy's weights as an engine beside the trainer reads them: whole, adapter added, under the checkpoint's names."""
+"""The policy's weights as an engine beside the trainer reads them: whole, adapter added, by the checkpoint's names."""
 
 from __future__ import annotations
 
