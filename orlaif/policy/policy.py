@@ -1,7 +1,8 @@
-"""The policy: a Hugging Face video-language model, its frozen reference, and log-probs of completions.
+"""The policy: a Hugging Face video-language model, and log-probs of completions.
 
 Weights are loaded on first use (or by :meth:`Policy.load`), so that a recipe can be read, checked and printed without
-them. The reference is the base model with the adapter off (LoRA), or a frozen copy (full fine-tuning).
+them. Objects that it holds do the rest: ``reference`` (frozen), ``positions`` and ``features`` (of the last batch),
+``choice`` (how groups go through the model); ``orlaif.policy.export`` writes it to a folder.
 
 The distribution is over the model's vocabulary without its image and video placeholder tokens: a sampled placeholder
 would ask the model for pixels that do not exist. Sampling, log-probs and loss exclude them alike.
@@ -12,11 +13,7 @@ Shapes: P prompts, G completions, T completion tokens, V vocabulary, L = S + G *
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
-import tempfile
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from orlaif_kernels import linear_logps
@@ -26,33 +23,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
-from orlaif.distributed.sync import process_index
 from orlaif.policy import lora as adapters
-from orlaif.policy.hub import check_checkpoint, copy_processor, load_processor
-from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
-from orlaif.policy.prefix.forward import base_of, duplicate_forward, prompt_positions, shared_forward
-from orlaif.policy.prefix.probe import synthetic_prompt, usable_attentions
+from orlaif.policy.export import export_policy
+from orlaif.policy.hub import check_checkpoint, load_processor
+from orlaif.policy.positions import PromptPositions
+from orlaif.policy.prefix.attention import PrefixAttention
+from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice, choose_prefix
+from orlaif.policy.prefix.forward import base_of, duplicate_forward, shared_forward
+from orlaif.policy.prefix.probe import synthetic_prompt
+from orlaif.policy.reference import FrozenReference
 from orlaif.policy.vision import VisionFeatures, vision_tower
 from orlaif.types import Completions, PromptBatch
 
-log = logging.getLogger(__name__)
-
-Prefix = Literal["auto", "shared", "duplicate"]
 #: Families for which tests show that the LM head on the last hidden states is all that makes the logits.
 FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava_onevision", "smolvlm")
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run with the model in eval mode, then put it back into the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 class Policy(nn.Module):
@@ -125,15 +111,14 @@ class Policy(nn.Module):
         self.prefix_attention: PrefixAttention = prefix_attention
         #: How often the weights have changed since they were loaded.
         self.version = 0
-        #: What a shared prefix may run on, once the model is loaded; empty for ``duplicate``.
-        self.attentions: tuple[str, ...] = ()
+        #: ``prefix`` as settled by the loaded model; None before that.
+        self.choice: PrefixChoice | None = None
         self.model: nn.Module | None = None
-        self.reference: nn.Module | None = None
-        self._reference_adapter = False
+        self.reference = FrozenReference(lora)
+        self.positions = PromptPositions()
+        self.features = VisionFeatures()
         self._processor: Any = None
-        self._positions: tuple[PromptBatch, Tensor] | None = None
-        self._features = VisionFeatures()
-        #: Of compiled rollouts, by size (``orlaif.rollout.decoding``).
+        #: Of compiled rollouts, by size (``orlaif.rollout.compiled``).
         self.decode_caches: dict[tuple[int, ...], Any] = {}
 
     # ---------------------------------------------------------------- loading
@@ -156,7 +141,14 @@ class Policy(nn.Module):
         model: Any = AutoModelForImageTextToText.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )
-        self._choose_prefix(model)
+        self.choice = choose_prefix(
+            model,
+            lambda: self.processor,
+            self.prefix,
+            self.prefix_attention,
+            self.attn_implementation,
+            _placeholders(model.config),
+        )
         tower = vision_tower(model).requires_grad_(False) if self.freeze_vision else None
         if self.lora is not None:
             model = adapters.attach(model, self.lora, tower)
@@ -167,40 +159,13 @@ class Policy(nn.Module):
         self.model = model
         return self
 
-    def _choose_prefix(self, model: Any) -> None:
-        """Settle ``prefix`` by what the loaded model does."""
-        if self.prefix == "duplicate":
-            return
-        family = model.config.model_type
-        reason = f"attn_implementation is {self.attn_implementation!r}, not 'sdpa' or 'eager'"
-        if self.attn_implementation in ("sdpa", "eager"):
-            wanted: tuple[str, ...] = ("mask",)
-            if self.attn_implementation == "sdpa":
-                enable_grouping(model)
-                wanted = ("mask", "split") if self.prefix_attention == "auto" else (self.prefix_attention,)
-            self.attentions, reason = usable_attentions(
-                model, lambda: self.processor, wanted, _placeholders(model.config)
-            )
-        if self.attentions:
-            log.info("prefix: %s chose 'shared' for model type %r: %s", self.prefix, family, reason)
-            self.prefix = "shared"
-        elif self.prefix == "shared" or self.prefix_attention != "auto":
-            raise ValueError(f"policy.prefix is {self.prefix!r}, but not for model type {family!r}: {reason}")
-        else:
-            log.info("prefix: auto chose 'duplicate' for model type %r: %s", family, reason)
-            self.prefix = "duplicate"
-
     def load_reference(self, refreshed: bool = False) -> None:
-        """Freeze the policy as it is now to be the reference; with LoRA that is the base model, not a copy.
+        """Freeze the policy as it is now to be the reference (:meth:`FrozenReference.freeze`)."""
+        self.reference.freeze(self.network, refreshed)
 
-        Args:
-            refreshed: :meth:`refresh_reference` will be called: with LoRA, add a second, frozen adapter.
-        """
-        if self.lora is None:
-            self.reference = copy.deepcopy(self.network).eval().requires_grad_(False)
-        elif refreshed:
-            adapters.add_reference(self.network, self.lora)
-            self._reference_adapter = True
+    def refresh_reference(self) -> None:
+        """Make the policy of this moment the reference (:meth:`FrozenReference.refresh`)."""
+        self.reference.refresh(self.network)
 
     def shard(self, mesh: Any) -> None:
         """Shard policy and reference with FSDP2, layer by layer, the vision tower's included; idempotent.
@@ -213,7 +178,7 @@ class Policy(nn.Module):
         """
         if self.quantization is not None:
             raise ValueError("policy.quantization cannot be sharded with FSDP2; use --trainer.strategy ddp")
-        for model in (self.model, self.reference):
+        for model in (self.model, self.reference.model):
             if model is not None and not sharding.is_sharded(model):
                 sharding.shard(model, base_of(model), mesh, self.sharding)
 
@@ -231,19 +196,6 @@ class Policy(nn.Module):
         computed = sharding.compute_dtype(self.network)
         return synthetic_prompt(self.processor, device, computed)
 
-    def refresh_reference(self) -> None:
-        """Make the policy of this moment the reference.
-
-        Raises:
-            ValueError: :meth:`load_reference` made none that can be refreshed.
-        """
-        if self._reference_adapter:
-            adapters.refresh_reference(self.network)
-        elif self.reference is not None:
-            self.reference.load_state_dict(self.network.state_dict())
-        else:
-            raise ValueError("there is no reference to refresh; call load_reference(refreshed=True) first")
-
     @property
     def network(self) -> Any:
         """The transformers (or PEFT) model, loaded if need be."""
@@ -251,9 +203,21 @@ class Policy(nn.Module):
         return self.model
 
     @property
+    def layout(self) -> Layout:
+        """How groups go through the loaded model: ``prefix`` as it was resolved."""
+        self.load()
+        assert self.choice is not None
+        return self.choice.layout
+
+    @property
+    def attentions(self) -> tuple[str, ...]:
+        """What a shared prefix may run on, once the model is loaded; empty for ``duplicate``."""
+        return () if self.choice is None else self.choice.attentions
+
+    @property
     def reads_prompt_once(self) -> bool:
         """Whether decoding can share a prompt's cache: full attention in every layer, by our attention function."""
-        return self.prefix == "shared" and self.attn_implementation == "sdpa"
+        return self.layout == "shared" and self.attn_implementation == "sdpa"
 
     @property
     def processor(self) -> Any:
@@ -296,13 +260,8 @@ class Policy(nn.Module):
     # ---------------------------------------------------------------- forward
 
     def prompt_positions(self, batch: PromptBatch) -> Tensor:
-        """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE.
-
-        Those of the last batch are kept: rollout, reference and policy ask for the same.
-        """
-        if self._positions is None or self._positions[0] is not batch:
-            self._positions = (batch, prompt_positions(self.network, batch))
-        return self._positions[1]
+        """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE."""
+        return self.positions.of(self.network, batch)
 
     def mask_placeholders(self, logits: Tensor) -> Tensor:
         """``logits`` [..., V] with -inf at the placeholder tokens."""
@@ -365,39 +324,21 @@ class Policy(nn.Module):
         softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
         return hidden, {"weight": head.weight, "bias": bias, "softcap": softcap}
 
-    @contextlib.contextmanager
-    def _model(self, reference: bool) -> Iterator[nn.Module]:
+    def _model(self, reference: bool) -> contextlib.AbstractContextManager[nn.Module]:
         """The policy, or its reference without gradient."""
-        if not reference:
-            yield self.network
-            return
-        with torch.no_grad():
-            if self.lora is None:
-                if self.reference is None:
-                    raise ValueError("the reference is not loaded; call load_reference() before training starts")
-                yield self.reference
-            elif self._reference_adapter:
-                with evaluating(self.network), adapters.adapter_active(self.network, adapters.REFERENCE):
-                    yield self.network
-            else:
-                with evaluating(self.network), self.network.disable_adapter():
-                    yield self.network
+        return self.reference.running(self.network) if reference else contextlib.nullcontext(self.network)
 
     def _forward(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
         """Logits or hidden states at the positions that predict completion tokens, [P * G, T, ...]."""
         positions = self.prompt_positions(batch)
-        with self.vision(model, batch):
-            if self.prefix == "shared":
+        with self.features.reused(model, batch):
+            if self.layout == "shared":
                 return shared_forward(model, batch, completions, positions, self.attentions, hidden)
             return duplicate_forward(model, batch, completions, positions, self.pad_id, hidden)
 
-    def vision(self, model: nn.Module, batch: PromptBatch) -> contextlib.AbstractContextManager[None]:
-        """A context in which ``model`` reuses the features of ``batch``'s videos, where nothing trained makes them."""
-        return self._features.reused(model, batch)
-
     def forget_features(self) -> None:
         """Compute features of videos anew; sharded processes must agree on when the vision tower runs."""
-        self._features.forget()
+        self.features.forget()
 
     def completion_logps(
         self,
@@ -435,33 +376,9 @@ class Policy(nn.Module):
             logps = token_logps(logits, ids, mask=mask, temperature=temperature)
         return logps.view(completions.ids.shape)
 
-    # ----------------------------------------------------------------- export
-
     def export(self, folder: str, merge: bool = False) -> None:
-        """Write the policy to ``folder`` for the rest of the ecosystem.
-
-        A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged. All
-        processes must call it where the policy is sharded; process 0 writes.
-
-        Args:
-            folder: created where it is missing.
-            merge: with LoRA, write a whole model with the adapter merged into it instead: into the base as its
-                checkpoint has it, in ``policy.dtype``, where training saw it quantised.
-        """
-        model = self.network
-        weights = sharding.full_state_dict(model) if self.is_sharded else None
-        if process_index() > 0:
-            return
-        options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
-        if self.lora is None:
-            model.save_pretrained(folder, **options)
-        elif not merge:
-            model.save_pretrained(folder, selected_adapters=[adapters.POLICY], **options)
-        else:
-            with tempfile.TemporaryDirectory() as adapter:
-                model.save_pretrained(adapter, selected_adapters=[adapters.POLICY], **options)
-                adapters.merged(self.path, adapter, self.dtype).save_pretrained(folder)
-        copy_processor(self.path, folder)
+        """Write the policy to ``folder`` (:func:`orlaif.policy.export.export_policy`)."""
+        export_policy(self, folder, merge)
 
 
 def _placeholders(config: Any) -> list[int]:

@@ -20,7 +20,8 @@ from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, To
 from orlaif.policy import Policy, evaluating
 from orlaif.policy.prefix.layout import completion_positions
 from orlaif.rollout.base import BaseRollout, SamplingParams
-from orlaif.rollout.decoding import CompiledDecoder, Decoder, ExpandedDecoder, SharedDecoder
+from orlaif.rollout.compiled import CompiledDecoder
+from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
 from orlaif.types import Completions, PromptBatch
 
 
@@ -50,7 +51,7 @@ def prefill(
 ) -> tuple[Tensor, Decoder]:
     """Logits [P, V] of the first token, and what decodes the rest."""
     model = policy.network
-    with policy.vision(model, batch):
+    with policy.features.reused(model, batch):
         first = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -65,7 +66,7 @@ def prefill(
         if not policy.reads_prompt_once:
             raise ValueError(
                 "rollout.compile_decode is true; it needs prefix 'shared' and attn_implementation 'sdpa', and this "
-                f"policy has {policy.prefix!r} and {policy.attn_implementation!r}"
+                f"policy has {policy.layout!r} and {policy.attn_implementation!r}"
             )
         decoder = CompiledDecoder(model, first.past_key_values, batch, group_size, limit, policy.decode_caches)
     elif policy.reads_prompt_once:

@@ -158,7 +158,7 @@ class OracleRLAIF(PolicyModule):
         """How often a step pays for a prompt and its video, in words."""
         g = self.rollout.group_size
         size = min(self.microbatch or g, g)
-        passes, shared = -(-g // size), self.policy.prefix == "shared"
+        passes, shared = -(-g // size), self.policy.layout == "shared"
         times = passes if shared else g
         cost = f"each prompt goes once through the rollout and {times} x through the policy"
         if self.loss.kl_coef:

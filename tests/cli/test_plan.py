@@ -62,10 +62,10 @@ def real_peaks(policy: Policy, reference: bool) -> dict[str, int]:
     sampling = SamplingParams(max_new_tokens=T)
     never_ends = torch.Generator().manual_seed(0)
     peaks = {"rollout": counted(known, lambda: generate(policy, batch, G, sampling, never_ends))}
-    policy._positions = None
+    policy.positions.forget()
     if reference:
         policy.load_reference()
-        known += list(policy.reference.parameters()) if policy.reference is not None else []
+        known += list(policy.reference.parameters())
         peaks["reference"] = counted(known, lambda: policy.completion_logps(batch, sampled, reference=True))
 
     def update() -> None:

@@ -49,7 +49,7 @@ def test_with_lora_the_reference_is_the_base_model(tiny_model: str, batch: Promp
     completions = random_completions(plain, 5, 2, 3)
     expected = plain.completion_logps(batch, completions).detach()
     policy.load_reference()
-    assert policy.reference is None  # no copy
+    assert policy.reference.model is None  # no copy
     with torch.no_grad():
         for name, p in policy.network.named_parameters():
             if "lora_B" in name:
@@ -97,7 +97,7 @@ def test_freezing_the_vision_tower_and_checkpointing(tiny_model: str, batch: Pro
 
 def test_auto_says_which_prefix_it_chose(tiny_model: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        assert Policy(tiny_model, attn_implementation="sdpa").load().prefix == "shared"
+        assert Policy(tiny_model, attn_implementation="sdpa").load().layout == "shared"
     assert "auto chose 'shared' for model type 'qwen3_vl'" in caplog.text
 
 

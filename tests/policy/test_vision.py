@@ -45,7 +45,7 @@ def test_once_per_prompt_with_lora_on_the_decoder(family: str, tmp_path: object,
     assert calls["calls"] == 2
     assert torch.equal(kept[0].ids, again[0].ids)
     # Against features computed anew each time.
-    policy._features.reused = lambda model, batch: (
+    policy.features.reused = lambda model, batch: (
         torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad()
     )  # type: ignore[method-assign]
     fresh = a_step(policy, five(policy, shapes))

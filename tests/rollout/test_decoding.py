@@ -10,8 +10,12 @@ from orlaif.data.datamodule import Collator
 from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
+from orlaif.policy.prefix.choice import PrefixChoice
 from orlaif.rollout import SamplingParams, decoding, generate
-from orlaif.rollout.decoding import CompiledDecoder, ExpandedDecoder, GroupCache, SharedDecoder, _bias, _prefilled
+from orlaif.rollout import compiled as compiled_decoding
+from orlaif.rollout.compiled import CompiledDecoder
+from orlaif.rollout.decoding import ExpandedDecoder, SharedDecoder
+from orlaif.rollout.group_cache import GroupCache, padding_bias, prefilled
 from orlaif.rollout.local import prefill
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import make_policy
@@ -37,7 +41,7 @@ def test_a_shared_cache_gives_what_expanded_caches_give(family: Policy, shapes: 
     """The same tokens from the same seed, through many ends; in float32 their log-probs to rounding."""
     batch = five(family, shapes)
     shared = sample(family, batch)
-    family.prefix = "duplicate"
+    family.choice = PrefixChoice(layout="duplicate")
     expanded = sample(family, batch)
     assert torch.equal(shared.mask, expanded.mask)
     assert torch.equal(shared.ids * shared.mask, expanded.ids * expanded.mask)
@@ -52,7 +56,7 @@ def test_finished_rows_stop_costing(
 ) -> None:
     """The batch never holds more than 4/3 of the unfinished rows (a prompt's rows are filled up to the widest's)."""
     if decoder is ExpandedDecoder:
-        family.prefix = "duplicate"
+        family.choice = PrefixChoice(layout="duplicate")
     batch = five(family, shapes)
     sizes: list[int] = []
     advance = decoder.advance
@@ -94,7 +98,7 @@ def a_cache(p: int = 2, heads: int = 2, s: int = 5, d: int = 8) -> tuple[Dynamic
 def test_attention_over_prompt_and_own_tokens_by_the_formula(fixed: bool) -> None:
     """Three completions of two prompts, the first padded; buffers that grow are poisoned with NaN."""
     cache, mask = a_cache()
-    group = GroupCache(_prefilled(cache), _bias(mask), 3, 4, fixed=fixed)
+    group = GroupCache(prefilled(cache), padding_bias(mask), 3, 4, fixed=fixed)
     if not fixed:
         for keys, values in group.own:
             keys.fill_(torch.nan)
@@ -146,8 +150,8 @@ def compiled(policy: Policy, batch: PromptBatch, group_size: int = 6) -> Complet
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"], indirect=True)
 def test_a_fixed_cache_gives_the_same(family: Policy, shapes: ShapesDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler: caches of fixed size, bucketed and shrunk to powers of two; and again from used ones."""
-    monkeypatch.setattr(decoding, "_compiled_decode", lambda: decoding._decode)
-    monkeypatch.setattr(decoding, "BUCKET", 32)
+    monkeypatch.setattr(compiled_decoding, "_compiled_decode", lambda: decoding.decode_step)
+    monkeypatch.setattr(compiled_decoding, "BUCKET", 32)
     batch = five(family, shapes)
     expected = sample(family, batch)
     for _ in range(2):

@@ -156,7 +156,7 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
 def test_no_reference_is_loaded_without_kl(tiny_model: str, data_root: str, tmp_path: Path) -> None:
     module = rlaif(tiny_model, loss=GRPORankLoss())
     trainer(tmp_path, max_steps=1).fit(module, data(data_root, 4))
-    assert module.policy.reference is None
+    assert module.policy.reference.model is None
     assert not any(name.startswith("policy.reference") for name in module.state_dict())
 
 
@@ -165,7 +165,7 @@ def test_the_reference_stays_or_follows_each_epoch(tiny_model: str, data_root: s
     for refresh, moved in (("never", False), ("epoch", True)):
         module = rlaif(tiny_model, reference=Reference(refresh=refresh))
         trainer(tmp_path, max_epochs=2, limit_train_batches=2).fit(module, data(data_root, 4))
-        reference = dict(module.policy.reference.named_parameters())
+        reference = dict(module.policy.reference.model.named_parameters())
         assert any(not torch.equal(reference[name], start[name]) for name in start) is moved
         assert not any(p.requires_grad for p in reference.values())
 

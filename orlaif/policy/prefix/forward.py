@@ -16,14 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.distributed.sharding import compute_dtype
-from orlaif.policy.prefix.attention import (
-    RowAttention,
-    autocast_dtype,
-    choose_attention,
-    flex_attention,
-    split_attention,
-)
+from orlaif.policy.prefix.attention import RowAttention, autocast_dtype, choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
+from orlaif.policy.prefix.split import split_attention
 from orlaif.types import Completions, PromptBatch
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.step import TextPolicy, inputs, language_model
-from orlaif.policy.prefix.attention import enable_grouping, flex_attention, split_attention
+from orlaif.policy.prefix.attention import enable_grouping, flex_attention
+from orlaif.policy.prefix.split import split_attention
 from orlaif.rollout import SamplingParams, generate
 from tests.policy.prefix.test_layout import attention_inputs, by_mask, layout
 

@@ -10,8 +10,9 @@ from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.policy import FUSED_HEAD_FAMILIES
-from orlaif.policy.prefix.attention import choose_attention, flex_attention, split_attention
+from orlaif.policy.prefix.attention import choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
+from orlaif.policy.prefix.split import split_attention
 from orlaif.policy.vision import vision_tower
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import make_policy, random_completions

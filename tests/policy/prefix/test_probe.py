@@ -59,7 +59,7 @@ def test_auto_shares_what_is_exact(family: str, dtype: str, tmp_path: object, ca
     FAMILIES[family](str(tmp_path))
     with caplog.at_level("INFO", logger="orlaif"):
         policy = Policy(str(tmp_path), dtype=dtype).load()
-    assert policy.prefix == "shared"
+    assert policy.layout == "shared"
     assert policy.attentions == ("mask", "split")
     assert f"auto chose 'shared' for model type '{family}': log-probs equal the model's own to" in caplog.text
 
@@ -70,7 +70,7 @@ def test_auto_duplicates_for_a_hybrid_and_says_why(
     make_hybrid(str(tmp_path))
     with caplog.at_level("INFO", logger="orlaif"):
         policy = make_policy(str(tmp_path))
-    assert policy.prefix == "duplicate"
+    assert policy.layout == "duplicate"
     assert "auto chose 'duplicate' for model type 'qwen3_5': it has layers of linear_attention" in caplog.text
     # And it works: sampled log-probs are the training forward's.
     batch = five(policy, shapes)
@@ -93,7 +93,7 @@ def test_the_numbers_alone_find_a_hybrid(dtype: str, tmp_path: object, monkeypat
     """Without the look at its config, also in low precision."""
     make_hybrid(str(tmp_path))
     monkeypatch.setattr(prefix_check, "structural_reason", lambda config: None)
-    assert Policy(str(tmp_path), dtype=dtype).load().prefix == "duplicate"
+    assert Policy(str(tmp_path), dtype=dtype).load().layout == "duplicate"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -120,7 +120,7 @@ def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(prefix_check, "to_batch", broken)
     with pytest.raises(ValueError, match="the check could not be made: RuntimeError: no such video"):
         Policy(tiny_model, dtype="float32", prefix="shared").load()
-    assert Policy(tiny_model, dtype="float32").load().prefix == "duplicate"
+    assert Policy(tiny_model, dtype="float32").load().layout == "duplicate"
 
 
 @pytest.mark.parametrize(
