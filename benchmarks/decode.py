@@ -34,7 +34,8 @@ from orlaif.data.datasets import JsonlDataset
 from orlaif.data.loader import ResumableLoader, ResumableSampler, Sealed
 from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.demo import quiet
-from orlaif.types import PromptBatch, VideoPrompt
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.types import Delivery, PromptBatch, VideoPrompt
 
 FRAMES = (8, 32, 64)
 Decode = Callable[[str, int], torch.Tensor]
@@ -168,14 +169,15 @@ def through_the_datamodule(paths: list[str], frames: int, threads: int, repeats:
             out.writelines(json.dumps(row) + "\n" for row in rows)
         dataset = JsonlDataset(file)
         data = VideoDataModule(train=dataset, sampling=UniformSampling(frames), decode_threads=threads)
-        collator = data.make_collator(None)
+        collator = data.make_collator(ProcessorEncoder(None))
 
         def collate(prompts: Any) -> Sealed:
             """The DataModule's own decoding on its threads, without tokenising."""
             clips = collator.decode(prompts)
             assert all(not isinstance(clip, Exception) for clip in clips)
             empty = torch.zeros(0, 1, dtype=torch.int64)
-            return Sealed(PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={}))
+            nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
+            return Sealed(Delivery(batch=nothing))
 
         sampler = ResumableSampler(dataset, num_replicas=1, rank=0)
         loader = ResumableLoader(dataset, batch_size=8, sampler=sampler, collate_fn=collate, ahead=data.ahead)

@@ -30,6 +30,7 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import ReferenceAnswerOracle
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import Rollout, SamplingParams, generate
 
 STEPS, WARM = 25, 5
@@ -76,7 +77,7 @@ def operations(model: str, data: str, prefix: Any) -> float:
     policy = Policy(model, dtype="float32", prefix=prefix).load()
     dataset = ShapesDataset(data, "train")
     dataset.load()
-    batch = Collator(policy.processor, UniformSampling(8))([dataset[i] for i in range(32)])
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([dataset[i] for i in range(32)]).batch
     completions = generate(policy, batch, 8, SamplingParams(max_new_tokens=4), torch.Generator().manual_seed(0))
     policy.network.train()
     with FlopCounterMode(display=False) as counter:

@@ -40,9 +40,9 @@ from orlaif.demo.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import RandomOracle
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import Rollout, SamplingParams
-from orlaif.types import PromptBatch, VideoClip, VideoPrompt
+from orlaif.types import Delivery, PromptBatch, VideoClip, VideoPrompt
 
 #: Text and vision configs that differ from one size to the other.
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -149,12 +149,11 @@ class MadeFrames(LightningDataModule):
             for _ in range(self.batch_size)
         ]
         prompts = [VideoPrompt(id=f"{step}-{i}", video="made", question="what is this") for i in range(self.batch_size)]
-        texts = [render(self.policy.processor, prompt) for prompt in prompts]
-        return to_batch(self.policy.processor, prompts, clips, texts)
+        return ProcessorEncoder(self.policy.processor)(prompts, clips)
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         """All batches."""
-        batches: Any = self.batches
+        batches: Any = [Delivery(batch=batch) for batch in self.batches]
         seal: Any = Sealed
         return DataLoader(batches, batch_size=None, collate_fn=seal)
 

@@ -1,4 +1,6 @@
-"""The hand-overs between the stages of a training step.
+"""The hand-overs between the stages of a training step, and what rooms that do not import each other ask of each other.
+
+One file, though longer than others: a newcomer who has read it knows every shape and every seam of the data's way.
 
 Shape legend, used in every docstring of the project:
 
@@ -7,14 +9,15 @@ Shape legend, used in every docstring of the project:
     V  vocabulary                    F  frames of a clip
 
 Every hand-over is a frozen, keyword-only dataclass that checks itself, so that a stage can trust what it is given.
-The two exceptions that carry a failure across stages, :class:`VideoError` and :class:`OracleError`, live here as well.
+The two exceptions that carry a failure across stages, :class:`VideoError` and :class:`OracleError`, live here as well,
+and at the end the protocols by which the LightningModules, the evaluation and the DataModule speak to each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -186,9 +189,6 @@ class PromptBatch:
         attention_mask: i64[P, S], 0 on padding.
         mm_inputs: everything else that the processor returned; it goes to the model unchanged.
         texts: the P prompts as the chat template has them, before the processor, for engines with one of their own.
-        skipped: bad media that was left out of this batch (``on_bad_video: skip``).
-        decode_s: seconds spent on decoding and processing this batch.
-        wait_s: seconds that the step waited for it.
 
     Raises:
         ValueError: the parts disagree on P or S, or the padding is not on the left.
@@ -200,9 +200,6 @@ class PromptBatch:
     attention_mask: Tensor
     mm_inputs: Mapping[str, Any]
     texts: tuple[str, ...] = ()
-    skipped: tuple[VideoError, ...] = ()
-    decode_s: float = 0.0
-    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         p = len(self.prompts)
@@ -233,6 +230,34 @@ class PromptBatch:
             attention_mask=move(self.attention_mask),
             mm_inputs={name: move(value) for name, value in self.mm_inputs.items()},
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """What a loader hands to a stage: a batch, and how it came about. The batches of the Trainer are these.
+
+    Args:
+        batch: P prompts; none where all of their videos were left out.
+        skipped: bad media that was left out of the batch (``on_bad_video: skip``).
+        decode_s: seconds spent on decoding and processing the batch.
+        wait_s: seconds that the step waited for it.
+
+    Raises:
+        ValueError: a negative time.
+    """
+
+    batch: PromptBatch
+    skipped: tuple[VideoError, ...] = ()
+    decode_s: float = 0.0
+    wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("decode_s", "wait_s"):
+            _check(getattr(self, name) >= 0, f"Delivery.{name} is {getattr(self, name)}; it must be 0 or more seconds")
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Delivery:
+        """The same with the batch's inputs on ``device``."""
+        return replace(self, batch=self.batch.to(device, non_blocking))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,3 +397,60 @@ class Ranking:
             self.scores is None or self.scores.shape == ranks.shape,
             f"Ranking.scores must have the shape of ranks, {list(ranks.shape)}",
         )
+
+
+class PromptEncoder(Protocol):
+    """From P prompts and their clips to the inputs of one model; what the DataModule needs of a model."""
+
+    def __call__(self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip]) -> PromptBatch:
+        """The batch of these P prompts, each encoded as if it were alone; picklable, for worker processes."""
+
+
+@runtime_checkable
+class BringsEncoder(Protocol):
+    """What the DataModule needs of a LightningModule."""
+
+    def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> PromptEncoder:
+        """An encoder for the module's model, which shares no state with it: it is called on other threads.
+
+        Args:
+            processor: folder or hub id of the processor; None means the model's.
+            system_prompt: goes before every question, if given.
+        """
+
+
+class Prompts(Protocol):
+    """Questions in their order, as the data set of a stage has them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int) -> VideoPrompt:
+        """The prompt at this place."""
+
+
+class Delivers(Protocol):
+    """From prompts to a delivery: decodes, encodes, pads."""
+
+    def __call__(self, prompts: Sequence[VideoPrompt]) -> Delivery:
+        """The delivery of P prompts; raises VideoError for bad media that may not be left out."""
+
+
+@runtime_checkable
+class AsksQuestions(Protocol):
+    """What the evaluation and the board of completions need of a DataModule.
+
+    Attributes:
+        leave_out: by stage, the ids of questions that need not be loaded, such as those that a test has answered
+            before; set before the stage's loader is made.
+        collator: makes a delivery of any prompts, by the settings of the recipe; there once the module is set up.
+    """
+
+    leave_out: dict[str, set[str]]
+    collator: Delivers
+
+    def questions(self, stage: str) -> Prompts:
+        """The data set of ``train``, ``val``, ``test`` or ``predict``; raises ValueError where there is none."""
+
+    def answers_depend_on(self) -> dict[str, Any]:
+        """The settings of the data that a model's answers depend on, by name, in values that JSON has."""

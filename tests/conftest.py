@@ -20,6 +20,7 @@ from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.types import Completions, PromptBatch
 
 REPO = Path(__file__).parents[1]
@@ -90,8 +91,8 @@ def policy(tiny_model: str) -> Policy:
 @pytest.fixture
 def batch(policy: Policy, shapes: ShapesDataset) -> PromptBatch:
     """Five prompts, one of each kind, of different lengths."""
-    collator = Collator(policy.processor, UniformSampling(8))
-    return collator([shapes[i] for i in range(5)])
+    collator = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))
+    return collator([shapes[i] for i in range(5)]).batch
 
 
 def random_completions(policy: Policy, p: int, g: int, t: int, seed: int = 0) -> Completions:

@@ -5,9 +5,15 @@ import pickle
 import pytest
 import torch
 
+from orlaif import Evaluation, VideoDataModule
+from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.types import (
+    AsksQuestions,
+    BringsEncoder,
     CandidateGroup,
     Completions,
+    Delivery,
     OracleError,
     PromptBatch,
     Ranking,
@@ -66,6 +72,33 @@ def test_prompts_must_be_padded_on_the_left() -> None:
             attention_mask=torch.tensor([[1, 0]]),
             mm_inputs={},
         )
+
+
+def test_a_delivery_moves_its_batch_and_keeps_the_rest() -> None:
+    batch = PromptBatch(
+        prompts=(VideoPrompt(id="1", video="a.mp4", question="q"),),
+        clips=(clip(),),
+        input_ids=torch.tensor([[5, 6]]),
+        attention_mask=torch.tensor([[1, 1]]),
+        mm_inputs={"pixels": torch.zeros(2)},
+    )
+    delivery = Delivery(batch=batch, skipped=(VideoError("b.mp4", "no such file"),), decode_s=0.5, wait_s=0.25)
+    moved = delivery.to("meta")
+    assert (moved.batch.input_ids.device.type, moved.batch.mm_inputs["pixels"].device.type) == ("meta", "meta")
+    assert moved.batch.clips[0].frames.device.type == "cpu"
+    assert (moved.skipped[0].path, moved.decode_s, moved.wait_s) == ("b.mp4", 0.5, 0.25)
+    with pytest.raises(ValueError, match="Delivery.wait_s is -1"):
+        Delivery(batch=batch, wait_s=-1)
+
+
+def test_the_modules_speak_the_protocols(tiny_model: str) -> None:
+    """What the stages and the DataModule ask of each other, they have."""
+    assert isinstance(Evaluation(Policy(tiny_model)), BringsEncoder)
+    data = VideoDataModule(encoder=ProcessorEncoder(None))
+    assert not isinstance(data, AsksQuestions)  # before it is set up, it cannot make a delivery
+    data.setup("fit")
+    assert isinstance(data, AsksQuestions)
+    assert set(data.answers_depend_on()) == {"sampling", "budget", "processor", "system_prompt"}
 
 
 def test_completions_must_be_padded_on_the_right() -> None:

@@ -7,7 +7,6 @@ interrupted one would have seen.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -27,9 +26,16 @@ from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, Streamin
 from orlaif.data.loader import PrefetchLoader, ResumableLoader, ResumableSampler, Sealed, SealingCollator, map_style
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
-from orlaif.policy.encoding import encode, render
-from orlaif.policy.hub import load_processor
-from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
+from orlaif.types import (
+    BringsEncoder,
+    Delivery,
+    PromptBatch,
+    PromptEncoder,
+    Prompts,
+    VideoClip,
+    VideoError,
+    VideoPrompt,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,36 +43,33 @@ OnBadVideo = Literal["error", "skip"]
 
 
 class Collator:
-    """From prompts to a :class:`~orlaif.types.PromptBatch`, by the model's own processor.
+    """From prompts to a :class:`~orlaif.types.Delivery`: decodes on threads, encodes as the model's encoder does.
 
     Args:
-        processor: of transformers, padding prompts on the left.
+        encoder: from prompts and clips to a model's inputs.
         sampling: which frames to decode.
         device: where to decode.
         num_threads: decoding threads.
-        on_bad_video: ``error`` raises the VideoError; ``skip`` leaves the prompt out and lists it in the batch.
-        system_prompt: goes before every question, if given.
+        on_bad_video: ``error`` raises the VideoError; ``skip`` leaves the prompt out and lists it in the delivery.
         budget: how large frames may be.
         clip_cache: folder of decoded clips, if they are to be kept.
     """
 
     def __init__(
         self,
-        processor: Any,
+        encoder: PromptEncoder,
         sampling: Sampling,
         device: str = "cpu",
         num_threads: int = 2,
         on_bad_video: OnBadVideo = "error",
-        system_prompt: str | None = None,
         budget: PixelBudget | None = None,
         clip_cache: str | None = None,
     ) -> None:
-        self.processor = processor
+        self.encoder = encoder
         self.sampling = sampling
         self.device = device
         self.num_threads = num_threads
         self.on_bad_video = on_bad_video
-        self.system_prompt = system_prompt
         self.budget = budget
         self.cache = None if clip_cache is None else ClipCache(clip_cache)
         self._pool = self._threads()
@@ -96,11 +99,11 @@ class Collator:
         """The clip of each prompt, or why there is none, on threads that batches in work share."""
         return list(self._pool.map(self._decode, prompts))
 
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> PromptBatch:
+    def __call__(self, prompts: Sequence[VideoPrompt]) -> Delivery:
         """Decode, tokenise and pad P prompts.
 
         Returns:
-            The batch, without the prompts whose videos were skipped (P may then be 0).
+            Their batch, without the prompts whose videos were skipped (P may then be 0), and those videos.
 
         Raises:
             VideoError: a video is bad and ``on_bad_video`` is ``error``.
@@ -113,24 +116,11 @@ class Collator:
         kept = [(prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if isinstance(clip, VideoClip)]
         if not kept:
             empty = torch.zeros(0, 1, dtype=torch.int64)
-            return PromptBatch(
-                prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={}, skipped=skipped, decode_s=0.0
-            )
-        clips = tuple(clip for _, clip in kept)
-        used = tuple(prompt for prompt, _ in kept)
-        texts = [render(self.processor, prompt, self.system_prompt) for prompt in used]
+            nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
+            return Delivery(batch=nothing, skipped=skipped)
         with self._alone:
-            mm_inputs = encode(self.processor, texts, clips)
-        return PromptBatch(
-            prompts=used,
-            clips=clips,
-            input_ids=mm_inputs.pop("input_ids"),
-            attention_mask=mm_inputs.pop("attention_mask"),
-            mm_inputs=mm_inputs,
-            texts=tuple(texts),
-            skipped=skipped,
-            decode_s=time.perf_counter() - start,
-        )
+            batch = self.encoder([prompt for prompt, _ in kept], [clip for _, clip in kept])
+        return Delivery(batch=batch, skipped=skipped, decode_s=time.perf_counter() - start)
 
 
 class VideoDataModule(LightningDataModule):
@@ -144,7 +134,7 @@ class VideoDataModule(LightningDataModule):
         sampling: which frames of a video to decode.
         batch_size: prompts per batch (P).
         eval_batch_size: the same outside training; by default ``batch_size``.
-        processor: folder or hub id of the processor; by default the policy's own.
+        processor: folder or hub id of the processor; by default the model's.
         system_prompt: goes before every question, if given.
         decode_device: where to decode, ``cpu`` or ``cuda``.
         decode_threads: decoding threads of each process.
@@ -156,9 +146,12 @@ class VideoDataModule(LightningDataModule):
         on_bad_video: ``error`` stops at the first bad video; ``skip`` leaves it out and counts it.
         max_bad_rate: with ``skip``, the run stops when more than this share of all videos so far is bad.
         seed: of the order of the training data; by default that of ``seed_everything``.
+        encoder: makes a model's inputs of prompts and clips, for use without a Trainer, such as
+            ``ProcessorEncoder(load_processor(path), system_prompt)`` of ``orlaif.policy``; by default the
+            LightningModule is asked for one.
 
     Raises:
-        ValueError: a setting is out of its range; on set-up, a broken data file.
+        ValueError: a setting is out of its range, or two settings contradict each other; on set-up, a broken data file.
     """
 
     def __init__(
@@ -182,6 +175,7 @@ class VideoDataModule(LightningDataModule):
         on_bad_video: OnBadVideo = "error",
         max_bad_rate: float = 0.05,
         seed: int | None = None,
+        encoder: PromptEncoder | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -204,8 +198,12 @@ class VideoDataModule(LightningDataModule):
         self.sampling = sampling or UniformSampling()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
+        for name, setting in (("processor", processor), ("system_prompt", system_prompt)):
+            if encoder is not None and setting is not None:
+                raise ValueError(f"data.{name} is {setting!r}, but data.encoder is given, which has its own; name one")
         self.processor = processor
         self.system_prompt = system_prompt
+        self.encoder = encoder
         self.decode_device = decode_device
         self.decode_threads = decode_threads
         self.budget, self.clip_cache = budget, clip_cache
@@ -242,7 +240,7 @@ class VideoDataModule(LightningDataModule):
         try:
             for dataset in self._wanted(stage):
                 dataset.load()
-            self.collator = self.make_collator(self._processor())
+            self.collator = self.make_collator(self._encoder())
         except Exception as problem:
             error = problem
         raise_together(error)
@@ -262,30 +260,34 @@ class VideoDataModule(LightningDataModule):
                 found[name] = f"{len(rows)} rows with hash {hashlib.sha256(about.encode()).hexdigest()[:12]}"
         return found
 
-    def _processor(self) -> Any:
-        if self.processor is not None:
-            return load_processor(self.processor)
-        policy = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
-        if policy is None:
-            raise ValueError("data.processor is missing: without a policy to take it from, name the processor's folder")
-        # Its tokenizer keeps the last call's padding in itself; the step's own calls must not meet those of a thread.
-        return copy.deepcopy(policy.processor)
+    def _encoder(self) -> PromptEncoder:
+        if self.encoder is not None:
+            return self.encoder
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if not isinstance(module, BringsEncoder):
+            whose = (
+                "without a Trainer" if module is None else f"with {type(module).__name__}, which has no prompt_encoder"
+            )
+            raise ValueError(
+                f"data.encoder is missing: {whose}, give one, such as orlaif.policy.encoding.ProcessorEncoder"
+                "(orlaif.policy.hub.load_processor(path))"
+            )
+        return module.prompt_encoder(self.processor, self.system_prompt)
 
-    def make_collator(self, processor: Any) -> Collator:
-        """The collator of this module's settings around ``processor``."""
+    def make_collator(self, encoder: PromptEncoder) -> Collator:
+        """The collator of this module's settings around ``encoder``."""
         return Collator(
-            processor,
+            encoder,
             self.sampling,
             self.decode_device,
             self.decode_threads,
             self.on_bad_video,
-            self.system_prompt,
             self.budget,
             self.clip_cache,
         )
 
-    def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> PromptBatch:
-        """Open the batch and count its bad videos.
+    def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> Delivery:
+        """Open the delivery and count its bad videos.
 
         Raises:
             VideoError: a bad video, or more than ``max_bad_rate`` of them (from the 20th video on); while training, on
@@ -303,17 +305,30 @@ class VideoDataModule(LightningDataModule):
         assert opened is not None
         return opened
 
-    def _count(self, batch: PromptBatch) -> PromptBatch:
-        self._videos += len(batch) + len(batch.skipped)
-        self._bad_videos += batch.skipped
-        for error in batch.skipped:
+    def _count(self, delivery: Delivery) -> Delivery:
+        self._videos += len(delivery.batch) + len(delivery.skipped)
+        self._bad_videos += delivery.skipped
+        for error in delivery.skipped:
             log.warning("skipped bad video %s", error)
         bad = len(self._bad_videos)
         if self._videos >= 20 and bad > self.max_bad_rate * self._videos:
             last = self._bad_videos[-1]
             cause = f"{bad} of {self._videos} videos so far are bad, more than data.max_bad_rate allows"
             raise VideoError(last.path, f"{last.cause}; {cause} ({self.max_bad_rate:g})")
-        return batch
+        return delivery
+
+    def questions(self, stage: str) -> Prompts:
+        """The data set of a stage, which must know its length; raises ValueError where there is none."""
+        return map_style(self._dataset(stage), stage)
+
+    def answers_depend_on(self) -> dict[str, Any]:
+        """Sampling, budget, processor and system prompt, which a model's answers depend on."""
+        return {
+            "sampling": repr(self.sampling),
+            "budget": repr(self.budget),
+            "processor": self.processor,
+            "system_prompt": self.system_prompt,
+        }
 
     def _dataset(self, name: str) -> PromptDataset | StreamingDataset:
         dataset = self.datasets[name]

@@ -19,9 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
 from orlaif.distributed.sync import exchange, raise_together
-from orlaif.types import PromptBatch, VideoPrompt
-
-Collate = Callable[[Sequence[VideoPrompt]], PromptBatch]
+from orlaif.types import Delivers, Delivery, VideoPrompt
 
 
 class Sealed:
@@ -31,22 +29,22 @@ class Sealed:
     dataclasses; an object that they do not know passes. Casting pixels is the model's business.
 
     Attributes:
-        batch: the batch, or what went wrong with it: raised when it is opened, where all processes can be told.
+        content: the delivery, or what went wrong with it: raised when it is opened, where all processes can be told.
         wait_s: seconds that the consumer waited for it.
         on_open: called when the batch is used; Lightning fetches one ahead of streams, whose length it does not know.
     """
 
-    def __init__(self, batch: PromptBatch | Exception) -> None:
-        self.batch = batch
+    def __init__(self, content: Delivery | Exception) -> None:
+        self.content = content
         self.wait_s = 0.0
         self.on_open: Callable[[], None] = _nothing
 
-    def open(self) -> PromptBatch:
-        """The batch, about to be used; raises what went wrong with it."""
-        if isinstance(self.batch, Exception):
-            raise self.batch
+    def open(self) -> Delivery:
+        """The delivery, about to be used; raises what went wrong with it."""
+        if isinstance(self.content, Exception):
+            raise self.content
         self.on_open()
-        return replace(self.batch, wait_s=self.wait_s)
+        return replace(self.content, wait_s=self.wait_s)
 
 
 def _nothing() -> None:
@@ -56,7 +54,7 @@ def _nothing() -> None:
 class SealingCollator:
     """A collator whose batches travel :class:`Sealed`."""
 
-    def __init__(self, collator: Collate) -> None:
+    def __init__(self, collator: Delivers) -> None:
         self.collator = collator
 
     def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:

@@ -6,6 +6,7 @@ settings they come from is kept beside them, and predictions of another model ar
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -21,8 +22,10 @@ from orlaif.evaluation.report import write_results
 from orlaif.evaluation.suite import ExactMatch, Record, Suite
 from orlaif.evaluation.text_metrics import is_correct
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.hub import load_processor
 from orlaif.rollout import SamplingParams, generate
-from orlaif.types import PromptBatch, VideoPrompt
+from orlaif.types import AsksQuestions, Delivery, PromptBatch, Prompts, VideoPrompt
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,13 @@ class Evaluated(LightningModule):
         """Folder of this run."""
         return self.trainer.default_root_dir
 
+    def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> ProcessorEncoder:
+        """The encoder that the DataModule calls on its threads: :class:`~orlaif.types.BringsEncoder`."""
+        if processor is not None:
+            return ProcessorEncoder(load_processor(processor), system_prompt)
+        # A tokenizer keeps the last call's padding in itself; the step's calls must not meet those of a thread.
+        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt)
+
     def answer(self, batch: PromptBatch) -> list[str]:
         """One greedy answer per prompt."""
         return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts] if len(batch) else []
@@ -64,8 +74,9 @@ class Evaluated(LightningModule):
         """Gather sharded weights."""
         self._gather()
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
         """Mark greedy answers, where the data has reference answers."""
+        batch = delivery.batch
         for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
             if prompt.answer is not None:
                 self._marks[prompt.id] = prompt.category, is_correct(answer, prompt.answer)
@@ -110,11 +121,10 @@ class Evaluated(LightningModule):
         """Before a test, find out which of its questions have been answered already."""
         if stage != "test":
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None or getattr(data, "datasets", {}).get("test") is None:
-            raise ValueError("a test needs orlaif.VideoDataModule with data.test")
+        data = self._data()
+        questions = data.questions("test")
         folder = os.path.join(self.run_dir, "predictions")
-        made_by, about = self._made_by(data), os.path.join(folder, "test.about.json")
+        made_by, about = self._made_by(data, questions), os.path.join(folder, "test.about.json")
         done: dict[str, Record] = {}
         if os.path.exists(about):
             with open(about, encoding="utf-8") as file:
@@ -137,14 +147,21 @@ class Evaluated(LightningModule):
             log.info("%s: %d questions have been answered before", folder, len(done))
         data.leave_out["test"] = set(done)
 
-    def _made_by(self, data: Any) -> dict[str, Any]:
+    def _data(self) -> AsksQuestions:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, AsksQuestions):
+            raise ValueError(
+                "a test needs a DataModule that knows its questions: orlaif.VideoDataModule with data.test"
+            )
+        return data
+
+    def _made_by(self, data: AsksQuestions, asked: Prompts) -> dict[str, Any]:
         """What predictions depend on."""
         path = self.policy.path
         files = sorted(glob(os.path.join(path, "*"))) if os.path.isdir(path) else []
         ckpt = getattr(self.trainer, "ckpt_path", None)
         stats = [(os.path.basename(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files]
-        dataset = data.datasets["test"]
-        questions = [(p.id, p.question, p.video) for p in (dataset[i] for i in range(len(dataset)))]
+        questions = [(p.id, p.question, p.video) for p in (asked[i] for i in range(len(asked)))]
         return {
             "model": path,
             "dtype": self.policy.dtype,
@@ -152,9 +169,7 @@ class Evaluated(LightningModule):
             "checkpoint": None if ckpt is None else [str(ckpt), os.stat(ckpt).st_mtime_ns],
             "global_step": self.global_step,
             "max_new_tokens": self.greedy.max_new_tokens,
-            "sampling": repr(data.sampling),
-            "budget": repr(data.budget),
-            "system_prompt": data.system_prompt,
+            **data.answers_depend_on(),
             "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
         }
 
@@ -184,11 +199,12 @@ class Evaluated(LightningModule):
         self._gather()
         self._predictions = self._path("test")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def test_step(self, delivery: Delivery, batch_idx: int) -> None:
         """A line per prompt in ``predictions/test.jsonl``."""
-        if batch.skipped:
+        batch = delivery.batch
+        if delivery.skipped:
             with open(self._path("skipped"), "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"video": e.path, "cause": e.cause}) + "\n" for e in batch.skipped)
+                file.writelines(json.dumps({"video": e.path, "cause": e.cause}) + "\n" for e in delivery.skipped)
         answers = self.answer(batch)
         self._write_predictions([_record(p, a) for p, a in zip(batch.prompts, answers, strict=True)])
 
@@ -198,14 +214,14 @@ class Evaluated(LightningModule):
         self.trainer.strategy.barrier()
         metrics: dict[str, float] = {}
         if self.trainer.is_global_zero:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data = self._data()
             answered = self._answered()
-            dataset = data.datasets["test"]
-            order = [dataset[i].id for i in range(len(dataset))]
+            questions = data.questions("test")
+            order = [questions[i].id for i in range(len(questions))]
             graded = self.suite.grade([answered[name] for name in order if name in answered])
             about = {
                 **self.suite.about(),
-                "made_by": self._made_by(data),
+                "made_by": self._made_by(data, questions),
                 "answered": len(graded),
                 "asked": len(order),
                 "skipped": self._left_out(),
@@ -226,8 +242,9 @@ class Evaluated(LightningModule):
         """Free what was gathered."""
         self._gathered.close()
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
+    def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
         """The greedy answers, also written to ``predictions/predict.jsonl``."""
+        batch = delivery.batch
         answers = self.answer(batch)
         self._write_predictions(
             [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(batch.prompts, answers, strict=True)]

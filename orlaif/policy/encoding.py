@@ -58,6 +58,23 @@ def encode(processor: Any, texts: Sequence[str], clips: Sequence[VideoClip]) -> 
     return dict(inputs)
 
 
+class ProcessorEncoder:
+    """The :class:`~orlaif.types.PromptEncoder` of a Hugging Face processor.
+
+    Args:
+        processor: of transformers, padding prompts on the left.
+        system_prompt: goes before every question, if given.
+    """
+
+    def __init__(self, processor: Any, system_prompt: str | None = None) -> None:
+        self.processor, self.system_prompt = processor, system_prompt
+
+    def __call__(self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip]) -> PromptBatch:
+        """The batch of P prompts."""
+        texts = [render(self.processor, prompt, self.system_prompt) for prompt in prompts]
+        return to_batch(self.processor, prompts, clips, texts)
+
+
 def to_batch(
     processor: Any, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str]
 ) -> PromptBatch:

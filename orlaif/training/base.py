@@ -28,7 +28,7 @@ from orlaif.distributed.sync import exchange
 from orlaif.evaluation.loop import Evaluated
 from orlaif.policy import Policy
 from orlaif.policy import lora as adapters
-from orlaif.types import PromptBatch
+from orlaif.types import Delivery, PromptBatch
 
 #: Metrics for the progress bar, beside the seconds of each stage.
 _SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
@@ -185,7 +185,7 @@ class PolicyModule(Evaluated):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: where Lightning would clear gradients, parts of the batch have left theirs already."""
 
-    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
         """Free the gradients of the step before, so that a rollout has their memory."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer: Any = self.optimizers()
@@ -208,9 +208,9 @@ class PolicyModule(Evaluated):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def empty_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def empty_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """The step of a batch whose videos were all left out, where the weights are not sharded."""
-        self.note_batch(batch, 0)
+        self.note_delivery(delivery, 0)
         self.log_noted()
         self._policy_start = time.perf_counter()
         return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
@@ -265,17 +265,17 @@ class PolicyModule(Evaluated):
         for name in ("train/num_tokens", "data/bad_videos"):
             self.log(name, self.totals.get(name, 0.0))
 
-    def note_batch(self, batch: PromptBatch, num_tokens: int) -> None:
+    def note_delivery(self, delivery: Delivery, num_tokens: int) -> None:
         """Note what every stage logs: decoding time, waiting for data; bad videos and tokens seen so far."""
         self.count("train/num_tokens", num_tokens)
-        self.count("data/bad_videos", len(batch.skipped))
-        self.note("time/decode", batch.decode_s)
-        self.note("time/data_wait", batch.wait_s)
+        self.count("data/bad_videos", len(delivery.skipped))
+        self.note("time/decode", delivery.decode_s)
+        self.note("time/data_wait", delivery.wait_s)
         now = time.perf_counter()
         if self._first_batch_at is None:  # nothing can be decoded ahead of the first
             self._first_batch_at, self._waited = now, 0.0
             return
-        self._waited += batch.wait_s
+        self._waited += delivery.wait_s
         self.note("time/data_wait_share", self._waited / (now - self._first_batch_at))
 
     # ----------------------------------------------------------- checkpoints

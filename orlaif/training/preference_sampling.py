@@ -12,7 +12,7 @@ from typing import Any
 
 from orlaif.oracles import rank_groups
 from orlaif.training.rlaif import OracleRLAIF, candidate_groups
-from orlaif.types import PromptBatch
+from orlaif.types import Delivery
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,9 @@ class PreferenceSampling(OracleRLAIF):
         self._open_predictions("preferences")
         self._written = self._silent = 0
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
+    def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
         """Rows of P prompts: ``id, video, question, category, answers, ranks``."""
+        batch = delivery.batch
         if not len(batch):
             return []
         completions = self.rollout(self.policy, batch, self.seed_step(batch, batch_idx))

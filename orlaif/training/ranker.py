@@ -15,7 +15,7 @@ from orlaif.distributed.sync import exchange
 from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
 from orlaif.training.base import PolicyModule
-from orlaif.types import PreferencePrompt, PromptBatch
+from orlaif.types import Delivery, PreferencePrompt, PromptBatch
 
 PreferenceLoss = Literal["bradley_terry", "plackett_luce"]
 
@@ -97,14 +97,15 @@ class PreferenceRankerTraining(PolicyModule):
         ranks = ranks.to(scores.device)
         return scores.masked_fill(ranks < 0, 0.0), ranks
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch of compared answers."""
+        batch = delivery.batch
         self.seed_step(batch, batch_idx)
         empty = not len(batch)
         if empty:
             if not self.policy.is_sharded:
-                return self.empty_step(batch, batch_idx)
-            self.note_batch(batch, 0)
+                return self.empty_step(delivery, batch_idx)
+            self.note_delivery(delivery, 0)
         self._policy_start = time.perf_counter()
         scores, ranks = self._stand_in_scored() if empty else self._scored(batch)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
@@ -115,7 +116,7 @@ class PreferenceRankerTraining(PolicyModule):
         right, pairs = pair_accuracy(scores.detach(), ranks)
         if not empty:
             self.note("train/pair_accuracy", right / pairs.clamp(min=1), pairs)
-            self.note_batch(batch, int(batch.attention_mask.sum()))
+            self.note_delivery(delivery, int(batch.attention_mask.sum()))
         self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)
 
@@ -140,17 +141,17 @@ class PreferenceRankerTraining(PolicyModule):
             accuracy = sum(right for right, _ in found.values()) / pairs
             self.log(f"{stage}/pair_accuracy", accuracy, prog_bar=True, sync_dist=True)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
         """Compare scores with ranks."""
-        self._evaluate(batch)
+        self._evaluate(delivery.batch)
 
     def on_validation_epoch_end(self) -> None:
         """``val/pair_accuracy``."""
         self._log_pairs("val")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def test_step(self, delivery: Delivery, batch_idx: int) -> None:
         """Compare scores with ranks."""
-        self._evaluate(batch)
+        self._evaluate(delivery.batch)
 
     def setup(self, stage: str) -> None:
         """No predictions are gone on with."""
@@ -163,9 +164,9 @@ class PreferenceRankerTraining(PolicyModule):
         """``test/pair_accuracy``."""
         self._log_pairs("test")
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Any:
+    def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
         """Scores f32[P, G] of the compared answers."""
-        return self._scored(batch)[0]
+        return self._scored(delivery.batch)[0]
 
     def on_predict_epoch_start(self) -> None:
         """No predictions are written."""

@@ -28,7 +28,7 @@ from orlaif.policy import Policy, evaluating
 from orlaif.rollout import BaseRollout, Rollout
 from orlaif.training.base import PolicyModule, prompt_generators
 from orlaif.training.metrics import rank_metrics
-from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
+from orlaif.types import CandidateGroup, Completions, Delivery, OracleError, PromptBatch, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -177,13 +177,14 @@ class OracleRLAIF(PolicyModule):
             return False
         return super()._is_reloaded(name, parameter)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch: rollout, oracle, advantage, reference, and, where it is its turn, the loss."""
+        batch = delivery.batch
         generators = self.seed_step(batch, batch_idx)
         if not len(batch) and self.num_updates == 1 and not self.policy.is_sharded:
             self._rank(None)
-            return self.empty_step(batch, batch_idx)
-        self._pending.append(self._experience(batch, generators, batch_idx))
+            return self.empty_step(delivery, batch_idx)
+        self._pending.append(self._experience(delivery, generators, batch_idx))
         if self.num_updates > 1 and not self.is_stepping(batch_idx):
             self.log_noted()
             self._stepping, self._policy_start = False, time.perf_counter()
@@ -226,14 +227,15 @@ class OracleRLAIF(PolicyModule):
         merged["loss"] = merged["loss"] / sum_of([one.normalizer for one in pending]).clamp(min=1)
         return merged, sum_of(tokens)
 
-    def _experience(self, batch: PromptBatch, generators: list[torch.Generator], batch_idx: int) -> Experience:
+    def _experience(self, delivery: Delivery, generators: list[torch.Generator], batch_idx: int) -> Experience:
         """Rollout, ranking, advantages and log-probs of a batch; of a stand-in that carries no weight if it is empty.
 
         Where weights are sharded all processes must run the same layers, so one without a prompt runs a synthetic one.
         """
+        batch = delivery.batch
         empty = not len(batch)
         if empty:
-            self.note_batch(batch, 0)
+            self.note_delivery(delivery, 0)
             batch = self.policy.stand_in(self.device)
             generators = prompt_generators(batch, "stand-in", self.device)
         with self.stage("rollout"):
@@ -260,7 +262,7 @@ class OracleRLAIF(PolicyModule):
         if self.rollout.importance_cap is not None:
             advantages = advantages * self._importance(completions, old, mask)
         if not empty:
-            self._note_completions(batch, completions, ranking, advantages)
+            self._note_completions(delivery, batch, completions, ranking, advantages)
         every = self.order_consistency_every_n_steps
         if every and self.global_step % every == 0:
             with self.policy.gathered() if self.oracle.borrows_policy else nullcontext():
@@ -379,12 +381,12 @@ class OracleRLAIF(PolicyModule):
         self.note("oracle/order_consistency", consistency, len(groups))
 
     def _note_completions(
-        self, batch: PromptBatch, completions: Completions, ranking: Ranking, advantages: Tensor
+        self, delivery: Delivery, batch: PromptBatch, completions: Completions, ranking: Ranking, advantages: Tensor
     ) -> None:
         lengths = completions.lengths
         last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
         ended = torch.isin(last, torch.tensor(self.policy.eos_ids, device=last.device)) & (lengths > 0)
-        self.note_batch(batch, int(batch.attention_mask.sum()) + int(lengths.sum()))
+        self.note_delivery(delivery, int(batch.attention_mask.sum()) + int(lengths.sum()))
         self.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
         self.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
         sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orlaif.policy import Policy
 from orlaif.training.base import PolicyModule
-from orlaif.types import Completions, PromptBatch
+from orlaif.types import Completions, Delivery, PromptBatch
 
 
 def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
@@ -61,14 +61,15 @@ class SupervisedFineTuning(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch of reference answers."""
+        batch = delivery.batch
         self.seed_step(batch, batch_idx)
         empty = not len(batch)
         if empty:
             if not self.policy.is_sharded:
-                return self.empty_step(batch, batch_idx)
-            self.note_batch(batch, 0)
+                return self.empty_step(delivery, batch_idx)
+            self.note_delivery(delivery, 0)
             batch = self.policy.stand_in(self.device)
         self._policy_start = time.perf_counter()
         completions = reference_completions(self.policy, batch)
@@ -78,6 +79,6 @@ class SupervisedFineTuning(PolicyModule):
         count = completions.mask.sum() * (not empty)
         self.note("train/loss", total.detach() / count.clamp(min=1), count)
         if not empty:
-            self.note_batch(batch, int(batch.attention_mask.sum() + count))
+            self.note_delivery(delivery, int(batch.attention_mask.sum() + count))
         self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)

@@ -14,18 +14,20 @@ from orlaif.data.datasets import JsonlDataset
 from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
-from orlaif.policy.encoding import video_metadata
-from orlaif.types import VideoError
+from orlaif.policy.encoding import ProcessorEncoder, video_metadata
+from orlaif.policy.hub import load_processor
+from orlaif.types import Delivery, VideoError
 
 
 def module(tiny_model: str, train: JsonlDataset, **settings: object) -> VideoDataModule:
-    made = VideoDataModule(train=train, sampling=UniformSampling(8), processor=tiny_model, **settings)  # type: ignore[arg-type]
+    encoder = ProcessorEncoder(load_processor(tiny_model))
+    made = VideoDataModule(train=train, sampling=UniformSampling(8), encoder=encoder, **settings)  # type: ignore[arg-type]
     made.setup("fit")
     return made
 
 
 def ids(loader: object) -> list[tuple[str, ...]]:
-    return [tuple(prompt.id for prompt in sealed.open().prompts) for sealed in loader]  # type: ignore[attr-defined]
+    return [tuple(prompt.id for prompt in sealed.open().batch.prompts) for sealed in loader]  # type: ignore[attr-defined]
 
 
 def test_the_processor_sees_the_frames_at_their_own_times(policy: Policy, shapes: ShapesDataset) -> None:
@@ -34,14 +36,14 @@ def test_the_processor_sees_the_frames_at_their_own_times(policy: Policy, shapes
     metadata = video_metadata(clip)
     assert metadata.frames_indices == [0, 250, 500, 750, 1000, 1250, 1500, 1750]
     assert (metadata.fps, metadata.total_num_frames) == (1000.0, 2000)
-    batch = Collator(policy.processor, UniformSampling(8))([shapes[0]])
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[0]]).batch
     text = policy.processor.tokenizer.decode(batch.input_ids[0]).replace(" ", "")
     assert [f"<{t}seconds>" in text for t in (0.1, 0.6, 1.1, 1.6)] == [True] * 4
     assert int((batch.input_ids == policy.config.video_token_id).sum()) == 4 * 4
 
 
 def test_batches_are_padded_on_the_left_and_aligned(policy: Policy, shapes: ShapesDataset) -> None:
-    batch = Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[i] for i in range(5)]).batch
     assert [p.id for p in batch.prompts] == [f"train-{i:05d}" for i in range(5)]
     assert [c.path for c in batch.clips] == [p.video for p in batch.prompts]
     assert bool(batch.attention_mask[:, -1].all())
@@ -49,7 +51,7 @@ def test_batches_are_padded_on_the_left_and_aligned(policy: Policy, shapes: Shap
     for i, prompt in enumerate(batch.prompts):
         text = policy.processor.tokenizer.decode(batch.input_ids[i][batch.attention_mask[i].bool()])
         assert prompt.question in text
-    alone = Collator(policy.processor, UniformSampling(8))([shapes[3]])
+    alone = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[3]]).batch
     n = int(alone.attention_mask.sum())
     assert torch.equal(batch.input_ids[3, -n:], alone.input_ids[0])
     per = len(alone.mm_inputs["pixel_values_videos"])
@@ -79,10 +81,10 @@ def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: Sha
     whole = loader()
     whole.sampler.set_epoch(2)
     iterator = iter(whole)
-    before = [tuple(p.id for p in next(iterator).open().prompts) for _ in range(3)]
+    before = [tuple(p.id for p in next(iterator).open().batch.prompts) for _ in range(3)]
     state = whole.state_dict()
     assert state == {"epoch": 2, "samples": 24}
-    rest = [tuple(p.id for p in sealed.open().prompts) for sealed in iterator]
+    rest = [tuple(p.id for p in sealed.open().batch.prompts) for sealed in iterator]
     resumed = loader()
     resumed.load_state_dict(state)
     assert ids(resumed) == rest
@@ -121,10 +123,10 @@ def test_a_bad_video_stops_the_run_by_default(tiny_model: str, shapes: ShapesDat
 def test_skipped_videos_are_left_out_and_listed(tiny_model: str, shapes: ShapesDataset, tmp_path: Path) -> None:
     dataset = with_bad_videos(shapes, tmp_path, BAD)
     loader = module(tiny_model, dataset, batch_size=8, on_bad_video="skip").train_dataloader()
-    batches = [sealed.batch for sealed in loader]
-    names = {prompt.id for batch in batches for prompt in batch.prompts}
+    deliveries = [sealed.open() for sealed in loader]
+    names = {prompt.id for delivery in deliveries for prompt in delivery.batch.prompts}
     assert names == {f"x-{i}" for i in range(24) if i not in BAD}
-    assert {Path(e.path).name for batch in batches for e in batch.skipped} == {"2.mp4", "7.mp4", "13.mp4"}
+    assert {Path(e.path).name for delivery in deliveries for e in delivery.skipped} == {"2.mp4", "7.mp4", "13.mp4"}
 
 
 class Nothing(LightningModule):
@@ -135,8 +137,8 @@ class Nothing(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[int] = []
 
-    def training_step(self, batch: object, batch_idx: int) -> torch.Tensor:
-        self.seen.append(len(batch))  # type: ignore[arg-type]
+    def training_step(self, delivery: Delivery, batch_idx: int) -> torch.Tensor:
+        self.seen.append(len(delivery.batch))
         return self.weight * 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -150,7 +152,7 @@ def test_too_many_skips_stop_the_run(
     source = VideoDataModule(
         train=with_bad_videos(shapes, tmp_path, BAD),
         sampling=UniformSampling(8),
-        processor=tiny_model,
+        encoder=ProcessorEncoder(load_processor(tiny_model)),
         batch_size=1,
         on_bad_video="skip",
         max_bad_rate=rate,
@@ -180,9 +182,15 @@ def test_mistakes_are_named(tiny_model: str, shapes: ShapesDataset) -> None:
         VideoDataModule(num_workers=2, decode_device="cuda")
     with pytest.raises(ValueError, match="batch_size is 100 on 1 processes, but train has 64 rows"):
         module(tiny_model, shapes, batch_size=100).train_dataloader()
-    empty = VideoDataModule(processor=tiny_model)
+    empty = VideoDataModule(encoder=ProcessorEncoder(load_processor(tiny_model)))
     empty.setup("fit")
     with pytest.raises(ValueError, match=r"data.train is missing"):
         empty.train_dataloader()
-    with pytest.raises(ValueError, match=r"data.processor is missing"):
+    with pytest.raises(ValueError, match=r"data.encoder is missing: without a Trainer, give one"):
         VideoDataModule(train=shapes).setup("fit")
+    with pytest.raises(ValueError, match=r"data.encoder is missing: with Nothing, which has no prompt_encoder"):
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit(
+            Nothing(), VideoDataModule(train=shapes)
+        )
+    with pytest.raises(ValueError, match=r"data.system_prompt is 'Be brief.', but data.encoder is given"):
+        VideoDataModule(encoder=ProcessorEncoder(None), system_prompt="Be brief.")

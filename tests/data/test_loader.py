@@ -22,14 +22,16 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from orlaif import VideoDataModule
+from orlaif import Evaluation, VideoDataModule
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.datasets import AnswerLengthCurriculum, JsonlDataset, StreamingDataset
 from orlaif.data.loader import Sealed, prefetched
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
-from orlaif.types import PromptBatch, VideoError, VideoPrompt
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.hub import load_processor
+from orlaif.types import Delivery, PromptBatch, VideoError, VideoPrompt
 from tests.conftest import REPO
 from tests.data.test_datamodule import ids, module
 
@@ -56,14 +58,14 @@ class Slow:
             raise VideoError("v.mp4", "no good")
         empty = torch.zeros(0, 1, dtype=torch.int64)
         batch = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={"n": number})
-        return Sealed(batch)
+        return Sealed(Delivery(batch=batch))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_batches_come_in_order_and_few_are_under_way(ahead: int) -> None:
     collate = Slow()
     for expected, sealed in enumerate(prefetched(prompts(12), collate, ahead)):
-        assert sealed.batch.mm_inputs["n"] == expected
+        assert sealed.open().batch.mm_inputs["n"] == expected
         collate.given += 1
         time.sleep(0.02)
     assert collate.given == 12
@@ -77,7 +79,7 @@ def loading_threads() -> set[threading.Thread]:
 def test_an_error_comes_where_its_batch_would_have_come() -> None:
     before = loading_threads()  # of another test, whose error holds its loader still
     seen: list[int] = []
-    source = (sealed.batch.mm_inputs["n"] for sealed in prefetched(prompts(12), Slow(fails_at=4), 3))
+    source = (sealed.open().batch.mm_inputs["n"] for sealed in prefetched(prompts(12), Slow(fails_at=4), 3))
     with pytest.raises(VideoError, match=r"v.mp4: no good"):
         seen.extend(source)
     assert seen == [0, 1, 2, 3]
@@ -99,9 +101,11 @@ def test_ctrl_c_ends_a_run_that_loads_ahead(tmp_path: Path, tiny_model: str, dat
 import time
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.data.video import UniformSampling
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.hub import load_processor
 from orlaif import VideoDataModule
 data = VideoDataModule(train=ShapesDataset({data_root!r}, "train", size=64), sampling=UniformSampling(8),
-                       processor={tiny_model!r}, batch_size=2, ahead=4)
+                       encoder=ProcessorEncoder(load_processor({tiny_model!r})), batch_size=2, ahead=4)
 data.setup("fit")
 for batch in data.train_dataloader():
     print("batch", flush=True)
@@ -121,9 +125,11 @@ for batch in data.train_dataloader():
 def test_what_is_loaded_does_not_depend_on_how_far_ahead(tiny_model: str, shapes: ShapesDataset, ahead: int) -> None:
     loaders = [module(tiny_model, shapes, batch_size=8, ahead=n).train_dataloader() for n in (0, ahead)]
     for one, other in zip(*loaders, strict=True):
-        assert [p.id for p in one.batch.prompts] == [p.id for p in other.batch.prompts]
-        assert torch.equal(one.batch.input_ids, other.batch.input_ids)
-        assert torch.equal(one.batch.mm_inputs["pixel_values_videos"], other.batch.mm_inputs["pixel_values_videos"])
+        assert [p.id for p in one.open().batch.prompts] == [p.id for p in other.open().batch.prompts]
+        assert torch.equal(one.open().batch.input_ids, other.open().batch.input_ids)
+        assert torch.equal(
+            one.open().batch.mm_inputs["pixel_values_videos"], other.open().batch.mm_inputs["pixel_values_videos"]
+        )
 
 
 def test_the_step_waits_only_where_loading_is_slower(tiny_model: str, shapes: ShapesDataset) -> None:
@@ -141,7 +147,7 @@ def test_a_steps_own_tokenizing_does_not_meet_the_loaders(tiny_model: str, shape
     policy = Policy(tiny_model, dtype="float32")
     data = VideoDataModule(train=shapes, sampling=UniformSampling(2), batch_size=2, ahead=4)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(policy=policy), world_size=1, global_rank=0
+        lightning_module=Evaluation(policy), world_size=1, global_rank=0
     )
     data.setup("fit")
     stop = threading.Event()
@@ -154,7 +160,7 @@ def test_a_steps_own_tokenizing_does_not_meet_the_loaders(tiny_model: str, shape
     other.start()
     try:
         for _ in range(4):
-            assert sum(len(sealed.batch) for sealed in data.train_dataloader()) == 64
+            assert sum(len(sealed.open().batch) for sealed in data.train_dataloader()) == 64
     finally:
         stop.set()
         other.join()
@@ -222,7 +228,7 @@ def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDat
         made = VideoDataModule(
             train=stream(shapes),
             sampling=UniformSampling(4),
-            processor=tiny_model,
+            encoder=ProcessorEncoder(load_processor(tiny_model)),
             batch_size=8,
             num_workers=num_workers,
         )
@@ -235,7 +241,7 @@ def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDat
         next(iterator).open()
     state = whole.state_dict()
     assert state == {"epoch": 0, "samples": 24}
-    rest = [tuple(p.id for p in sealed.open().prompts) for sealed in iterator]
+    rest = [tuple(p.id for p in sealed.open().batch.prompts) for sealed in iterator]
     resumed = loader()
     resumed.load_state_dict(state)
     assert ids(resumed) == rest
@@ -251,8 +257,8 @@ class Watcher(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[str] = []
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> torch.Tensor:
-        self.seen += [prompt.id for prompt in batch.prompts]
+    def training_step(self, delivery: Delivery, batch_idx: int) -> torch.Tensor:
+        self.seen += [prompt.id for prompt in delivery.batch.prompts]
         return self.weight.sum() * 0
 
     def configure_optimizers(self) -> Any:
@@ -267,7 +273,13 @@ def test_a_checkpoint_within_an_epoch_resumes_at_the_exact_sample(
 
     def run(steps: int, ckpt_path: str | None = None) -> list[str]:
         train: Any = stream(shapes) if streaming else JsonlDataset(shapes.path)
-        data = VideoDataModule(train=train, sampling=UniformSampling(4), processor=tiny_model, batch_size=8, seed=1)
+        data = VideoDataModule(
+            train=train,
+            sampling=UniformSampling(4),
+            encoder=ProcessorEncoder(load_processor(tiny_model)),
+            batch_size=8,
+            seed=1,
+        )
         watcher = Watcher()
         keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
         trainer = Trainer(max_steps=steps, accelerator="cpu", logger=False, callbacks=[keep], enable_progress_bar=False)
@@ -288,7 +300,7 @@ def test_a_stream_says_early_what_is_wrong(tmp_path: Path, tiny_model: str, shap
     with pytest.raises(ValueError, match="line 1: field 'video' is missing"):
         StreamingDataset(JsonlDataset(str(path))).load()
     with pytest.raises(ValueError, match=r"data.val is a stream; only data.train may be one"):
-        VideoDataModule(val=stream(shapes), processor=tiny_model).val_dataloader()  # type: ignore[arg-type]
+        VideoDataModule(val=stream(shapes), encoder=ProcessorEncoder(load_processor(tiny_model))).val_dataloader()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data.curriculum needs to know all answers"):
         VideoDataModule(train=stream(shapes), curriculum=AnswerLengthCurriculum())
     with pytest.raises(ValueError, match="shuffle_buffer is -1"):
@@ -398,7 +410,13 @@ def thousand(tmp_path_factory: pytest.TempPathFactory, data_root: str) -> tuple[
 
 
 def loading(data: JsonlDataset, model: str, **settings: Any) -> tuple[Watcher, VideoDataModule]:
-    module_ = VideoDataModule(train=data, sampling=UniformSampling(2), processor=model, batch_size=10, **settings)
+    module_ = VideoDataModule(
+        train=data,
+        sampling=UniformSampling(2),
+        encoder=ProcessorEncoder(load_processor(model)),
+        batch_size=10,
+        **settings,
+    )
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )

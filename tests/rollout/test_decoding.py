@@ -10,6 +10,7 @@ from orlaif.data.datamodule import Collator
 from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.prefix.choice import PrefixChoice
 from orlaif.rollout import SamplingParams, decoding, generate
 from orlaif.rollout import compiled as compiled_decoding
@@ -175,7 +176,8 @@ def test_a_compiled_step_gives_the_same_and_compiles_once_per_size(
     monkeypatch.setattr(CompiledDecoder, "drop", lambda self, alive: False)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
-    first, second = five(policy, shapes), Collator(policy.processor, UniformSampling(4))([shapes[i] for i in range(5)])
+    fewer = Collator(ProcessorEncoder(policy.processor), UniformSampling(4))
+    first, second = five(policy, shapes), fewer([shapes[i] for i in range(5)]).batch
     assert first.input_ids.shape != second.input_ids.shape
     before = counters["stats"]["unique_graphs"]
     graphs = []

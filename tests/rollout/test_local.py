@@ -7,6 +7,7 @@ from orlaif.data.datamodule import Collator
 from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import Rollout, SamplingParams, generate
 from orlaif.types import PromptBatch
 from tests.conftest import make_policy
@@ -20,7 +21,7 @@ def family(request: pytest.FixtureRequest, tmp_path: object) -> Policy:
 
 
 def five(policy: Policy, shapes: ShapesDataset) -> PromptBatch:
-    return Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+    return Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[i] for i in range(5)]).batch
 
 
 def test_greedy_equals_transformers_generate(family: Policy, shapes: ShapesDataset) -> None:
@@ -76,7 +77,7 @@ def test_the_same_seed_gives_the_same_group_and_another_seed_another(policy: Pol
 
 def test_samples_follow_the_policys_distribution(policy: Policy, shapes: ShapesDataset) -> None:
     """Chi-square of 6000 first tokens against the probabilities of the training forward (p > 1e-4)."""
-    batch = Collator(policy.processor, UniformSampling(8))([shapes[0]])
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[0]]).batch
     samples = generate(
         policy, batch, 6000, SamplingParams(max_new_tokens=1, temperature=2.0), torch.Generator().manual_seed(5)
     )

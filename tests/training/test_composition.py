@@ -14,6 +14,7 @@ from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.vision import vision_tower
 from orlaif.rollout import Rollout, SamplingParams, generate
 from tests.conftest import random_completions
@@ -137,7 +138,7 @@ def test_mixed_precision_is_as_close_to_float32_as_the_duplicated_batch(
 
     def logps(mixed: bool, **settings: Any) -> torch.Tensor:
         policy = Policy(str(tmp_path), dtype="float32", **settings).load()
-        batch = Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+        batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[i] for i in range(5)]).batch
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             sampling = SamplingParams(max_new_tokens=4)
             sampled = generate(policy, batch, 3, sampling, torch.Generator().manual_seed(0))
@@ -161,7 +162,7 @@ def test_bf16_is_as_close_to_float32_as_the_duplicated_batch(
 
     def gradient(dtype: str, **settings: Any) -> torch.Tensor:
         policy = Policy(tiny_model, dtype=dtype, **settings).load()
-        batch = Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+        batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[i] for i in range(5)]).batch
         completions = random_completions(policy, 5, 6, 4)
         logps = policy.completion_logps(batch, completions)
         (logps * torch.linspace(-1, 1, logps.numel()).view_as(logps)).sum().backward()

@@ -21,7 +21,7 @@ from orlaif.oracles import Oracle, OracleFailure, ReferenceAnswerOracle
 from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams
 from orlaif.training.rlaif import Reference
-from orlaif.types import Completions, OracleError, PromptBatch, Ranking
+from orlaif.types import Completions, Delivery, OracleError, PromptBatch, Ranking
 from tests.conftest import random_completions
 
 
@@ -320,8 +320,8 @@ def test_a_dropped_group_has_no_weight(tiny_model: str, data_root: str, tmp_path
     drop = OracleFailure(action="drop_group", max_rate=1.0)
 
     class Without(VideoDataModule):
-        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> PromptBatch:
-            kept = [p for p in batch.batch.prompts if int(p.id.split("-")[1]) % 4]
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Delivery:
+            kept = [p for p in batch.open().batch.prompts if int(p.id.split("-")[1]) % 4]
             return self.collator(kept)
 
     grads = []
@@ -377,7 +377,7 @@ def test_ranks_teach(tiny_model: str, data_root: str, tmp_path: Path) -> None:
     source = data(data_root, 8)
     fit = trainer(tmp_path, max_steps=25)
     fit.fit(module, source)
-    texts = [module.answer(source.collator([source.datasets["test"][i]]))[0] for i in range(20)]
+    texts = [module.answer(source.collator([source.datasets["test"][i]]).batch)[0] for i in range(20)]
     assert sum(text.split()[:1] == ["red"] for text in texts) >= 18
 
 

@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 from orlaif.oracles import rank_groups
 from orlaif.training.base import prompt_generators
 from orlaif.training.rlaif import OracleRLAIF, candidate_groups
-from orlaif.types import OracleError, VideoClip, VideoPrompt
+from orlaif.types import AsksQuestions, OracleError, VideoClip, VideoPrompt
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,10 @@ class CompletionsBoard(Callback):
         """Sample, rank, draw, and add the pictures to TensorBoard."""
         if trainer.sanity_checking or not isinstance(pl_module, OracleRLAIF):
             return
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        dataset = datamodule.datasets["val"]
-        batch = datamodule.collator([dataset[i] for i in range(min(self.num_prompts, len(dataset)))]).to(
-            pl_module.device
-        )
+        datamodule: AsksQuestions = trainer.datamodule  # type: ignore[attr-defined]
+        questions = datamodule.questions("val")
+        first = [questions[i] for i in range(min(self.num_prompts, len(questions)))]
+        batch = datamodule.collator(first).batch.to(pl_module.device)
         if not len(batch):
             return
         generators = prompt_generators(batch, f"board/{self.seed}", pl_module.device)

@@ -9,6 +9,7 @@ from orlaif.data.datamodule import Collator
 from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.policy import FUSED_HEAD_FAMILIES
 from orlaif.policy.prefix.attention import choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
@@ -169,7 +170,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def the_batch(policy: Policy, shapes: ShapesDataset) -> PromptBatch:
-    return Collator(policy.processor, UniformSampling(8))([shapes[i] for i in range(5)])
+    return Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[i] for i in range(5)]).batch
 
 
 def to_double(batch: PromptBatch) -> PromptBatch:
@@ -213,7 +214,7 @@ def test_shared_equals_duplicated(
 def test_duplicated_equals_the_model_left_to_itself(folder: str, shapes: ShapesDataset) -> None:
     """Against transformers' own forward: its own positions, a plain mask, one completion alone."""
     policy = make_policy(folder, prefix="duplicate")
-    batch = Collator(policy.processor, UniformSampling(8))([shapes[3]])
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([shapes[3]]).batch
     completions = random_completions(policy, 1, 2, 4)
     logps = policy.completion_logps(batch, completions)
     for g in range(2):
