@@ -74,7 +74,7 @@ def test_prompts_must_be_padded_on_the_left() -> None:
         )
 
 
-def test_a_delivery_moves_its_batch_and_keeps_the_rest() -> None:
+def test_a_delivery_moves_its_batch_and_keeps_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = PromptBatch(
         prompts=(VideoPrompt(id="1", video="a.mp4", question="q"),),
         clips=(clip(),),
@@ -83,11 +83,12 @@ def test_a_delivery_moves_its_batch_and_keeps_the_rest() -> None:
         mm_inputs={"pixels": torch.zeros(2)},
     )
     delivery = Delivery(batch=batch, skipped=(VideoError("b.mp4", "no such file"),), decode_s=0.5, wait_s=0.25)
-    moved = delivery.to("meta")
-    assert (moved.batch.input_ids.device.type, moved.batch.mm_inputs["pixels"].device.type) == ("meta", "meta")
-    assert moved.batch.clips[0].frames.device.type == "cpu"
+    went: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *to, **how: went.append((to[0], tuple(self.shape))) or self)
+    moved = delivery.to("cuda:1")
+    assert went == [("cuda:1", (1, 2)), ("cuda:1", (1, 2)), ("cuda:1", (2,))]  # inputs, and no frames
     assert (moved.skipped[0].path, moved.decode_s, moved.wait_s) == ("b.mp4", 0.5, 0.25)
-    with pytest.raises(ValueError, match="Delivery.wait_s is -1"):
+    with pytest.raises(ValueError, match=r"Delivery.wait_s is -1"):
         Delivery(batch=batch, wait_s=-1)
 
 
