@@ -33,9 +33,12 @@ from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.demo import quiet
 from orlaif.demo.shapes import OPTIONS, ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
+from orlaif.evaluation.quoting import quoted
+from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge, PreferenceRanker
 from orlaif.oracles.local import letter_ids
 from orlaif.oracles.preference import Ranker
+from orlaif.oracles.prompting import opening
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
 from orlaif.types import CandidateGroup, VideoPrompt
@@ -96,7 +99,7 @@ def verdicts_one_by_one(judge: PairwiseJudge, groups: list[CandidateGroup]) -> l
     letters = letter_ids(policy, 2)
     for group in groups:
         for a, b in permutations(group.answers, 2):
-            asked = f"{judge.instructions}\n\nQuestion: {group.prompt.question}\n\nA: {a}\nB: {b}"
+            asked = f"{judge.instructions}\n\n{opening(group.prompt.question)}\nA: {quoted(a)}\nB: {quoted(b)}"
             prompt = VideoPrompt(id=group.prompt.id, video="v", question=asked)
             batch = to_batch(policy.processor, [prompt], [group.clip], [render(policy.processor, prompt)])
             logits = policy.network(
@@ -152,7 +155,7 @@ def main() -> None:
         process = multiprocessing.get_context("spawn").Process(target=serve, args=(child,), daemon=True)
         process.start()
         url = f"http://127.0.0.1:{parent.recv()}/v1"
-        ways = {name: HTTPJudge(url, "m", concurrency=n) for name, n in ((ours, 32), (theirs, 1))}
+        ways = {name: HTTPJudge(ChatClient(url, "m", concurrency=n)) for name, n in ((ours, 32), (theirs, 1))}
         assert torch.equal(ways[ours].rank(groups).ranks, ways[theirs].rank(groups).ranks)
         calls: dict[str, Callable[[], Any]] = {name: lambda j=j: j.rank(groups) for name, j in ways.items()}  # type: ignore[misc]
         results["HTTP"] = compare(calls, number, arguments.repeats)

@@ -14,14 +14,20 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakValueDictionary
+
+from orlaif.reply_cache import ReplyCache
 
 T = TypeVar("T")
 
 
 class UnansweredError(Exception):
-    """A request that brought no reply that can be read."""
+    """A request to which the server gave no reply: it refused, failed, or sent something else than a completion."""
+
+
+class UnreachableError(UnansweredError, ConnectionError):
+    """A server that cannot be reached, or that did not reply in time."""
 
 
 class ChatClient:
@@ -35,10 +41,15 @@ class ChatClient:
         max_retries: how often a request is made again after a time-out, a lost connection, 408, 409, 429 or 5xx.
         cache_dir: folder of the cache, shared by processes and runs; None asks every time.
         replay: answer from the cache alone.
-        max_tokens: longest reply.
+        max_tokens: longest reply; None leaves the field out.
+        max_completion_tokens: the same for newer services, which refuse ``max_tokens``; takes its place.
+        temperature: of the sampling; None leaves the field out, for services that refuse every value but their own.
         concurrency: requests in flight at once.
-        extra_body: further fields of the request, as the server understands them.
-        field: what a recipe calls this, for errors: ``oracle``, ``judge``.
+        extra_body: further fields of the request, as the server understands them; they replace those above, and null
+            leaves a field out.
+
+    Attributes:
+        counts: ``requests`` and ``cache_hits`` so far.
 
     Raises:
         ValueError: settings that contradict each other, or an environment variable that is not set.
@@ -53,35 +64,45 @@ class ChatClient:
         max_retries: int = 5,
         cache_dir: str | None = None,
         replay: bool = False,
-        max_tokens: int = 256,
+        max_tokens: int | None = 256,
+        max_completion_tokens: int | None = None,
+        temperature: float | None = 0.0,
         concurrency: int = 32,
         extra_body: dict[str, Any] | None = None,
-        field: str = "oracle",
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"client.base_url is {base_url!r}; it must begin with http:// or https://")
         if replay and cache_dir is None:
-            raise ValueError(f"{field}.replay is true; it needs {field}.cache_dir, the folder to replay from")
+            raise ValueError("client.replay is true; it needs client.cache_dir, the folder to replay from")
         if api_key_env is not None and not os.environ.get(api_key_env) and not replay:
-            raise ValueError(f"{field}.api_key_env is {api_key_env!r}, but that environment variable is not set")
-        if concurrency < 1:
-            raise ValueError(f"{field}.concurrency is {concurrency}; it must be 1 or more")
+            raise ValueError(f"client.api_key_env is {api_key_env!r}, but that environment variable is not set")
+        counted = {"concurrency": concurrency, "max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
+        for name, value in counted.items():
+            if value is not None and value < 1:
+                raise ValueError(f"client.{name} is {value}; it must be 1 or more")
         if timeout_s <= 0 or max_retries < 0:
             raise ValueError(
-                f"{field}.timeout_s is {timeout_s} and {field}.max_retries {max_retries}; "
+                f"client.timeout_s is {timeout_s} and client.max_retries {max_retries}; "
                 "the first must be positive, the second 0 or more"
             )
+        if taken := {"model", "messages", "stream", "n"} & set(extra_body or {}):
+            raise ValueError(f"client.extra_body has {', '.join(sorted(taken))}; that is not its to change")
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
-        self.timeout_s, self.max_retries = timeout_s, max_retries
-        self.cache_dir, self.replay, self.field = cache_dir, replay, field
-        self.max_tokens, self.concurrency, self.extra_body = max_tokens, concurrency, extra_body
-        #: ``requests`` and ``cache_hits`` so far.
+        self.timeout_s, self.max_retries, self.concurrency = timeout_s, max_retries, concurrency
+        self.cache_dir, self.replay = cache_dir, replay
+        self.settings = _settings(max_tokens, max_completion_tokens, temperature, extra_body or {})
         self.counts: Counter[str] = Counter()
         #: Unreadable replies that this process has met, by request.
         self._misread: Counter[str] = Counter()
+        self._cache = None if cache_dir is None else ReplyCache(cache_dir)
         self._asking: WeakValueDictionary[str, asyncio.Lock] | None = None
         self._background: _Background | None = None
         self._limit: asyncio.Semaphore | None = None
         self._client: Any = None
-        self._cache: Any = None
+
+    def about(self) -> dict[str, Any]:
+        """What a reply depends on besides the question: server, model and the fields of the request."""
+        return {"base_url": self.base_url, "model": self.model, **self.settings}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine that asks, on a thread of its own where connections live on; Ctrl-C cancels it."""
@@ -102,16 +123,13 @@ class ChatClient:
         Raises:
             ValueError: of ``read``.
             UnansweredError: no reply, or one that is no chat completion.
+            UnreachableError: nobody there, or not in time.
+            ReplyCacheError: a cache that cannot be read or written.
         """
-        request = {
-            "model": self.model,
-            "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0.0,
-            **({"extra_body": self.extra_body} if self.extra_body else {}),
-        }
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        request = {"model": self.model, "messages": messages, **self.settings}
         key = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
-        if self.cache_dir is None:
+        if self._cache is None:
             return await self._ask(key, request, read)
         assert self._asking is not None
         async with self._asking.setdefault(
@@ -120,7 +138,7 @@ class ChatClient:
             return await self._ask(key, request, read)
 
     async def _ask(self, key: str, request: dict[str, Any], read: Callable[[str], T]) -> T:
-        replies = await asyncio.to_thread(self._kept, key)
+        replies = [] if self._cache is None else await asyncio.to_thread(self._cache.replies, key)
         for reply in replies:
             try:
                 said = read(reply)
@@ -134,12 +152,13 @@ class ChatClient:
             self.counts["cache_hits"] += 1
             reply = replies[met]
         elif self.replay:
-            raise UnansweredError(f"{self.field}.replay is true, and the reply is not in the cache")
+            raise UnansweredError("client.replay is true, and the reply is not in the cache")
         else:
             assert self._limit is not None
             async with self._limit:
                 reply = await self._request(request)
-            await asyncio.to_thread(self._keep, key, len(replies), reply)
+            if self._cache is not None:
+                await asyncio.to_thread(self._cache.keep, key, len(replies), reply)
         try:
             return read(reply)
         except ValueError:
@@ -149,47 +168,91 @@ class ChatClient:
     async def _request(self, request: dict[str, Any]) -> str:
         import openai
 
+        key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
         if self._client is None:
-            key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
             self._client = openai.AsyncOpenAI(
                 base_url=self.base_url, api_key=key or "none", timeout=self.timeout_s, max_retries=self.max_retries
             )
         self.counts["requests"] += 1
+        model, messages, fields = request["model"], request["messages"], self.settings
         try:
-            reply = await self._client.chat.completions.create(**request)
-            text = reply.choices[0].message.content
+            # By ``extra_body`` the other fields are sent as they stand.
+            reply = await self._client.chat.completions.create(model=model, messages=messages, extra_body=fields)
         except openai.OpenAIError as error:
-            raise UnansweredError(f"{type(error).__name__} from {self.base_url}: {error}") from None
-        except (AttributeError, IndexError, TypeError, ValueError):
+            self._explain(error, key)
+        except (ValueError, RecursionError):  # a body that is no JSON, or nested without end
+            raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
+        try:
+            choice = reply.choices[0]
+            text = choice.message.content
+        except (AttributeError, IndexError, TypeError):
             raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
         if not isinstance(text, str) or not text.strip():
-            raise UnansweredError(f"an empty reply from {self.base_url}")
+            ended = f" (finish_reason {choice.finish_reason!r}, {_shown(self.settings)})"
+            raise UnansweredError(f"an empty reply from {self.base_url}{ended}")
         return text
 
-    def _open(self) -> Any:
-        if self._cache is None and self.cache_dir is not None:
-            import diskcache
+    def _explain(self, error: Exception, key: str) -> NoReturn:
+        """Raise what the client library met, in the server's words where it has spoken."""
+        import openai
 
-            self._cache = diskcache.Cache(self.cache_dir, size_limit=2**62, eviction_policy="none")
-        return self._cache
-
-    def _kept(self, key: str) -> list[str]:
-        """All replies to a request so far."""
-        cache = self._open()
-        replies: list[str] = []
-        while cache is not None and (reply := cache.get((key, len(replies)))) is not None:
-            replies.append(reply)
-        return replies
-
-    def _keep(self, key: str, place: int, reply: str) -> None:
-        cache = self._open()
-        if cache is not None:
-            cache.set((key, place), reply)
+        tries = f"after {self.max_retries + 1} tries" if self.max_retries else "at the first try"
+        if isinstance(error, openai.APITimeoutError):
+            cause = f"no connection to {self.base_url}, or no reply from it, within {self.timeout_s:g} s {tries}"
+            raise UnreachableError(f"{cause} (client.timeout_s)") from None
+        if isinstance(error, openai.APIConnectionError):
+            cause = str(error.__cause__ or "").strip() or type(error.__cause__ or error).__name__
+            raise UnreachableError(f"no connection to {self.base_url} {tries}: {cause}; is the server up?") from None
+        if isinstance(error, openai.APIStatusError):
+            words = _words(error.response.text)
+            words = words.replace(key, "[key]") if key else words  # some servers repeat it
+            cause = f"{self.base_url} answered {error.status_code}: {words or 'nothing'}"
+            raise UnansweredError(f"{cause}{_advice(error.status_code, words, self.settings)}") from None
+        raise UnansweredError(f"{type(error).__name__} from {self.base_url}: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""
-        own = {"_background": None, "_limit": None, "_client": None, "_cache": None, "_asking": None}
-        return {**self.__dict__, **own}
+        return {**self.__dict__, "_background": None, "_limit": None, "_client": None, "_asking": None}
+
+
+def _settings(
+    max_tokens: int | None, max_completion_tokens: int | None, temperature: float | None, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Fields of a request besides model and messages; one limit of length only, the newer name before the older."""
+    fields = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens, "temperature": temperature}
+    fields |= extra
+    if fields["max_completion_tokens"] is not None and "max_tokens" not in extra:
+        del fields["max_tokens"]
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    limits = [f"client.{name} {settings[name]}" for name in ("max_tokens", "max_completion_tokens") if name in settings]
+    return ", ".join(limits) or "no limit of tokens was sent"
+
+
+def _words(body: str) -> str:
+    """The message in the body of an error, as OpenAI, vLLM and FastAPI put it, or the body itself; 500 characters."""
+    try:
+        said: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        said = body
+    for name in ("error", "message", "detail"):
+        if isinstance(said, dict) and said.get(name):
+            said = said[name]
+    words = " ".join((said if isinstance(said, str) else json.dumps(said)).split()) if said else ""
+    return words if len(words) <= 500 else f"{words[:500]}..."
+
+
+def _advice(status: int, words: str, settings: dict[str, Any]) -> str:
+    """Which setting a refused field belongs to."""
+    if status not in (400, 422):
+        return {401: " (client.api_key_env)", 404: " (client.base_url, client.model)"}.get(status, "")
+    if "max_tokens" in settings and "max_tokens" in words:
+        return " (set client.max_completion_tokens, or client.max_tokens: null)"
+    if "temperature" in settings and "temperature" in words:
+        return " (set client.temperature: null)"
+    return ""
 
 
 class _Background:

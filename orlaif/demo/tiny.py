@@ -162,9 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--letters", action="store_true", help="its tokenizer knows A to H, as a judge's has to")
+    parser.add_argument(
+        "--letters", action="store_true", help="its tokenizer knows A to H and words in quotes, as a judge's"
+    )
     arguments = parser.parse_args()
-    known = [*words(), *"ABCDEFGH"] if arguments.letters else words()
+    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"] if arguments.letters else words()
     make_tiny_model(arguments.folder, known, seed=arguments.seed)
 
 

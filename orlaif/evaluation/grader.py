@@ -1,7 +1,8 @@
 """A judge of single answers behind a chat-completions server: what open-ended evaluations ask.
 
 Model, server and instructions are kept with the results: scores of two judges are not comparable (ten points between
-versions of one have been seen). A reply that cannot be read is counted as such; it is never asked for ever.
+versions of one have been seen). An answer without a grade is said as what it is, a server that gave none or a reply
+that cannot be read, and counted; past a stated share there are no results at all.
 """
 
 from __future__ import annotations
@@ -10,80 +11,121 @@ import ast
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from orlaif.openai_client import ChatClient, UnansweredError
+from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
+from orlaif.openai_client import ChatClient, UnansweredError, UnreachableError
+
+
+@dataclass(frozen=True)
+class Ungraded:
+    """An answer that has no grade.
+
+    Args:
+        ungraded: ``unanswered`` (the server gave no reply) or ``unreadable`` (a reply that says nothing).
+        cause: in words.
+    """
+
+    ungraded: Literal["unanswered", "unreadable"]
+    cause: str
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in ``graded.jsonl``."""
+        return asdict(self)
 
 
 class ChatGrader:
-    """Any OpenAI-compatible server, with a cache on disk.
+    """Any OpenAI-compatible server.
 
     Args:
-        base_url: of the server, up to and with ``/v1``.
-        model: name of the model there.
-        api_key_env: environment variable that holds the key; None for servers without one.
-        timeout_s: seconds for one request.
-        max_retries: how often a request is made again after a time-out, a lost connection, 408, 409, 429 or 5xx.
-        cache_dir: folder of the cache; None asks every time.
-        replay: answer from the cache alone.
-        max_tokens: longest reply.
-        concurrency: requests in flight at once.
-        extra_body: further fields of the request.
+        client: the server, and how it is asked.
+        max_ungraded_rate: no results where more than this share of the answers got no grade. The predictions are kept,
+            and the replies where ``client.cache_dir`` is set, so that ``orlaif test`` goes on there.
 
     Raises:
-        ValueError: settings that contradict each other, or an environment variable that is not set.
+        ValueError: a rate outside of [0, 1].
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        api_key_env: str | None = None,
-        timeout_s: float = 60.0,
-        max_retries: int = 5,
-        cache_dir: str | None = None,
-        replay: bool = False,
-        max_tokens: int = 128,
-        concurrency: int = 32,
-        extra_body: dict[str, Any] | None = None,
-    ) -> None:
-        self.chat = ChatClient(
-            base_url,
-            model,
-            api_key_env=api_key_env,
-            timeout_s=timeout_s,
-            max_retries=max_retries,
-            cache_dir=cache_dir,
-            replay=replay,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            extra_body=extra_body,
-            field="judge",
-        )
+    def __init__(self, client: ChatClient, max_ungraded_rate: float = 0.1) -> None:
+        if not 0 <= max_ungraded_rate <= 1:
+            raise ValueError(f"judge.max_ungraded_rate is {max_ungraded_rate}; it must lie in [0, 1]")
+        self.client, self.max_ungraded_rate = client, max_ungraded_rate
 
     def about(self, *instructions: str) -> dict[str, Any]:
         """What pins the judge: server, model, settings, and a hash of what it was told."""
-        chat = self.chat
         told = hashlib.sha256("\n".join(instructions).encode()).hexdigest()[:16]
-        settings = {"max_tokens": chat.max_tokens, "temperature": 0.0, "extra_body": chat.extra_body}
-        return {"base_url": chat.base_url, "model": chat.model, "instructions_sha256": told, **settings}
+        return {**self.client.about(), "instructions_sha256": told}
 
     def ask_all(
         self, questions: Sequence[tuple[str, str]], read: Callable[[str], dict[str, Any]]
-    ) -> list[dict[str, Any] | str]:
-        """Pairs of instructions and question, all in flight together; what each reply says, or why there is nothing."""
+    ) -> list[dict[str, Any] | Ungraded]:
+        """Pairs of instructions and question, all in flight together.
 
-        async def one(system: str, content: str) -> dict[str, Any] | str:
+        Args:
+            questions: N pairs.
+            read: from a reply to what it says; a ValueError where it says nothing that can be read.
+
+        Returns:
+            What each reply says, or why there is nothing.
+
+        Raises:
+            ConnectionError: more than ``max_ungraded_rate`` have no grade, and the server could not be reached.
+            ValueError: more than that have none, for other reasons.
+        """
+        allowed = self.max_ungraded_rate * len(questions)
+        causes: list[tuple[Ungraded, Exception]] = []
+
+        async def one(system: str, content: str) -> dict[str, Any] | Ungraded:
             try:
-                return await self.chat.ask(system, content, read)
+                return await self.client.ask(system, content, read)
             except (ValueError, UnansweredError) as error:
-                return str(error) or type(error).__name__
+                kind: Literal["unanswered", "unreadable"] = (
+                    "unanswered" if isinstance(error, UnansweredError) else "unreadable"
+                )
+                without = Ungraded(kind, str(error) or type(error).__name__)
+                causes.append((without, error))
+                unreachable = sum(isinstance(problem, UnreachableError) for _, problem in causes)
+                if unreachable > allowed:  # the others would wait for it as long, to learn the same
+                    raise _too_many(causes, len(questions), self.max_ungraded_rate) from None
+                return without
 
-        async def everything() -> list[dict[str, Any] | str]:
-            return list(await asyncio.gather(*(one(system, content) for system, content in questions)))
+        async def everything() -> list[dict[str, Any] | Ungraded]:
+            return await _together([one(system, content) for system, content in questions])
 
-        return self.chat.run(everything())
+        replies = self.client.run(everything())
+        if len(causes) > allowed:
+            raise _too_many(causes, len(questions), self.max_ungraded_rate)
+        return replies
+
+
+async def _together(work: Iterable[Any]) -> list[Any]:
+    """All results; the first error ends the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _too_many(causes: Sequence[tuple[Ungraded, Exception]], asked: int, rate: float) -> Exception:
+    unanswered = sum(without.ungraded == "unanswered" for without, _ in causes)
+    unreachable = [problem for _, problem in causes if isinstance(problem, UnreachableError)]
+    example = unreachable[0] if unreachable else causes[0][1]
+    text = (
+        f"the judge graded too few of {asked} answers: {unanswered} requests brought no reply and "
+        f"{len(causes) - unanswered} replies could not be read, more than judge.max_ungraded_rate allows ({rate:g}), "
+        f"such as: {example}. Predictions are kept; the next `orlaif test` grades them"
+    )
+    return ConnectionError(text) if unreachable else ValueError(text)
+
+
+def comparison(question: str, answer: str, prediction: str) -> str:
+    """What a judge of one answer is shown; what was predicted cannot pass for anything else."""
+    shown = f"Question: {question}\nThe answers, {QUOTED_NOTE}.\n"
+    return f"{shown}Correct answer: {quoted(answer)}\nPredicted answer: {quoted(prediction)}"
 
 
 def read_object(reply: str) -> dict[str, Any]:
@@ -92,7 +134,7 @@ def read_object(reply: str) -> dict[str, Any]:
     Raises:
         ValueError: none, or more than one.
     """
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     place = reply.find("{")
     while place >= 0:
         end = reply.find("}", place)
@@ -102,18 +144,18 @@ def read_object(reply: str) -> dict[str, Any]:
         value: Any = None
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             try:
                 value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 value = None
         if isinstance(value, dict):
-            found.append(value)
+            objects.append(value)
         place = reply.find("{", end)
-    if len(found) != 1:
+    if len(objects) != 1:
         short = reply if len(reply) <= 200 else f"{reply[:200]}..."
-        raise ValueError(f"{len(found)} objects in the reply {short!r}")
-    return found[0]
+        raise ValueError(f"{len(objects)} objects in the reply {short!r}")
+    return objects[0]
 
 
 def read_score(value: Any) -> float:

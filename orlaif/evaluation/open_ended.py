@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orlaif.evaluation.grader import ChatGrader, read_object, read_score
-from orlaif.evaluation.suite import ExactMatch, Record, Suite, Table, mean_of, needed, table
+from orlaif.evaluation.grader import ChatGrader, Ungraded, comparison, read_object, read_score
+from orlaif.evaluation.suite import (
+    UNGRADED_COLUMNS,
+    ExactMatch,
+    Record,
+    Suite,
+    Table,
+    mean_of,
+    needed,
+    table,
+    ungraded_rates,
+    with_counts,
+)
 
 INSTRUCTIONS = (
     "You grade answers to questions about videos. Compare the predicted answer with the correct one: they match if "
@@ -23,11 +34,11 @@ ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object
 
 def read_verdict(reply: str) -> dict[str, Any]:
     """``pred`` yes or no, and ``score``, from a judge's reply; raises ValueError for anything else."""
-    found = read_object(reply)
-    pred = str(found.get("pred")).strip().lower()
+    said = read_object(reply)
+    pred = str(said.get("pred")).strip().lower()
     if pred not in ("yes", "no"):
-        raise ValueError(f"'pred' is {found.get('pred')!r}; it must be yes or no")
-    return {"pred": pred, "score": read_score(found.get("score"))}
+        raise ValueError(f"'pred' is {said.get('pred')!r}; it must be yes or no")
+    return {"pred": pred, "score": read_score(said.get("score"))}
 
 
 class OpenEndedSuite(Suite):
@@ -53,20 +64,18 @@ class OpenEndedSuite(Suite):
         graded = ExactMatch().grade(records)
         if self.judge is None:
             return graded
+        name = type(self).__name__
         questions = [
-            (
-                self.instructions,
-                f"Question: {record['question']}\nCorrect answer: "
-                f"{needed(record, 'answer', type(self).__name__)}\n"
-                f"Predicted answer: {record['prediction']}",
-            )
+            (self.instructions, comparison(record["question"], needed(record, "answer", name), record["prediction"]))
             for record in graded
         ]
         for record, verdict in zip(graded, self.judge.ask_all(questions, read_verdict), strict=True):
-            record["verdict"] = verdict
-            said = verdict if isinstance(verdict, dict) else {}
-            record["scores"]["judged"] = float(said["pred"] == "yes") if said else None
-            record["scores"]["score"] = said.get("score")
+            if isinstance(verdict, Ungraded):
+                record["verdict"] = verdict.record()
+                record["scores"] |= {"judged": None, "score": None}
+            else:
+                record["verdict"] = verdict
+                record["scores"] |= {"judged": float(verdict["pred"] == "yes"), "score": verdict["score"]}
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
@@ -74,6 +83,8 @@ class OpenEndedSuite(Suite):
         columns = list(ExactMatch.COLUMNS)
         if self.judge is not None:
             columns = [("judged accuracy %", "judged"), ("score (0-5)", "score"), *columns]
+            records = [with_counts(record, [record["verdict"]]) for record in records]
+            columns += UNGRADED_COLUMNS
         return [table("Open-ended answers by kind of question", records, columns, self._kind)]
 
     def _kind(self, record: Record) -> str | None:
@@ -81,17 +92,17 @@ class OpenEndedSuite(Suite):
         return self.types[int(kind)] if kind and kind.isdigit() and int(kind) < len(self.types) else kind
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """``accuracy``, ``token_f1``, ``judged_accuracy``, ``judged_score`` and ``unreadable_rate`` of the judge."""
+        """``accuracy``, ``token_f1``; of a judge ``judged_accuracy``, ``judged_score``, and rates without a grade."""
         names = {
             "accuracy": "exact_match",
             "token_f1": "token_f1",
             "judged_accuracy": "judged",
             "judged_score": "score",
         }
-        found = {name: value for name, score in names.items() if (value := mean_of(records, score)) is not None}
-        if self.judge is not None and records:
-            found["unreadable_rate"] = sum(isinstance(record["verdict"], str) for record in records) / len(records)
-        return found
+        means = {name: value for name, score in names.items() if (value := mean_of(records, score)) is not None}
+        if self.judge is not None:
+            means |= ungraded_rates([record["verdict"] for record in records])
+        return means
 
     def about(self) -> dict[str, Any]:
         """The judge, pinned."""

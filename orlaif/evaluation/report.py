@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orlaif.evaluation.suite import Record, Suite, Table, shown
+from orlaif.evaluation.suite import Record, Suite, Table, is_count, shown
 
 log = logging.getLogger(__name__)
 RESULTS, GRADED, PAGE, PLOT = "results.json", "graded.jsonl", "results.md", "results.png"
@@ -43,6 +43,7 @@ def _bars(one: Table) -> dict[str, list[tuple[str, float | None, float, float]]]
     return {
         column: [(label, values[place], 0.0, 0.0) for label, _, values in one.rows]
         for place, column in enumerate(one.columns)
+        if not is_count(column)
     }
 
 

@@ -44,7 +44,7 @@ class Table:
     rows: tuple[tuple[str, int, tuple[float | None, ...]], ...]
 
     def markdown(self) -> str:
-        """As Markdown; shares as percentages (columns that end in ``%``), other numbers with two digits."""
+        """As Markdown, each value as :func:`shown` puts it."""
         lines = [f"**{self.title}**", "", "| | n | " + " | ".join(self.columns) + " |"]
         lines.append("|---" * (len(self.columns) + 2) + "|")
         for label, n, values in self.rows:
@@ -54,10 +54,17 @@ class Table:
 
 
 def shown(value: float | None, column: str) -> str:
-    """A value as text: a share as a percentage where the column ends in ``%``."""
+    """A value as text: a percentage where the column ends in ``%``, whole where it is a count."""
     if value is None:
         return "-"
+    if is_count(column):
+        return f"{value:.0f}"
     return f"{100 * value:.1f}" if column.endswith("%") else f"{value:.2f}"
+
+
+def is_count(column: str) -> bool:
+    """Whether a column holds numbers of answers (``n unreadable``), which are summed and not averaged."""
+    return column.startswith("n ")
 
 
 def mean_of(records: Iterable[Record], score: str) -> float | None:
@@ -86,8 +93,34 @@ def table(
     groups = [(label, [record for record in records if label_of(record) == label]) for label in labels]
     if total is not None:
         groups.append((total, list(records)))
-    rows = tuple((label, len(own), tuple(mean_of(own, score) for _, score in columns)) for label, own in groups)
+
+    def value(heading: str, score: str, members: Sequence[Record]) -> float | None:
+        mean = mean_of(members, score)
+        counted = sum(record["scores"].get(score) is not None for record in members)
+        return round(mean * counted) if is_count(heading) and mean is not None else mean
+
+    rows = tuple(
+        (label, len(members), tuple(value(heading, score, members) for heading, score in columns))
+        for label, members in groups
+    )
     return Table(title, tuple(heading for heading, _ in columns), rows)
+
+
+#: What a table of judged answers says of those without a grade, besides the means of the others.
+UNGRADED_COLUMNS = (("n unanswered", "unanswered"), ("n unreadable", "unreadable"))
+
+
+def with_counts(record: Record, verdicts: Sequence[Record]) -> Record:
+    """A record with ``unanswered`` and ``unreadable`` among its scores, for :data:`UNGRADED_COLUMNS`."""
+    kinds = [verdict.get("ungraded") for verdict in verdicts]
+    counts = {kind: float(kinds.count(kind)) for _, kind in UNGRADED_COLUMNS}
+    return {**record, "scores": {**record["scores"], **counts}}
+
+
+def ungraded_rates(verdicts: Sequence[Record]) -> dict[str, float]:
+    """``unanswered_rate`` and ``unreadable_rate`` of verdicts, where there are any."""
+    kinds = [verdict.get("ungraded") for verdict in verdicts]
+    return {f"{kind}_rate": kinds.count(kind) / len(kinds) for _, kind in UNGRADED_COLUMNS if kinds}
 
 
 class Suite(ABC):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orlaif.evaluation.grader import ChatGrader, read_object, read_score
-from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed
+from orlaif.evaluation.grader import ChatGrader, Ungraded, comparison, read_object, read_score
+from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
+from orlaif.evaluation.suite import UNGRADED_COLUMNS, Record, Suite, Table, mean_of, needed, ungraded_rates
 
 _REPLY = (
     ' Reply with one JSON object and nothing else, such as {"score": 3}: "score" is a whole number from 0 (worst) to 5 '
@@ -27,11 +28,25 @@ OF_FILE = {
     "temporal": ("temporal",),
     "consistency": ("consistency",),
 }
+#: What the table says of answers without a grade.
+COLUMNS = (*UNGRADED_COLUMNS, ("n unasked", "unasked"))
 
 
 def instructions(dimension: str) -> str:
     """What the judge is told for a dimension."""
     return f"You grade answers to questions about videos. Judge the predicted answer by {ASKED[dimension]}.{_REPLY}"
+
+
+def _shown(record: Record, second: Record | None) -> str:
+    """What the judge sees: one answer, or the two of a pair."""
+    if second is None:
+        return comparison(record["question"], record["answer"], record["prediction"])
+    return (
+        f"Question 1: {record['question']}\nQuestion 2: {second['question']}\nThe answers, {QUOTED_NOTE}.\n"
+        f"Correct answer: {quoted(record['answer'])}\n"
+        f"Predicted answer to question 1: {quoted(record['prediction'])}\n"
+        f"Predicted answer to question 2: {quoted(second['prediction'])}"
+    )
 
 
 class VideoChatGPTSuite(Suite):
@@ -47,50 +62,46 @@ class VideoChatGPTSuite(Suite):
     def grade(self, records: Sequence[Record]) -> list[Record]:
         """Adds ``verdicts`` by dimension; a pair of the consistency file is scored once, on its first record."""
         by_id = {record["id"]: record for record in records}
-        graded = [{**record, "scores": {}, "verdicts": {}} for record in records]
+        graded: list[Record] = [{**record, "scores": {}, "verdicts": {}} for record in records]
         asked: list[tuple[Record, str, tuple[str, str]]] = []
         for record in graded:
             for dimension in OF_FILE[needed(record, "file", type(self).__name__)]:
-                if dimension != "consistency":
-                    text = f"Question: {record['question']}\nCorrect answer: {record['answer']}\n"
-                    text += f"Predicted answer: {record['prediction']}"
-                elif record["id"].endswith("/1"):
-                    other = by_id.get(f"{record['id'][:-1]}2")
-                    if other is None:
-                        record["verdicts"][dimension] = "its second question was not answered"
+                second = None
+                if dimension == "consistency":
+                    if not record["id"].endswith("/1"):
+                        continue
+                    second = by_id.get(f"{record['id'][:-1]}2")
+                    if second is None:
+                        cause = "its second question was not answered"
+                        record["verdicts"][dimension] = {"ungraded": "unasked", "cause": cause}
                         record["scores"][dimension] = None
                         continue
-                    text = f"Question 1: {record['question']}\nQuestion 2: {other['question']}\n"
-                    text += f"Correct answer: {record['answer']}\nPredicted answer to question 1: "
-                    text += f"{record['prediction']}\nPredicted answer to question 2: {other['prediction']}"
-                else:
-                    continue
-                asked.append((record, dimension, (instructions(dimension), text)))
+                asked.append((record, dimension, (instructions(dimension), _shown(record, second))))
         replies = self.judge.ask_all(
             [question for _, _, question in asked], lambda reply: {"score": read_score(read_object(reply).get("score"))}
         )
         for (record, dimension, _), reply in zip(asked, replies, strict=True):
-            record["verdicts"][dimension] = reply
-            record["scores"][dimension] = reply["score"] if isinstance(reply, dict) else None
+            record["verdicts"][dimension] = reply.record() if isinstance(reply, Ungraded) else reply
+            record["scores"][dimension] = None if isinstance(reply, Ungraded) else reply["score"]
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """One row per dimension."""
         rows = []
         for dimension in ASKED:
-            own = [record for record in records if dimension in record["scores"]]
-            rows.append((dimension, len(own), (mean_of(own, dimension),)))
-        return [Table("Video-ChatGPT's dimensions", ("score (0-5)",), tuple(rows))]
+            scored = [record for record in records if dimension in record["scores"]]
+            kinds = [record["verdicts"][dimension].get("ungraded") for record in scored]
+            counts = [kinds.count(kind) for _, kind in COLUMNS]
+            rows.append((dimension, len(scored), (mean_of(scored, dimension), *counts)))
+        headings = tuple(heading for heading, _ in COLUMNS)
+        return [Table("Video-ChatGPT's dimensions", ("score (0-5)", *headings), tuple(rows))]
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """Each dimension's mean, their mean as ``score``, and ``unreadable_rate``."""
-        found = {name: value for name in ASKED if (value := mean_of(records, name)) is not None}
-        verdicts = [verdict for record in records for verdict in record["verdicts"].values()]
-        if found:
-            found["score"] = sum(found.values()) / len(found)
-        if verdicts:
-            found["unreadable_rate"] = sum(isinstance(verdict, str) for verdict in verdicts) / len(verdicts)
-        return found
+        """Each dimension's mean, their mean as ``score``, ``unanswered_rate`` and ``unreadable_rate``."""
+        means = {name: value for name in ASKED if (value := mean_of(records, name)) is not None}
+        if means:
+            means["score"] = sum(means.values()) / len(means)
+        return means | ungraded_rates([verdict for record in records for verdict in record["verdicts"].values()])
 
     def about(self) -> dict[str, Any]:
         """The judge, pinned."""

@@ -1,10 +1,12 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
-from orlaif.oracles.base import Asked, Oracle, OracleFailure, dense_ranks, order_consistency, rank_groups
+from orlaif.oracles.base import Oracle, dense_ranks, order_consistency
 from orlaif.oracles.ensemble import EnsembleOracle
+from orlaif.oracles.failure import Asked, OracleFailure, rank_groups
 from orlaif.oracles.function import FunctionOracle
 from orlaif.oracles.http import HTTPJudge
-from orlaif.oracles.local import ListwiseJudge, PairwiseJudge
+from orlaif.oracles.listwise import ListwiseJudge
+from orlaif.oracles.pairwise import PairwiseJudge
 from orlaif.oracles.preference import PreferenceRanker
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from orlaif.oracles.aggregate import Method, by_method
-from orlaif.oracles.base import Asked, Oracle, OracleFailure, ranking_of
+from orlaif.oracles.base import Oracle, ranking_of
+from orlaif.oracles.failure import Asked, OracleFailure
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 
@@ -57,6 +58,10 @@ class EnsembleOracle(Oracle):
         """If any member does."""
         return any(oracle.borrows_policy for oracle in self.oracles)
 
+    def held_models(self) -> tuple[str, ...]:
+        """Those of all members."""
+        return tuple(name for oracle in self.oracles for name in oracle.held_models())
+
     def take_counts(self) -> dict[str, float]:
         """Each member's own, under its class and place: ``HTTPJudge_0/requests``."""
         return {
@@ -74,7 +79,7 @@ class EnsembleOracle(Oracle):
         Returns:
             Dense ranks i64[P, G]; groups with fewer than ``min_opinions`` opinions in ``failures``.
         """
-        lenient = OracleFailure(action="drop_group")
+        lenient = OracleFailure(action="drop_group", retries=0)
         asked = [Asked(oracle, groups, lenient) for oracle in self.oracles]  # those that wait do so together
         opinions = [each.result() for each in asked]
         causes = {error.prompt_id: error for opinion in opinions for error in opinion.failures}

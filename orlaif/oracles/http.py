@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,62 +27,33 @@ class HTTPJudge(Oracle):
     """Asks a server to order the candidates of each group, as a list.
 
     Args:
-        base_url: of the server, up to and with ``/v1``.
-        model: name of the model there.
-        api_key_env: environment variable that holds the key; None for servers without one. The key is never logged.
-        timeout_s: seconds for one request.
-        max_retries: how often a request is made again after a time-out, a lost connection, 408, 409, 429 or 5xx.
-        cache_dir: folder of the cache, shared by processes and runs; None asks every time.
-        replay: answer from the cache alone; what is not there is an OracleError.
+        client: the server, and how it is asked.
         num_ballots: orders in which the candidates of a group are shown; their rankings are averaged (Borda), which
             cancels a preference for places.
         num_frames: frames of the clip that are sent, evenly spaced.
         frame_height: pixels to which larger frames are shrunk.
-        max_tokens: longest reply.
-        concurrency: requests in flight at once.
         instructions: what the judge is told; it must ask for the reply that ``parse_order`` reads.
-        extra_body: further fields of the request, as the server understands them.
         seed: of the ballots.
 
     Raises:
-        ValueError: settings that contradict each other, or an environment variable that is not set.
+        ValueError: a setting is out of its range.
     """
 
     mostly_waits = True
 
     def __init__(
         self,
-        base_url: str,
-        model: str,
-        api_key_env: str | None = None,
-        timeout_s: float = 60.0,
-        max_retries: int = 5,
-        cache_dir: str | None = None,
-        replay: bool = False,
+        client: ChatClient,
         num_ballots: int = 2,
         num_frames: int = 8,
         frame_height: int = 336,
-        max_tokens: int = 256,
-        concurrency: int = 32,
         instructions: str = LISTWISE_INSTRUCTIONS,
-        extra_body: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("num_ballots", num_ballots), ("num_frames", num_frames)):
+        for name, value in (("num_ballots", num_ballots), ("num_frames", num_frames), ("frame_height", frame_height)):
             if value < 1:
                 raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
-        self.chat = ChatClient(
-            base_url,
-            model,
-            api_key_env=api_key_env,
-            timeout_s=timeout_s,
-            max_retries=max_retries,
-            cache_dir=cache_dir,
-            replay=replay,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            extra_body=extra_body,
-        )
+        self.client = client
         self.num_ballots, self.num_frames, self.frame_height = num_ballots, num_frames, frame_height
         self.instructions, self.seed = instructions, seed
         self._failures = 0
@@ -97,7 +67,7 @@ class HTTPJudge(Oracle):
         Returns:
             Dense ranks i64[P, G]; groups of which a request failed or a reply could not be read in ``failures``.
         """
-        outcomes = self.chat.run(self._rank_all(groups))
+        outcomes = self.client.run(self._rank_all(groups))
         ranking = ranking_of(outcomes, len(groups[0].answers))
         self._failures += len(ranking.failures)
         return ranking
@@ -119,16 +89,16 @@ class HTTPJudge(Oracle):
 
     async def _ballot(self, ballot: Ballot, frames: list[str]) -> list[int]:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in frames]
-        content = [*images, {"type": "text", "text": ballot.question}]
-        return await self.chat.ask(
+        content = [*images, {"type": "text", "text": ballot.asked()}]
+        return await self.client.ask(
             self.instructions, content, lambda reply: ballot.ranks(parse_order(reply, ballot.labels))
         )
 
     def take_counts(self) -> dict[str, float]:
         """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""
-        counts = {name: float(self.chat.counts[name]) for name in ("requests", "cache_hits")}
+        counts = {name: float(self.client.counts[name]) for name in ("requests", "cache_hits")}
         counts["failures"] = float(self._failures)
-        self.chat.counts.clear()
+        self.client.counts.clear()
         self._failures = 0
         return counts
 

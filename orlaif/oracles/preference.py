@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.sync import process_index
+from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
@@ -139,10 +140,12 @@ def answer_completions(
         Completions [P, G, T], and bool[P, G], which of them are answers; the rest fill the groups up.
     """
     tokenizer = policy.processor.tokenizer
+    markup = special_tokens(tokenizer, policy.placeholder_ids)
     most = max(len(own) for own in answers)
     end = [tokenizer.eos_token_id] * 2
     filled = tuple((*own, *[""] * (most - len(own))) for own in answers)
-    rows = [[[*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in own] for own in filled]
+    plain = [[without_tokens(text, markup) for text in own] for own in filled]
+    rows = [[[*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in own] for own in plain]
     real = torch.arange(most, device=device) < torch.tensor([len(own) for own in answers], device=device)[:, None]
     return Completions.padded(rows, filled, policy.pad_id, device), real
 
@@ -166,6 +169,10 @@ class PreferenceRanker(Oracle):
         self.path, self.dtype, self.batch_size = path, dtype, batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._ranker: Ranker | None = None
+
+    def held_models(self) -> tuple[str, ...]:
+        """The ranker."""
+        return (type(self).__name__,)
 
     @property
     def ranker(self) -> Ranker:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
 from orlaif.types import CandidateGroup
 
 LISTWISE_INSTRUCTIONS = (
@@ -16,6 +17,11 @@ LISTWISE_INSTRUCTIONS = (
     "count. Candidates that are equally good share a place. Reply with one JSON object and nothing else, the letters "
     'from best to worst, equals in a list of their own: {"ranking": ["B", ["A", "D"], "C"]}'
 )
+
+
+def opening(question: str) -> str:
+    """What comes before the candidates."""
+    return f"Question: {question}\n\nCandidates, {QUOTED_NOTE}:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +43,14 @@ class Ballot:
         """Letters of the texts."""
         return tuple(string.ascii_uppercase[: len(self.texts)])
 
-    @property
-    def question(self) -> str:
-        """Question and lettered candidates."""
-        lines = [f"{label}: {text}" for label, text in zip(self.labels, self.texts, strict=True)]
-        return f"Question: {self.group.prompt.question}\n\nCandidates:\n" + "\n".join(lines)
+    def asked(self, markup: Collection[str] = ()) -> str:
+        """Question and lettered candidates, each a JSON string on a line of its own.
+
+        Args:
+            markup: special tokens of the judge's tokenizer, which must not stand in a candidate as they are.
+        """
+        lines = [f"{label}: {quoted(text, markup)}" for label, text in zip(self.labels, self.texts, strict=True)]
+        return f"{opening(self.group.prompt.question)}\n" + "\n".join(lines)
 
     def ranks(self, order: Sequence[Sequence[int]]) -> list[int]:
         """Ranks of the group's answers from the order of the texts, ``[[best, equal], [next], ...]``."""
@@ -89,12 +98,12 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
         ValueError: nothing, or more than one thing, to read; a letter missing, twice or unknown.
     """
     found = []
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_once)
     start = reply.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(reply, start)
-        except ValueError:
+        except (ValueError, RecursionError):
             end = start + 1
         else:
             if isinstance(value, dict) and "ranking" in value:
@@ -112,6 +121,14 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     if sorted(named) != sorted(labels):
         raise ValueError(f"the ranking has {', '.join(named) or 'nothing'} instead of each of {', '.join(labels)} once")
     return [[labels.index(label.strip().upper()) for label in level] for level in order if level]
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, unless it says one thing twice; JSON would take the last without a word."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return value
 
 
 def _short(reply: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
@@ -34,6 +35,10 @@ class ScoreOracle(Oracle):
             raise ValueError(f"oracle.margin is {margin}; it must be 0 or more")
         self.score = score
         self.margin = margin
+
+    def held_models(self) -> tuple[str, ...]:
+        """Those of a score that holds one."""
+        return tuple(getattr(self.score, "held_models", tuple)())
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group by their scores.
@@ -103,16 +108,21 @@ class TextRewardModel:
             self._loaded = tokenizer, model.to(self.device).eval()
         return self._loaded
 
+    def held_models(self) -> tuple[str, ...]:
+        """The reward model."""
+        return (type(self).__name__,)
+
     @torch.no_grad()
     def __call__(self, group: CandidateGroup) -> list[float]:
         """One reward per answer."""
         tokenizer, model = self._load()
+        markup = special_tokens(tokenizer)  # an answer that closes its turn must not open another
         texts = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": group.prompt.question}, {"role": "assistant", "content": answer}],
                 tokenize=False,
             )
-            for answer in group.answers
+            for answer in (without_tokens(text, markup) for text in group.answers)
         ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.device)
         return model(**inputs).logits[:, 0].float().tolist()

@@ -17,7 +17,7 @@ from tests.data.test_formats import MME, written
 from tests.oracles.server import ChatServer
 
 DATA = "--data.init_args.test.init_args"
-JUDGE = "--model.init_args.suite.init_args.judge.init_args"
+JUDGE = "--model.init_args.suite.init_args.judge.init_args.client.init_args"
 
 
 def results_of(name: str, run_dir: Path, model: str, *extra: str) -> dict[str, Any]:

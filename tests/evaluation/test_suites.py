@@ -12,6 +12,7 @@ from orlaif.evaluation.open_ended import OpenEndedSuite, read_verdict
 from orlaif.evaluation.suite import ExactMatch, Suite, Table
 from orlaif.evaluation.video_chatgpt import VideoChatGPTSuite
 from orlaif.evaluation.video_mme import VideoMMESuite, official_letter
+from orlaif.openai_client import ChatClient
 from tests.oracles.server import ChatServer
 
 TASKS = [f"task {i:02d}" for i in range(12)]
@@ -117,9 +118,9 @@ def qa(id: str, prediction: str, answer: str | None = "a dog", **more: Any) -> d
     [
         (VideoMMESuite(), {"id": "7", "prediction": "A", "tags": {}}, "answer"),
         (VideoMMESuite(), {"id": "7", "prediction": "A", "answer": "A", "tags": {}}, "duration"),
-        (VideoChatGPTSuite(ChatGrader("http://localhost/v1", "m")), {"id": "7", "tags": {}}, "file"),
+        (VideoChatGPTSuite(ChatGrader(ChatClient("http://localhost/v1", "m"))), {"id": "7", "tags": {}}, "file"),
         (
-            OpenEndedSuite(ChatGrader("http://localhost/v1", "m")),
+            OpenEndedSuite(ChatGrader(ChatClient("http://localhost/v1", "m"))),
             {"id": "7", "question": "q", "prediction": "A", "tags": {}},
             "answer",
         ),
@@ -148,7 +149,7 @@ def says(text: str) -> Any:
 
 def by_prediction(request: dict[str, Any]) -> Any:
     """A judge that likes dogs, and misbehaves on demand."""
-    text = request["messages"][-1]["content"].splitlines()[-1].removeprefix("Predicted answer: ")
+    text = json.loads(request["messages"][-1]["content"].splitlines()[-1].removeprefix("Predicted answer: "))
     return {
         "a dog": '{"pred": "yes", "score": 5}',
         "a hound": "Sure! {'pred': 'yes', 'score': 4} Hope that helps.",
@@ -168,16 +169,23 @@ def test_a_judges_verdicts_and_failures_are_told_apart() -> None:
     good = ["a dog", "a hound", "a cat"]
     bad = ["maybe", "nine", "both", "prose", "list", "half", "closed", "broken"]
     with ChatServer(by_prediction) as server:
-        suite = OpenEndedSuite(ChatGrader(server.url, "judge-1", max_retries=0), types=["activitynet"])
+        suite = OpenEndedSuite(
+            ChatGrader(ChatClient(server.url, "judge-1", max_retries=0), max_ungraded_rate=1.0), types=["activitynet"]
+        )
         graded = suite.grade([qa(text, text) for text in good + bad])
     assert [record["scores"]["judged"] for record in graded] == [1.0, 1.0, 0.0] + [None] * 8
     assert [record["scores"]["score"] for record in graded[:3]] == [5.0, 4.0, 1.0]
-    assert all(isinstance(record["verdict"], str) for record in graded[3:])
+    kinds = [record["verdict"]["ungraded"] for record in graded[3:]]
+    assert kinds == ["unreadable"] * 6 + ["unanswered"] * 2
     metrics = suite.metrics(graded)
     assert metrics["judged_accuracy"] == pytest.approx(2 / 3)  # of those that were judged
     assert metrics["judged_score"] == pytest.approx(10 / 3)
-    assert metrics["unreadable_rate"] == pytest.approx(8 / 11)
+    assert metrics["unreadable_rate"] == pytest.approx(6 / 11)
+    assert metrics["unanswered_rate"] == pytest.approx(2 / 11)
     (table,) = suite.tables(graded)
+    assert row(table, "all")["n unreadable"] == 6
+    assert row(table, "all")["n unanswered"] == 2
+    assert table.markdown().splitlines()[-1].endswith("| 2 | 6 |")
     assert [label for label, _, _ in table.rows] == ["yes/no", "all"]
     pinned = suite.about()["judge"]
     assert (pinned["model"], pinned["base_url"]) == ("judge-1", server.url)
@@ -195,10 +203,10 @@ def test_a_repeated_grading_asks_nothing(tmp_path: Any) -> None:
     records = [qa("1", "a dog"), qa("2", "a cat")]
     with ChatServer(by_prediction) as server:
         for _ in range(2):
-            judge = ChatGrader(server.url, "m", cache_dir=str(tmp_path))
+            judge = ChatGrader(ChatClient(server.url, "m", cache_dir=str(tmp_path)))
             assert OpenEndedSuite(judge).metrics(OpenEndedSuite(judge).grade(records))["accuracy"] == 0.5
         assert len(server.requests) == 2
-    replayed = ChatGrader(server.url, "m", cache_dir=str(tmp_path), replay=True)
+    replayed = ChatGrader(ChatClient(server.url, "m", cache_dir=str(tmp_path), replay=True))
     assert OpenEndedSuite(replayed).grade(records)[0]["scores"]["score"] == 5.0
 
 
@@ -234,7 +242,7 @@ def test_five_dimensions() -> None:
         record("consistency", "consistency-2/1"),
     ]
     with ChatServer(reply) as server:
-        suite = VideoChatGPTSuite(ChatGrader(server.url, "m"))
+        suite = VideoChatGPTSuite(ChatGrader(ChatClient(server.url, "m")))
         graded = suite.grade(records)
         pair = next(r for r in server.requests if "say the same" in r["messages"][0]["content"])
     assert len(server.requests) == 5
@@ -250,4 +258,5 @@ def test_five_dimensions() -> None:
     ]
     metrics = suite.metrics(graded)
     assert metrics["score"] == 3.0
-    assert metrics["unreadable_rate"] == pytest.approx(1 / 6)
+    assert metrics["unreadable_rate"] == 0.0
+    assert row(table, "consistency") == {"score (0-5)": 1.0, "n unanswered": 0, "n unreadable": 0, "n unasked": 1}

@@ -15,9 +15,11 @@ Reply = Callable[[dict[str, Any]], Any]
 
 
 def candidates(request: dict[str, Any]) -> dict[str, str]:
-    """Letters and texts that a judge was asked to order."""
+    """Letters and texts that a judge was asked to order: one JSON string to a line."""
     text = request["messages"][-1]["content"][-1]["text"]
-    return dict(re.findall(r"^([A-Z]): (.*)$", text, flags=re.MULTILINE))
+    lines = re.findall(r"^([A-Z]): (.*)$", text, flags=re.MULTILINE)
+    assert len({letter for letter, _ in lines}) == len(lines)
+    return {letter: json.loads(line) for letter, line in lines}
 
 
 def shortest_first(request: dict[str, Any]) -> str:

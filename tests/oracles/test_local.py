@@ -14,8 +14,9 @@ from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.aggregate import bradley_terry
-from orlaif.oracles.local import _CUT, letter_ids, sorting_network
-from orlaif.oracles.prompting import ballots
+from orlaif.oracles.local import letter_ids
+from orlaif.oracles.prompting import ballots, opening
+from orlaif.oracles.sorting import sorting_network
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
 from orlaif.policy.vision import vision_tower
@@ -28,7 +29,9 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 def judge_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3-VL whose tokenizer knows capital letters."""
     folder = str(tmp_path_factory.mktemp("judge"))
-    make_tiny_model(folder, [*words(), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=3)
+    make_tiny_model(
+        folder, [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=3
+    )
     return folder
 
 
@@ -56,9 +59,9 @@ def sharpened(judge: Any) -> Any:
 def verdict(judge: PairwiseJudge, group: CandidateGroup, first: str, second: str) -> float:
     """Probability of A, from a prompt of its own through transformers' forward."""
     policy = judge.judge
-    question = f"{judge.instructions}\n\nQuestion: {group.prompt.question}\n\n{_CUT}"
+    question = f'{judge.instructions}\n\n{opening(group.prompt.question)}\nA: "{first}"\nB: "{second}"'
     prompt = VideoPrompt(id="1", video="v", question=question)
-    text = render(policy.processor, prompt).replace(_CUT, f"A: {first}\nB: {second}")
+    text = render(policy.processor, prompt)
     batch = to_batch(policy.processor, [prompt], [group.clip], [text])
     with torch.no_grad():
         logits = policy.network(
@@ -155,7 +158,7 @@ def test_a_constrained_list_follows_the_model(judge_model: str, groups: list[Can
     judge = sharpened(ListwiseJudge(judge_model, dtype="float32", num_ballots=1))
     policy, group = judge.judge, groups[1]
     (ballot,) = ballots(group, 1, 0)
-    prompt = VideoPrompt(id="1", video="v", question=f"{judge.instructions}\n\n{ballot.question}")
+    prompt = VideoPrompt(id="1", video="v", question=f"{judge.instructions}\n\n{ballot.asked()}")
     batch = to_batch(policy.processor, [prompt], [group.clip], [render(policy.processor, prompt)])
     letters, written = letter_ids(policy, 4), []
     for _ in range(4):

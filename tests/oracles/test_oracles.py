@@ -96,7 +96,7 @@ def test_one_failure_costs_its_own_group_only() -> None:
     assert ranking.scores is not None
     assert ranking.scores.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     with pytest.raises(OracleError, match="'b'"):
-        rank_groups(Fails({"b"}), groups, OracleFailure())
+        rank_groups(Fails({"b"}), groups, OracleFailure(action="error"))
     with pytest.raises(OracleError, match="'b'"):
         rank_groups(Fails({"b"}), groups, OracleFailure(action="retry", retries=2))
 
@@ -144,7 +144,7 @@ def test_an_oracle_that_computes_does_so_when_its_ranking_is_wanted() -> None:
 
 @pytest.mark.parametrize("oracle", [Waits(), ReferenceAnswerOracle()])
 def test_an_error_of_the_oracle_reaches_the_step(oracle: Oracle) -> None:
-    asked = Asked(oracle, [group("x", "red", answer=None, id="7")], OracleFailure())
+    asked = Asked(oracle, [group("x", "red", answer=None, id="7")], OracleFailure(action="error"))
     with pytest.raises(OracleError, match="prompt '7': the prompt has no reference answer"):
         asked.result()
 

@@ -24,13 +24,16 @@ from tests.oracles.server import ChatServer, shortest_first
 
 RECIPES = sorted((REPO / "recipes" / "oracles").glob("*.yaml"))
 ORACLE = "--model.init_args.oracle.init_args"
+CLIENT = f"{ORACLE}.client.init_args"
 
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A judge, and a policy that can be one: its tokenizer knows the letters."""
     folder = str(tmp_path_factory.mktemp("letters"))
-    make_tiny_model(folder, [*words(), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=1)
+    make_tiny_model(
+        folder, [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=1
+    )
     return folder
 
 
@@ -56,7 +59,7 @@ def test_a_recipe_of_each_oracle_trains(
     named = {
         "listwise_judge": [f"{ORACLE}.model={letters}"],
         "pairwise_judge": [f"{ORACLE}.model={letters}"],
-        "http_judge": [f"{ORACLE}.base_url={server.url}", f"{ORACLE}.cache_dir={tmp_path / 'cache'}"],
+        "http_judge": [f"{CLIENT}.base_url={server.url}", f"{CLIENT}.cache_dir={tmp_path / 'cache'}"],
         "preference_ranker": [f"{ORACLE}.path={ranker}"],
     }.get(recipe.stem, [])
     arguments = small("demo_rlaif.yaml", "fit", tmp_path, letters, data_root, "--config", str(recipe), *named)

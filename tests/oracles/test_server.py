@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orlaif.demo.tiny import make_tiny_model
+from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge
 from tests.oracles.test_http import group
 
@@ -70,13 +71,13 @@ def test_a_server_of_transformers(server: tuple[str, str], tmp_path: Path) -> No
     """It prefers the first place; one ballot follows it, two cancel it, and the cache asks nothing twice."""
     url, model = server
     groups = [group(f"left {i}", f"right {i}", f"left {i}", id=str(i), height=48) for i in range(3)]
-    settings = {"timeout_s": 60.0, "max_tokens": 8, "cache_dir": str(tmp_path / "cache")}
-    one = HTTPJudge(url, model, num_ballots=1, **settings)  # type: ignore[arg-type]
+    client = ChatClient(url, model, timeout_s=60.0, max_tokens=8, cache_dir=str(tmp_path / "cache"))
+    one = HTTPJudge(client, num_ballots=1)
     ranking = one.rank(groups)
     assert ranking.failures == ()
     assert one.take_counts() == {"requests": 3, "cache_hits": 0, "failures": 0}
     assert all(sorted(row) in ([0, 0, 1], [0, 1, 1]) and row[0] == row[2] for row in ranking.ranks.tolist())
-    two = HTTPJudge(url, model, num_ballots=2, **settings)  # type: ignore[arg-type]
+    two = HTTPJudge(client, num_ballots=2)
     assert two.rank(groups).ranks.tolist() == [[0, 0, 0]] * 3
     assert two.take_counts() == {"requests": 3, "cache_hits": 3, "failures": 0}
 
@@ -84,6 +85,6 @@ def test_a_server_of_transformers(server: tuple[str, str], tmp_path: Path) -> No
 def test_a_group_of_three_is_no_ranking_of_that_judge(server: tuple[str, str]) -> None:
     """It names A and B; C is missing."""
     url, model = server
-    ranking = HTTPJudge(url, model, timeout_s=60.0, max_tokens=8).rank([group("a", "b", "c", height=48)])
+    ranking = HTTPJudge(ChatClient(url, model, timeout_s=60.0, max_tokens=8)).rank([group("a", "b", "c", height=48)])
     assert ranking.ranks.tolist() == [[-1, -1, -1]]
     assert "A, B instead of each of A, B, C" in ranking.failures[0].cause

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
@@ -15,18 +14,8 @@ from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
 from orlaif.cli.plan.sizes import GB
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
-from orlaif.oracles import EnsembleOracle, PreferenceRanker
-from orlaif.oracles.local import LocalJudge
 from orlaif.training.base import PolicyModule
 from orlaif.training.rlaif import OracleRLAIF
-
-
-def not_counted(oracle: Any) -> list[str]:
-    """Oracles with a model of their own, which may run on the same GPUs."""
-    if isinstance(oracle, EnsembleOracle):
-        return [name for member in oracle.oracles for name in not_counted(member)]
-    own = isinstance(oracle, PreferenceRanker) or (isinstance(oracle, LocalJudge) and oracle.model is not None)
-    return [type(oracle).__name__] if own else []
 
 
 def size_in_bytes(text: str) -> float:
@@ -73,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
     print(plan.table(memory))
-    if isinstance(module, OracleRLAIF) and (names := not_counted(module.oracle)):
+    if isinstance(module, OracleRLAIF) and (names := module.oracle.held_models()):
         print(f"not counted: the model of {', '.join(names)}, unless it runs elsewhere")
     if plan.total <= memory:
         return 0

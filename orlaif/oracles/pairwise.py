@@ -1,0 +1,154 @@
+"""A local judge that is asked pair by pair: how surely it would name the first or the second, in both orders.
+
+Its pairs are completions behind one prompt, so that the video is paid once per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from orlaif.evaluation.quoting import quoted
+from orlaif.oracles.aggregate import bradley_terry, copeland
+from orlaif.oracles.base import dense_ranks
+from orlaif.oracles.local import CUT, LocalJudge, letter_ids
+from orlaif.oracles.prompting import opening
+from orlaif.oracles.sorting import sorting_network
+from orlaif.policy import evaluating
+from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
+
+PairMethod = Literal["copeland", "bradley_terry"]
+
+PAIRWISE_INSTRUCTIONS = (
+    "You are shown a video, a question about it, and two candidate answers, A and B. Which is better? What the video "
+    "shows decides, then how well the question is answered; length and style do not count. Reply with the letter alone."
+)
+
+
+class PairwiseJudge(LocalJudge):
+    """Asks a judge which of two answers is better, by the log-probs of its verdict, in both orders.
+
+    Args:
+        model: folder or hub id of the judge; None means the policy's own base, with the adapter off.
+        pairs: ``all``, or ``network``: those that Batcher's sorting network compares (19 instead of 28 for 8 answers),
+            which order the answers by themselves.
+        method: for ``all``, ``copeland`` (pairs won) or ``bradley_terry`` (strengths, which are also the scores).
+        instructions: what the judge is told.
+        dtype: of the judge's weights.
+        device: where it runs; by default CUDA where there is one.
+        batch_size: groups in one forward pass.
+
+    Raises:
+        ValueError: settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        pairs: Literal["all", "network"] = "all",
+        method: PairMethod = "bradley_terry",
+        instructions: str = PAIRWISE_INSTRUCTIONS,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+        batch_size: int = 4,
+    ) -> None:
+        super().__init__(model, dtype, device, batch_size)
+        if pairs not in ("all", "network"):
+            raise ValueError(f"oracle.pairs is {pairs!r}; it must be 'all' or 'network'")
+        if method not in get_args(PairMethod):
+            raise ValueError(f"oracle.method is {method!r}; it must be 'copeland' or 'bradley_terry'")
+        self.pairs, self.method, self.instructions = pairs, method, instructions
+
+    @torch.no_grad()
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        """Order the answers of each group.
+
+        Args:
+            groups: P groups.
+
+        Returns:
+            Dense ranks i64[P, G], and for ``bradley_terry`` over all pairs the log-strengths f32[P, G] as scores.
+        """
+        rows: list[Tensor] = []
+        for start in range(0, len(groups), self.batch_size):
+            rows += self._rank_part(groups[start : start + self.batch_size])
+        values = torch.stack(rows)
+        scores = values.float() if self.pairs == "all" and self.method == "bradley_terry" else None
+        return Ranking(ranks=dense_ranks(values.round(decimals=6)), scores=scores)
+
+    def _rank_part(self, groups: Sequence[CandidateGroup]) -> list[Tensor]:
+        """f64[G] of each group, more is better."""
+        texts = [list(dict.fromkeys(group.answers)) for group in groups]
+        questions = [f"{self.instructions}\n\n{opening(group.prompt.question)}\n{CUT}" for group in groups]
+        prompts = self._batch(groups, questions, cut=True)
+        if self.pairs == "all":
+            wanted = [list(permutations(range(len(own)), 2)) for own in texts]
+            values = [self._aggregated(wins) for wins in self._wins(prompts, texts, wanted)]
+        else:
+            values = self._sorted(prompts, texts)
+        return [
+            torch.stack([value[own.index(answer)] for answer in group.answers])
+            for group, own, value in zip(groups, texts, values, strict=True)
+        ]
+
+    def _aggregated(self, wins: Tensor) -> Tensor:
+        if len(wins) == 1:
+            return torch.zeros(1, dtype=torch.float64)
+        return copeland(wins) if self.method == "copeland" else bradley_terry(wins)
+
+    def _sorted(self, prompts: tuple[PromptBatch, str], texts: list[list[str]]) -> list[Tensor]:
+        """Places in the order that the network makes, all groups one stage at a time."""
+        orders = [list(range(len(own))) for own in texts]
+        stages = [sorting_network(len(own)) for own in texts]
+        for stage in range(max(len(own) for own in stages)):
+            comparisons: list[list[tuple[int, int]]] = [own[stage] if stage < len(own) else [] for own in stages]
+            wanted: list[list[tuple[int, int]]] = []
+            for order, pairs in zip(orders, comparisons, strict=True):
+                meets = [(order[i], order[j]) for i, j in pairs]
+                wanted.append([*meets, *((b, a) for a, b in meets)])
+            for order, pairs, wins in zip(orders, comparisons, self._wins(prompts, texts, wanted), strict=True):
+                for i, j in pairs:
+                    if wins[order[j], order[i]] > wins[order[i], order[j]]:
+                        order[i], order[j] = order[j], order[i]
+        return [-torch.tensor([order.index(i) for i in range(len(order))]).double() for order in orders]
+
+    def _wins(
+        self, prompts: tuple[PromptBatch, str], texts: list[list[str]], pairs: list[list[tuple[int, int]]]
+    ) -> list[Tensor]:
+        """f64[n, n] of each group: probability that i is better than j, summed over the orders that were asked."""
+        wins = [torch.zeros(len(own), len(own), dtype=torch.float64) for own in texts]
+        most = max(len(asked) for asked in pairs)
+        if not most:
+            return wins
+        judge, (batch, tail) = self.judge, prompts
+        letters = letter_ids(judge, 2)
+        tokenizer = judge.processor.tokenizer
+        shown = [[quoted(text, self.markup) for text in own] for own in texts]
+        rows = [
+            [
+                [*tokenizer(f"A: {own[i]}\nB: {own[j]}{tail}", add_special_tokens=False).input_ids, int(letters[0])]
+                for i, j in asked
+            ]
+            for own, asked in zip(shown, pairs, strict=True)
+        ]
+        # Groups with fewer pairs than others are filled up with rows of no token.
+        filled = [[*own, *[[]] * (most - len(own))] for own in rows]
+        completions = Completions.padded(filled, (("",) * most,) * len(batch), judge.pad_id, judge.device)
+        with evaluating(judge.network), self._adapter_off():
+            hidden, head = judge.completion_hidden(batch, completions)
+        last = (completions.lengths - 1).clamp(min=0).flatten()
+        verdict = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        scores = verdict.float() @ head["weight"][letters].float().T
+        if head["bias"] is not None:
+            scores = scores + head["bias"][letters].float()
+        first = torch.sigmoid((scores[:, 0] - scores[:, 1]).double()).cpu().view(len(batch), most)
+        for i, asked in enumerate(pairs):
+            for j, (a, b) in enumerate(asked):
+                wins[i][a, b] += first[i, j]
+                wins[i][b, a] += 1 - first[i, j]
+        self._counts["verdicts"] += sum(len(asked) for asked in pairs)
+        return wins
