@@ -30,7 +30,7 @@ class PreferenceSampling(OracleRLAIF):
         self._gather()
         self.oracle.bind(self.policy)
         self._open_predictions("preferences")
-        self._written = self._silent = 0
+        self._written = self._silent = self._asked = self._failed = 0
 
     def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
         """Rows of P prompts: ``id, video, question, category, answers, ranks``."""
@@ -40,6 +40,10 @@ class PreferenceSampling(OracleRLAIF):
         completions = self.rollout(self.policy, batch, self.seed_step(batch, batch_idx))
         groups = candidate_groups(batch, completions)
         ranking = rank_groups(self.oracle, groups, self.on_oracle_failure)
+        self._asked += len(groups)
+        self._failed += len(ranking.failures)
+        if ranking.failures:
+            self.on_oracle_failure.check(self._failed, self._asked, ranking.failures[-1])
         assert self._predictions is not None
         folder = os.path.dirname(os.path.abspath(self._predictions))
         rows = []
@@ -68,5 +72,9 @@ class PreferenceSampling(OracleRLAIF):
     def on_predict_epoch_end(self) -> None:
         """Say what was written and what was not."""
         super().on_predict_epoch_end()
-        left_out = f"; {self._silent} groups that the oracle did not order are left out" if self._silent else ""
+        left_out = (
+            f"; {self._silent} groups that the oracle did not order ({self._failed} of them failures) are left out"
+            if self._silent
+            else ""
+        )
         log.info("%d ranked groups in %s%s", self._written, self._predictions, left_out)

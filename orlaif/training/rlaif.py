@@ -364,13 +364,8 @@ class OracleRLAIF(PolicyModule):
         failed = self.totals["failed_groups"] = self.totals.get("failed_groups", 0) + sum(n for _, n, _ in everyone)
         rate = failed / max(1, groups)
         self.log("oracle/failure_rate", rate)
-        if groups >= 20 and rate > self.on_oracle_failure.max_rate:
-            for _, _, failure in everyone:
-                if failure is not None:
-                    oracle, prompt_id, cause = failure
-                    cause = f"{cause}; {failed:g} of {groups:g} groups so far have failed, more than "
-                    cause += f"on_oracle_failure.max_rate allows ({self.on_oracle_failure.max_rate:g})"
-                    raise OracleError(oracle, prompt_id, cause)
+        for failure in (failure for _, _, failure in everyone if failure is not None):
+            self.on_oracle_failure.check(int(failed), int(groups), OracleError(*failure))
         return ranking
 
     def _note_order_consistency(self, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:

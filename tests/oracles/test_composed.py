@@ -188,7 +188,7 @@ def test_a_partial_failure_asks_again_only_for_what_failed() -> None:
     with pytest.raises(OracleError, match="'y'"):
         rank_groups(oracle, groups, OracleFailure(action="retry", retries=1))
     with pytest.raises(OracleError, match="'y'"):
-        rank_groups(oracle, groups, OracleFailure())
+        rank_groups(oracle, groups, OracleFailure(action="error"))
 
 
 def test_a_retry_that_helps_leaves_no_failure() -> None:

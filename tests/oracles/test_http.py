@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,9 +305,9 @@ def test_other_settings_are_another_question(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
+    nowhere = SimpleNamespace(url="http://localhost/v1")
     with pytest.raises(ValueError, match=message):
-        own = {name: settings[name] for name in settings if name in OF_THE_JUDGE}
-        HTTPJudge(ChatClient("http://localhost/v1", "m", **{k: v for k, v in settings.items() if k not in own}), **own)
+        judge(nowhere, **settings)  # type: ignore[arg-type]
 
 
 def test_ballots_are_the_same_again_and_another_seed_shuffles_anew() -> None:

@@ -29,9 +29,8 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 def judge_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3-VL whose tokenizer knows capital letters."""
     folder = str(tmp_path_factory.mktemp("judge"))
-    make_tiny_model(
-        folder, [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=3
-    )
+    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"]  # candidates stand in quotes
+    make_tiny_model(folder, known, hidden_size=32, num_layers=2, seed=3)
     return folder
 
 

@@ -31,9 +31,8 @@ CLIENT = f"{ORACLE}.client.init_args"
 def letters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A judge, and a policy that can be one: its tokenizer knows the letters."""
     folder = str(tmp_path_factory.mktemp("letters"))
-    make_tiny_model(
-        folder, [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"], hidden_size=32, num_layers=2, seed=1
-    )
+    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"]  # candidates stand in quotes
+    make_tiny_model(folder, known, hidden_size=32, num_layers=2, seed=1)
     return folder
 
 

@@ -283,9 +283,23 @@ class Stubborn(Oracle):
         return ByText().rank(groups)
 
 
-def test_a_failing_oracle_stops_the_run_by_default(tiny_model: str, data_root: str, tmp_path: Path) -> None:
+def test_a_failing_oracle_stops_the_run_where_the_recipe_says_so(
+    tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    stops = rlaif(tiny_model, oracle=Stubborn(4), on_oracle_failure=OracleFailure(action="error"))
     with pytest.raises(OracleError, match="oracle Stubborn gave no ranking for prompt 'train-"):
-        trainer(tmp_path, max_epochs=1).fit(rlaif(tiny_model, oracle=Stubborn(4)), data(data_root, 8))
+        trainer(tmp_path, max_epochs=1).fit(stops, data(data_root, 8))
+
+
+def test_an_oracle_that_always_fails_stops_even_a_short_run_by_default(
+    tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    """8 groups are fewer than 20, but more failures than a tenth of 20."""
+    module = rlaif(tiny_model, oracle=Stubborn(1))
+    with pytest.raises(
+        OracleError, match=r"[348] of [48] groups so far have failed, more than .*max_rate allows \(0.1\)"
+    ):
+        trainer(tmp_path, max_epochs=1).fit(module, data(data_root, 8))
 
 
 def test_retry_asks_again(tiny_model: str, data_root: str, tmp_path: Path) -> None:
@@ -347,7 +361,7 @@ def test_settings_that_contradict_each_other(tiny_model: str) -> None:
     with pytest.raises(ValueError, match="'sometimes'"):
         Reference(refresh="sometimes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="retries must be 1 or more"):
-        OracleFailure(action="retry")
+        OracleFailure(action="retry", retries=0)
     with pytest.raises(ValueError, match="kl_coef is -1"):
         GRPORankLoss(kl_coef=-1)
 
