@@ -72,9 +72,6 @@ class PreferenceSampling(OracleRLAIF):
     def on_predict_epoch_end(self) -> None:
         """Say what was written and what was not."""
         super().on_predict_epoch_end()
-        left_out = (
-            f"; {self._silent} groups that the oracle did not order ({self._failed} of them failures) are left out"
-            if self._silent
-            else ""
-        )
+        left_out = f"; {self._silent} groups that the oracle did not order are left out" if self._silent else ""
+        left_out += f" ({self._failed} of them failures)" if self._failed else ""
         log.info("%d ranked groups in %s%s", self._written, self._predictions, left_out)

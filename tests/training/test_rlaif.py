@@ -296,9 +296,8 @@ def test_an_oracle_that_always_fails_stops_even_a_short_run_by_default(
 ) -> None:
     """8 groups are fewer than 20, but more failures than a tenth of 20."""
     module = rlaif(tiny_model, oracle=Stubborn(1))
-    with pytest.raises(
-        OracleError, match=r"[348] of [48] groups so far have failed, more than .*max_rate allows \(0.1\)"
-    ):
+    said = r"[348] of [48] groups so far have failed, more than .*max_rate allows \(0.1\)"
+    with pytest.raises(OracleError, match=said):
         trainer(tmp_path, max_epochs=1).fit(module, data(data_root, 8))
 
 
