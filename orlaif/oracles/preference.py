@@ -25,6 +25,8 @@ from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.ending import answer_ids
+from orlaif.policy.export import check_export, published, write_policy
 from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
 
 HEAD_FILE, ABOUT_FILE = "ranker_head.safetensors", "ranker.json"
@@ -108,14 +110,16 @@ class Ranker(nn.Module):
         All processes must call it where the weights are sharded; process 0 writes.
         """
         assert self.head is not None
-        self.policy.export(folder, merge=True)
-        weight = self.head.weight.detach()
-        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        if process_index() > 0:
-            return
-        save_file({"weight": weight.cpu().contiguous()}, os.path.join(folder, HEAD_FILE))
-        with open(os.path.join(folder, ABOUT_FILE), "w", encoding="utf-8") as file:
-            json.dump({"system_prompt": self.system_prompt}, file)
+        check_export(self.policy, folder, merge=True)
+        with published(folder) as part:
+            write_policy(self.policy, part, merge=True)
+            weight = self.head.weight.detach()
+            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            if process_index() > 0:
+                return
+            save_file({"weight": weight.cpu().contiguous()}, os.path.join(part, HEAD_FILE))
+            with open(os.path.join(part, ABOUT_FILE), "w", encoding="utf-8") as file:
+                json.dump({"system_prompt": self.system_prompt}, file)
 
     @classmethod
     def from_folder(cls, folder: str, **settings: Any) -> Ranker:
@@ -134,18 +138,16 @@ class Ranker(nn.Module):
 def answer_completions(
     policy: Policy, answers: Sequence[Sequence[str]], device: torch.device
 ) -> tuple[Completions, Tensor]:
-    """Answers as completions, each closed by the end-of-sequence token and one more, which nothing reads.
+    """Answers as completions, each closed as in training, and by the same token once more, which nothing reads.
 
     Returns:
         Completions [P, G, T], and bool[P, G], which of them are answers; the rest fill the groups up.
     """
-    tokenizer = policy.processor.tokenizer
-    markup = special_tokens(tokenizer, policy.placeholder_ids)
+    markup = special_tokens(policy.processor.tokenizer, policy.placeholder_ids)
     most = max(len(own) for own in answers)
-    end = [tokenizer.eos_token_id] * 2
     filled = tuple((*own, *[""] * (most - len(own))) for own in answers)
-    plain = [[without_tokens(text, markup) for text in own] for own in filled]
-    rows = [[[*tokenizer(text, add_special_tokens=False).input_ids, *end] for text in own] for own in plain]
+    closed = [[answer_ids(policy, without_tokens(text, markup)) for text in own] for own in filled]
+    rows = [[[*ids, ids[-1]] for ids in own] for own in closed]
     real = torch.arange(most, device=device) < torch.tensor([len(own) for own in answers], device=device)[:, None]
     return Completions.padded(rows, filled, policy.pad_id, device), real
 

@@ -24,8 +24,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy import lora as adapters
+from orlaif.policy.ending import end_ids
 from orlaif.policy.export import export_policy
-from orlaif.policy.hub import check_checkpoint, load_processor
+from orlaif.policy.hub import Source, find_source, load_processor
+from orlaif.policy.merging import fold
 from orlaif.policy.positions import PromptPositions
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice, choose_prefix
@@ -45,8 +47,8 @@ class Policy(nn.Module):
     """A video-language model to be trained.
 
     Args:
-        path: folder of a Hugging Face checkpoint, or a hub id.
-        lora: arguments of ``peft.LoraConfig``; None means full fine-tuning.
+        path: folder of a Hugging Face checkpoint or a PEFT adapter, or a hub id of one.
+        lora: arguments of ``peft.LoraConfig``; None means full fine-tuning (of an adapter's base, it merged into it).
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
         prefix: ``shared`` = a group in one row (exact, the prompt is paid once), ``duplicate`` = the prompt again for
             each completion, ``auto`` = shared where a check on the loaded model, with its own weights, gives the
@@ -117,6 +119,11 @@ class Policy(nn.Module):
         self.reference = FrozenReference(lora)
         self.positions = PromptPositions()
         self.features = VisionFeatures()
+        #: Whether the adapter at ``path`` is the one that is trained on.
+        self.continued = False
+        #: The adapter at ``path`` where it was merged into the base, under the one that is trained.
+        self.folded: str | None = None
+        self._source: Source | None = None
         self._processor: Any = None
         #: Of compiled rollouts, by size (``orlaif.rollout.compiled``).
         self.decode_caches: dict[tuple[int, ...], Any] = {}
@@ -131,16 +138,18 @@ class Policy(nn.Module):
         """
         if self.model is not None:
             return self
-        check_checkpoint(self.path)
-        options: dict[str, Any] = {}
+        source = self.source
+        options: dict[str, Any] = {"revision": source.revision}
         if self.quantization is not None:
             if device is None or device.type == "cpu":  # where bitsandbytes has no gradient
                 raise ValueError("policy.quantization needs a GPU, and this run has none")
             options["quantization_config"] = adapters.quantization_config(self.quantization)
             options["device_map"] = {"": device}
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            self.path, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
+            source.model, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )
+        if source.adapter is not None and self.lora is None:
+            model = fold(model, source.adapter)
         self.choice = choose_prefix(
             model,
             lambda: self.processor,
@@ -150,7 +159,11 @@ class Policy(nn.Module):
             _placeholders(model.config),
         )
         tower = vision_tower(model).requires_grad_(False) if self.freeze_vision else None
-        if self.lora is not None:
+        if self.lora is not None and source.adapter is not None:
+            quantized = self.quantization is not None
+            model, self.continued = adapters.start_from(model, self.lora, source.adapter, tower, quantized)
+            self.folded = None if self.continued else source.adapter
+        elif self.lora is not None:
             model = adapters.attach(model, self.lora, tower)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -161,7 +174,7 @@ class Policy(nn.Module):
 
     def load_reference(self, refreshed: bool = False) -> None:
         """Freeze the policy as it is now to be the reference (:meth:`FrozenReference.freeze`)."""
-        self.reference.freeze(self.network, refreshed)
+        self.reference.freeze(self.network, refreshed, self.continued)
 
     def refresh_reference(self) -> None:
         """Make the policy of this moment the reference (:meth:`FrozenReference.refresh`)."""
@@ -220,6 +233,13 @@ class Policy(nn.Module):
         return self.layout == "shared" and self.attn_implementation == "sdpa"
 
     @property
+    def source(self) -> Source:
+        """What ``path`` names: a model, or an adapter and its base."""
+        if self._source is None:
+            self._source = find_source(self.path)
+        return self._source
+
+    @property
     def processor(self) -> Any:
         """The checkpoint's own processor."""
         if self._processor is None:
@@ -231,8 +251,7 @@ class Policy(nn.Module):
         """The transformers config, without loading weights."""
         if self.model is not None:
             return self.network.config
-        check_checkpoint(self.path)
-        return AutoConfig.from_pretrained(self.path)
+        return AutoConfig.from_pretrained(self.source.model, revision=self.source.revision)
 
     @property
     def device(self) -> torch.device:
@@ -247,10 +266,7 @@ class Policy(nn.Module):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a completion: those of the generation config, else the tokenizer's."""
-        ids = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
-        if ids is None:
-            ids = self.processor.tokenizer.eos_token_id
-        return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+        return end_ids(getattr(self.network, "generation_config", None), self.processor.tokenizer)
 
     @property
     def placeholder_ids(self) -> list[int]:

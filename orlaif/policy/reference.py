@@ -48,16 +48,22 @@ class FrozenReference(nn.Module):
         """Stays in eval mode, whatever the policy around it is put into."""
         return super().train(False)
 
-    def freeze(self, network: Any, refreshed: bool = False) -> None:
+    def freeze(self, network: Any, refreshed: bool = False, continued: bool = False) -> None:
         """Make the policy as it is now the reference; with LoRA that is the base model, not a copy.
 
         Args:
             network: the policy's model, of transformers or PEFT.
             refreshed: :meth:`refresh` will be called: with LoRA, add a second, frozen adapter.
+            continued: with LoRA, the adapter has been trained before, so that the policy is not its base.
+
+        Raises:
+            ValueError: an adapter under which none of these is the policy as it is now.
         """
         if self.lora is None:
             self.model = copy.deepcopy(network).eval().requires_grad_(False)
-        elif refreshed:
+            return
+        adapters.check_reference(self.lora)
+        if refreshed or continued or adapters.needs_copy(self.lora):
             adapters.add_reference(network, self.lora)
             self.is_adapter = True
 

@@ -42,7 +42,7 @@ def checkpoint_weights(policy: Policy) -> dict[str, Tensor]:
         policy: as for :func:`whole_weights`.
     """
     weights = revert_weight_conversion(base_of(policy.network), dict(whole_weights(policy)))
-    published = _published_names(policy.path)
+    published = _published_names(policy.source.model, policy.source.revision)
     unnamed = [name for name in weights if name not in published]
     for name in sorted(published - weights.keys()):
         ending = ".".join(name.split(".")[-2:])
@@ -52,9 +52,9 @@ def checkpoint_weights(policy: Policy) -> dict[str, Tensor]:
     return weights
 
 
-def _published_names(path: str) -> set[str]:
+def _published_names(path: str, revision: str | None) -> set[str]:
     """Names of the weights in a checkpoint's safetensors files: of a folder, or of a hub id that has been loaded."""
-    folder = path if os.path.isdir(path) else snapshot_download(path, local_files_only=True)
+    folder = path if os.path.isdir(path) else snapshot_download(path, revision=revision, local_files_only=True)
     names: set[str] = set()
     for file in glob(os.path.join(folder, "*.safetensors")):
         with safe_open(file, "pt") as weights:

@@ -100,7 +100,8 @@ class VLLMRollout(BaseRollout):
 
         self._room = int(self.engine_arguments.get("max_model_len", self._default_room(policy, longest)))
         options: dict[str, Any] = {
-            "model": policy.path,
+            "model": policy.source.model,
+            "revision": policy.source.revision,
             "dtype": policy.dtype,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "logprobs_mode": "processed_logprobs",  # at the temperature, without the excluded tokens

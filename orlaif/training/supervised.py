@@ -13,12 +13,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from orlaif.policy import Policy
+from orlaif.policy.ending import answer_ids
 from orlaif.training.base import PolicyModule
 from orlaif.types import Completions, Delivery, PromptBatch
 
 
 def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
-    """The prompts' reference answers as groups of one, each closed by the end-of-sequence token.
+    """The prompts' reference answers as groups of one, each closed by a token at which rollouts stop.
 
     Args:
         policy: whose tokenizer is used.
@@ -30,13 +31,12 @@ def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
     Raises:
         ValueError: a prompt without an answer.
     """
-    tokenizer = policy.processor.tokenizer
     answers = []
     for prompt in batch.prompts:
         if prompt.answer is None:
             raise ValueError(f"prompt {prompt.id!r} has no answer; supervised fine-tuning needs one for every prompt")
         answers.append(prompt.answer)
-    rows = [[[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]] for answer in answers]
+    rows = [[answer_ids(policy, answer)] for answer in answers]
     return Completions.padded(rows, tuple((answer,) for answer in answers), policy.pad_id, batch.input_ids.device)
 
 
