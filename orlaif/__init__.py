@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orlaif.data.datamodule import VideoDataModule
-    from orlaif.evaluation.loop import Evaluation
+    from orlaif.evaluation.evaluation import Evaluation
     from orlaif.training.preference_sampling import PreferenceSampling
     from orlaif.training.rlaif import OracleRLAIF
     from orlaif.training.supervised import SupervisedFineTuning
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["Evaluation", "OracleRLAIF", "PreferenceSampling", "SupervisedFineTuning", "VideoDataModule", "__version__"]
 
 _HOMES = {
-    "Evaluation": "orlaif.evaluation.loop",
+    "Evaluation": "orlaif.evaluation.evaluation",
     "OracleRLAIF": "orlaif.training.rlaif",
     "PreferenceSampling": "orlaif.training.preference_sampling",
     "SupervisedFineTuning": "orlaif.training.supervised",

@@ -23,7 +23,15 @@ from torch.utils.data import DataLoader, Subset
 
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
-from orlaif.data.loader import PrefetchLoader, ResumableLoader, ResumableSampler, Sealed, SealingCollator, map_style
+from orlaif.data.loader import (
+    NothingLeft,
+    PrefetchLoader,
+    ResumableLoader,
+    ResumableSampler,
+    Sealed,
+    SealingCollator,
+    map_style,
+)
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
 from orlaif.types import (
@@ -361,7 +369,8 @@ class VideoDataModule(LightningDataModule):
     def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
         dataset: Any = map_style(self._dataset(name), name)
         if known := self.leave_out.get(name):
-            dataset = Subset(dataset, [i for i in range(len(dataset)) if dataset[i].id not in known])
+            left = [i for i in range(len(dataset)) if dataset[i].id not in known]
+            dataset = Subset(dataset, left) if left else NothingLeft(num_processes())
         return PrefetchLoader(dataset, batch_size=self.eval_batch_size, **self._common())
 
     def val_dataloader(self) -> DataLoader[VideoPrompt] | list[Any]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
 from orlaif.distributed.sync import exchange, raise_together
@@ -57,12 +57,30 @@ class SealingCollator:
     def __init__(self, collator: Delivers) -> None:
         self.collator = collator
 
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> Sealed:
-        """Collate and seal."""
+    def __call__(self, prompts: Sequence[VideoPrompt | None]) -> Sealed:
+        """Collate and seal; what :class:`NothingLeft` gives is no prompt."""
         try:
-            return Sealed(self.collator(prompts))
+            return Sealed(self.collator([prompt for prompt in prompts if prompt is not None]))
         except Exception as error:
             return Sealed(error)
+
+
+class NothingLeft(Dataset[None]):
+    """For an evaluation all of whose questions are left out: empty batches, since Lightning ends without a last hook
+    where there is no batch at all.
+
+    Args:
+        num_processes: each of which is given one.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
+
+    def __len__(self) -> int:
+        return self.num_processes
+
+    def __getitem__(self, index: int) -> None:
+        """No prompt."""
 
 
 def prefetched(

@@ -1,33 +1,47 @@
-"""Greedy evaluation, shared by all stages: validation while training, ``orlaif test`` with a suite, ``orlaif predict``.
+"""Evaluation while training (``val/...``), ``orlaif test`` and ``orlaif predict``: what a stage does with the batches.
 
-Predictions go to JSONL as they are made, so that a test that was interrupted goes on where it stopped; which model and
-settings they come from is kept beside them, and predictions of another model are not mixed with new ones.
+A module *has* a :class:`Loop` for each of the three; another kind of evaluation is another loop, not another module.
+The module itself only answers questions, and calls its loops where Lightning calls it.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import logging
-import os
-from contextlib import ExitStack
-from glob import glob
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 from lightning import LightningModule
 
-from orlaif.distributed.sync import exchange
-from orlaif.evaluation.report import write_results
-from orlaif.evaluation.suite import ExactMatch, Record, Suite
-from orlaif.evaluation.text_metrics import is_correct
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.hub import load_processor
 from orlaif.rollout import SamplingParams, generate
-from orlaif.types import AsksQuestions, Delivery, PromptBatch, Prompts, VideoPrompt
+from orlaif.types import Delivery, PromptBatch
 
-log = logging.getLogger(__name__)
+Stage = Literal["validate", "test", "predict"]
+
+
+class Loop(ABC):
+    """What a stage does with its batches: :meth:`setup` once, then :meth:`start`, :meth:`step` ..., :meth:`end`.
+
+    Every method is given the module, whose ``trainer``, ``policy``, ``answer`` and ``log`` it uses. Sharded weights are
+    whole from :meth:`start` to the last :meth:`step`; all processes call all methods, :meth:`step` in unequal numbers.
+    """
+
+    def setup(self, module: Evaluated) -> None:  # noqa: B027 (a loop may have nothing to do here)
+        """Before the stage's loaders are made."""
+
+    def start(self, module: Evaluated) -> None:  # noqa: B027
+        """Before the first batch."""
+
+    @abstractmethod
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
+        """One batch, which may be empty; what ``predict`` returns for it."""
+
+    def end(self, module: Evaluated) -> None:  # noqa: B027
+        """After the last batch: log, write."""
 
 
 class Evaluated(LightningModule):
@@ -36,17 +50,15 @@ class Evaluated(LightningModule):
     Args:
         policy: the model.
         eval_max_new_tokens: longest greedy answer in validation, test and prediction.
-        suite: how ``orlaif test`` grades answers; by default exact match and token F1.
+        loops: what is done in each stage.
     """
 
-    def __init__(self, policy: Policy, eval_max_new_tokens: int, suite: Suite | None = None) -> None:
+    def __init__(self, policy: Policy, eval_max_new_tokens: int, loops: Mapping[Stage, Loop]) -> None:
         super().__init__()
         self.policy = policy
         self.greedy = SamplingParams(max_new_tokens=eval_max_new_tokens, temperature=0.0)
-        self.suite = suite or ExactMatch()
-        self._predictions: str | None = None
-        self._gathered = ExitStack()
-        self._marks: dict[str, tuple[str | None, bool]] = {}
+        self.loops: dict[Stage, Loop] = dict(loops)
+        self._whole = ExitStack()
 
     @property
     def run_dir(self) -> str:
@@ -64,221 +76,60 @@ class Evaluated(LightningModule):
         """One greedy answer per prompt."""
         return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts] if len(batch) else []
 
-    def _gather(self) -> None:
-        """For an evaluation, in which processes may have unequal numbers of questions, hold sharded weights whole."""
-        self._gathered.enter_context(self.policy.gathered())
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Sharded weights are whole inside, since processes may have unequal numbers of questions."""
+        with self.policy.gathered():
+            yield
 
-    # ------------------------------------------------------------ validation
+    def _start(self, stage: Stage) -> None:
+        self._whole.enter_context(self.gathered())
+        self.loops[stage].start(self)
 
-    def on_validation_epoch_start(self) -> None:
-        """Gather sharded weights."""
-        self._gather()
+    def _end(self, stage: Stage) -> None:
+        self._whole.close()
+        self.loops[stage].end(self)
 
-    def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """Mark greedy answers, where the data has reference answers."""
-        batch = delivery.batch
-        for prompt, answer in zip(batch.prompts, self.answer(batch), strict=True):
-            if prompt.answer is not None:
-                self._marks[prompt.id] = prompt.category, is_correct(answer, prompt.answer)
-
-    def on_validation_epoch_end(self) -> None:
-        """``val/accuracy`` and ``val/accuracy/<category>``, of all processes; what two were given counts once."""
-        self._gathered.close()
-        marks: dict[str, tuple[str | None, bool]] = {}
-        for own in exchange(self._marks):
-            marks |= own
-        self._marks = {}
-        by_category: dict[str, list[bool]] = {}
-        for category, correct in marks.values():
-            if category:
-                by_category.setdefault(category, []).append(correct)
-        if marks:
-            accuracy = sum(correct for _, correct in marks.values()) / len(marks)
-            self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
-        for category, found in sorted(by_category.items()):
-            self.log(f"val/accuracy/{category}", sum(found) / len(found), sync_dist=True)
-
-    # ----------------------------------------------------------- predictions
-
-    def _path(self, stage: str) -> str:
-        rank = f"-rank{self.global_rank}" if self.trainer.world_size > 1 else ""
-        return os.path.join(self.run_dir, "predictions", f"{stage}{rank}.jsonl")
-
-    def _open_predictions(self, stage: str) -> None:
-        """A fresh file."""
-        self._predictions = self._path(stage)
-        os.makedirs(os.path.dirname(self._predictions), exist_ok=True)
-        open(self._predictions, "w").close()
-
-    def _write_predictions(self, records: list[Record]) -> None:
-        assert self._predictions is not None
-        with open(self._predictions, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-
-    # ------------------------------------------------------------------ test
+    # ------------------------------------------------------------------------------------------- Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Before a test, find out which of its questions have been answered already."""
-        if stage != "test":
-            return
-        data = self._data()
-        questions = data.questions("test")
-        folder = os.path.join(self.run_dir, "predictions")
-        made_by, about = self._made_by(data, questions), os.path.join(folder, "test.about.json")
-        done: dict[str, Record] = {}
-        if os.path.exists(about):
-            with open(about, encoding="utf-8") as file:
-                known = json.load(file)
-            if known == made_by:
-                done = self._answered()
-            else:
-                changed = sorted(key for key in made_by if known.get(key) != made_by[key])
-                log.info("%s: predictions were made with another %s; starting anew", folder, ", ".join(changed))
-        self.trainer.strategy.barrier()  # all have read before anyone writes
-        if self.trainer.is_global_zero:
-            os.makedirs(folder, exist_ok=True)
-            old = glob(os.path.join(folder, "skipped*.jsonl"))  # bad videos are tried again
-            for path in old if done else [*old, *glob(os.path.join(folder, "test*.jsonl"))]:
-                os.remove(path)
-            with open(about, "w", encoding="utf-8") as file:
-                json.dump(made_by, file, indent=2)
-        self.trainer.strategy.barrier()
-        if done:
-            log.info("%s: %d questions have been answered before", folder, len(done))
-        data.leave_out["test"] = set(done)
+        """Before the loaders are made; the loop of the stage may leave questions out of them."""
+        for name, loop in self.loops.items():
+            if name == stage:
+                loop.setup(self)
 
-    def _data(self) -> AsksQuestions:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, AsksQuestions):
-            raise ValueError(
-                "a test needs a DataModule that knows its questions: orlaif.VideoDataModule with data.test"
-            )
-        return data
+    def on_validation_epoch_start(self) -> None:
+        """See :class:`Loop`."""
+        self._start("validate")
 
-    def _made_by(self, data: AsksQuestions, asked: Prompts) -> dict[str, Any]:
-        """What predictions depend on."""
-        path = self.policy.path
-        files = sorted(glob(os.path.join(path, "*"))) if os.path.isdir(path) else []
-        ckpt = getattr(self.trainer, "ckpt_path", None)
-        stats = [(os.path.basename(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files]
-        questions = [(p.id, p.question, p.video) for p in (asked[i] for i in range(len(asked)))]
-        return {
-            "model": path,
-            "dtype": self.policy.dtype,
-            "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
-            "checkpoint": None if ckpt is None else [str(ckpt), os.stat(ckpt).st_mtime_ns],
-            "global_step": self.global_step,
-            "max_new_tokens": self.greedy.max_new_tokens,
-            **data.answers_depend_on(),
-            "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
-        }
+    def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
+        """See :class:`Loop`."""
+        self.loops["validate"].step(self, delivery, batch_idx)
 
-    def _answered(self) -> dict[str, Record]:
-        """Predictions of all ranks by id; a last line that a killed process left half written is cut off."""
-        found: dict[str, Record] = {}
-        for path in sorted(glob(os.path.join(self.run_dir, "predictions", "test*.jsonl"))):
-            with open(path, "rb") as file:
-                content = file.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content and path == self._path("test"):
-                with open(path, "wb") as file:
-                    file.write(whole)
-            found |= {record["id"]: record for record in map(json.loads, whole.splitlines())}
-        return found
-
-    def _left_out(self) -> list[dict[str, str]]:
-        """Bad videos that all ranks met."""
-        found = []
-        for path in sorted(glob(os.path.join(self.run_dir, "predictions", "skipped*.jsonl"))):
-            with open(path, encoding="utf-8") as file:
-                found += [json.loads(line) for line in file]
-        return found
+    def on_validation_epoch_end(self) -> None:
+        """See :class:`Loop`."""
+        self._end("validate")
 
     def on_test_epoch_start(self) -> None:
-        """Go on with ``predictions/test.jsonl``; gather sharded weights."""
-        self._gather()
-        self._predictions = self._path("test")
+        """See :class:`Loop`."""
+        self._start("test")
 
     def test_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """A line per prompt in ``predictions/test.jsonl``."""
-        batch = delivery.batch
-        if delivery.skipped:
-            with open(self._path("skipped"), "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"video": e.path, "cause": e.cause}) + "\n" for e in delivery.skipped)
-        answers = self.answer(batch)
-        self._write_predictions([_record(p, a) for p, a in zip(batch.prompts, answers, strict=True)])
+        """See :class:`Loop`."""
+        self.loops["test"].step(self, delivery, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Grade all answers, write the results (``orlaif.evaluation.report``), and log the metrics."""
-        self._gathered.close()
-        self.trainer.strategy.barrier()
-        metrics: dict[str, float] = {}
-        if self.trainer.is_global_zero:
-            data = self._data()
-            answered = self._answered()
-            questions = data.questions("test")
-            order = [questions[i].id for i in range(len(questions))]
-            graded = self.suite.grade([answered[name] for name in order if name in answered])
-            about = {
-                **self.suite.about(),
-                "made_by": self._made_by(data, questions),
-                "answered": len(graded),
-                "asked": len(order),
-                "skipped": self._left_out(),
-            }
-            metrics = write_results(self.run_dir, self.suite, graded, about)
-            log.info("results in %s", os.path.join(self.run_dir, "results.md"))
-        for name, value in self.trainer.strategy.broadcast(metrics).items():
-            self.log(f"test/{name}", value, rank_zero_only=True)
-
-    # --------------------------------------------------------------- predict
+        """See :class:`Loop`."""
+        self._end("test")
 
     def on_predict_epoch_start(self) -> None:
-        """A fresh ``predictions/predict.jsonl``; gather sharded weights."""
-        self._gather()
-        self._open_predictions("predict")
-
-    def on_predict_epoch_end(self) -> None:
-        """Free what was gathered."""
-        self._gathered.close()
+        """See :class:`Loop`."""
+        self._start("predict")
 
     def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
-        """The greedy answers, also written to ``predictions/predict.jsonl``."""
-        batch = delivery.batch
-        answers = self.answer(batch)
-        self._write_predictions(
-            [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(batch.prompts, answers, strict=True)]
-        )
-        return answers
+        """See :class:`Loop`."""
+        return self.loops["predict"].step(self, delivery, batch_idx)
 
-
-def _record(prompt: VideoPrompt, answer: str) -> Record:
-    record: Record = {
-        "id": prompt.id,
-        "question": prompt.question,
-        "prediction": answer,
-        "category": prompt.category,
-        "tags": dict(prompt.tags),
-    }
-    if prompt.answer is not None:
-        record["answer"] = prompt.answer
-    if prompt.options is not None:
-        record["options"] = list(prompt.options)
-    return record
-
-
-class Evaluation(Evaluated):
-    """A model that is only evaluated: ``orlaif test --config recipes/eval_....yaml``.
-
-    Args:
-        policy: the model.
-        suite: how answers are graded; by default exact match and token F1.
-        eval_max_new_tokens: longest greedy answer.
-    """
-
-    def __init__(self, policy: Policy, suite: Suite | None = None, eval_max_new_tokens: int = 64) -> None:
-        super().__init__(policy, eval_max_new_tokens, suite)
-
-    def configure_model(self) -> None:
-        """Load the policy; idempotent."""
-        self.policy.load()
+    def on_predict_epoch_end(self) -> None:
+        """See :class:`Loop`."""
+        self._end("predict")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
@@ -25,10 +26,12 @@ from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
 from orlaif.distributed.sync import exchange
-from orlaif.evaluation.loop import Evaluated
+from orlaif.evaluation.answers import Accuracy, WrittenAnswers
+from orlaif.evaluation.graded_test import GradedTest
+from orlaif.evaluation.loop import Evaluated, Loop, Stage
 from orlaif.policy import Policy
 from orlaif.policy import lora as adapters
-from orlaif.types import Delivery, PromptBatch
+from orlaif.types import AsksQuestions, Delivery, PromptBatch
 
 #: Metrics for the progress bar, beside the seconds of each stage.
 _SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
@@ -62,7 +65,8 @@ class PolicyModule(Evaluated):
         eval_max_new_tokens: int,
         seed: int | None,
     ) -> None:
-        super().__init__(policy, eval_max_new_tokens)
+        loops: dict[Stage, Loop] = {"validate": Accuracy(), "test": GradedTest(), "predict": WrittenAnswers()}
+        super().__init__(policy, eval_max_new_tokens, loops)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -113,11 +117,18 @@ class PolicyModule(Evaluated):
         self.policy.export(folder, merge)
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimizer over all trainable parameters, and its scheduler per step."""
+        """The recipe's optimizer over all trainable parameters, and its scheduler per step, or as a plateau needs it.
+
+        Raises:
+            ValueError: a scheduler that watches a metric which the recipe does not name, or which no validation gives.
+        """
         optimizer = self.optimizer(self.trained_parameters())
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        scheduler = self.lr_scheduler(optimizer)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": plateau_settings(scheduler, self.trainer)}
 
     def seed_step(self, batch: PromptBatch, batch_idx: int) -> list[torch.Generator]:
         """A generator for each prompt, a function of (seed, epoch, prompt); also seeds torch, for dropout.
@@ -314,6 +325,37 @@ class PolicyModule(Evaluated):
 
     def _is_reloaded(self, name: str, parameter: nn.Parameter) -> bool:
         return not parameter.requires_grad and not adapters.is_reference(name)
+
+
+def plateau_settings(scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau, trainer: Trainer) -> dict[str, Any]:
+    """How Lightning is to step a plateau's scheduler: once an epoch, as LightningCLI does, when its metric is there.
+
+    Args:
+        scheduler: of ``lightning.pytorch.cli``, which knows what it watches.
+        trainer: of the run.
+
+    Raises:
+        ValueError: it does not know, or watches what no validation will give.
+    """
+    monitor = getattr(scheduler, "monitor", None)
+    if monitor is None:
+        raise ValueError(
+            "lr_scheduler is torch's ReduceLROnPlateau, which does not say what it watches; "
+            "use lightning.pytorch.cli.ReduceLROnPlateau with monitor, such as val/accuracy"
+        )
+    if not monitor.startswith("val/"):
+        return {"scheduler": scheduler, "monitor": monitor}
+    data = getattr(trainer, "datamodule", None)
+    if not trainer.limit_val_batches:
+        raise ValueError(
+            f"lr_scheduler.monitor is {monitor!r}, but trainer.limit_val_batches is 0; watch train/ metrics"
+        )
+    if isinstance(data, AsksQuestions):
+        try:
+            data.questions("val")
+        except ValueError as error:
+            raise ValueError(f"lr_scheduler.monitor is {monitor!r}, but nothing is validated: {error}") from None
+    return {"scheduler": scheduler, "monitor": monitor, "frequency": trainer.check_val_every_n_epoch or 1}
 
 
 def numbered(state: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:

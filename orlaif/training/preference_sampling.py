@@ -10,9 +10,11 @@ import logging
 import os
 from typing import Any
 
+from orlaif.evaluation.loop import Evaluated, Loop
+from orlaif.evaluation.predictions import Predictions
 from orlaif.oracles import rank_groups
 from orlaif.training.rlaif import OracleRLAIF, candidate_groups
-from orlaif.types import Delivery
+from orlaif.types import CandidateGroup, Delivery
 
 log = logging.getLogger(__name__)
 
@@ -25,53 +27,65 @@ class PreferenceSampling(OracleRLAIF):
     oracle does not order (one rank, or none) teach nothing; they are counted in the log and left out.
     """
 
-    def on_predict_epoch_start(self) -> None:
-        """A fresh ``predictions/preferences.jsonl``."""
-        self._gather()
-        self.oracle.bind(self.policy)
-        self._open_predictions("preferences")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loops["predict"] = RankedGroups()
+
+
+class RankedGroups(Loop):
+    """Rows ``id, video, question, start_s, end_s, category, answers, ranks``, in ``predictions/preferences.jsonl``."""
+
+    def start(self, module: Evaluated) -> None:
+        """A fresh file."""
+        assert isinstance(module, OracleRLAIF)
+        module.oracle.bind(module.policy)
+        self._predictions = Predictions(module.run_dir, "preferences", module.global_rank, module.trainer.world_size)
+        self._predictions.clear()
         self._written = self._silent = self._asked = self._failed = 0
 
-    def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
-        """Rows of P prompts: ``id, video, question, category, answers, ranks``."""
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> list[dict[str, Any]]:
+        """Rows of P prompts."""
+        assert isinstance(module, OracleRLAIF)
         batch = delivery.batch
         if not len(batch):
             return []
-        completions = self.rollout(self.policy, batch, self.seed_step(batch, batch_idx))
+        completions = module.rollout(module.policy, batch, module.seed_step(batch, batch_idx))
         groups = candidate_groups(batch, completions)
-        ranking = rank_groups(self.oracle, groups, self.on_oracle_failure)
+        ranking = rank_groups(module.oracle, groups, module.on_oracle_failure)
         self._asked += len(groups)
         self._failed += len(ranking.failures)
         if ranking.failures:
-            self.on_oracle_failure.check(self._failed, self._asked, ranking.failures[-1])
-        assert self._predictions is not None
-        folder = os.path.dirname(os.path.abspath(self._predictions))
-        rows = []
-        for group, ranks in zip(groups, ranking.ranks.tolist(), strict=True):
-            by_answer = {answer: rank for answer, rank in zip(group.answers, ranks, strict=True) if rank >= 0}
-            levels = sorted(set(by_answer.values()))
-            if len(levels) < 2:
-                self._silent += 1
-                continue
-            prompt = group.prompt
-            row = {
-                "id": prompt.id,
-                "video": os.path.relpath(prompt.video, folder),
-                "question": prompt.question,
-                "start_s": prompt.start_s,
-                "end_s": prompt.end_s,
-                "category": prompt.category,
-                "answers": list(by_answer),
-                "ranks": [levels.index(rank) for rank in by_answer.values()],
-            }
-            rows.append({name: value for name, value in row.items() if value is not None})
-        self._write_predictions(rows)
+            module.on_oracle_failure.check(self._failed, self._asked, ranking.failures[-1])
+        folder = os.path.abspath(self._predictions.folder)
+        pairs = zip(groups, ranking.ranks.tolist(), strict=True)
+        rows = [row for group, ranks in pairs if (row := preference_row(group, ranks, folder)) is not None]
+        self._predictions.append(rows)
         self._written += len(rows)
+        self._silent += len(groups) - len(rows)
         return rows
 
-    def on_predict_epoch_end(self) -> None:
+    def end(self, module: Evaluated) -> None:
         """Say what was written and what was not."""
-        super().on_predict_epoch_end()
         left_out = f"; {self._silent} groups that the oracle did not order are left out" if self._silent else ""
         left_out += f" ({self._failed} of them failures)" if self._failed else ""
-        log.info("%d ranked groups in %s%s", self._written, self._predictions, left_out)
+        log.info("%d ranked groups in %s%s", self._written, self._predictions.path, left_out)
+
+
+def preference_row(group: CandidateGroup, ranks: list[int], folder: str) -> dict[str, Any] | None:
+    """A ranked group as a row of a file in ``folder``; None where the ranks (-1 = not ranked) do not order it."""
+    by_answer = {answer: rank for answer, rank in zip(group.answers, ranks, strict=True) if rank >= 0}
+    levels = sorted(set(by_answer.values()))
+    if len(levels) < 2:
+        return None
+    prompt = group.prompt
+    row = {
+        "id": prompt.id,
+        "video": os.path.relpath(prompt.video, folder),
+        "question": prompt.question,
+        "start_s": prompt.start_s,
+        "end_s": prompt.end_s,
+        "category": prompt.category,
+        "answers": list(by_answer),
+        "ranks": [levels.index(rank) for rank in by_answer.values()],
+    }
+    return {name: value for name, value in row.items() if value is not None}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
 from orlaif.distributed.sync import exchange
+from orlaif.evaluation.loop import Evaluated, Loop
 from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
 from orlaif.training.base import PolicyModule
@@ -53,7 +56,7 @@ class PreferenceRankerTraining(PolicyModule):
         self.loss = loss
         self.system_prompt = system_prompt
         self.head: nn.Linear | None = None
-        self._pairs: dict[str, tuple[float, int]] = {}
+        self.loops = {"validate": PairAccuracy("val"), "test": PairAccuracy("test"), "predict": Scores()}
 
     @property
     def ranker(self) -> Ranker:
@@ -70,9 +73,11 @@ class PreferenceRankerTraining(PolicyModule):
             if self.device_mesh is not None:
                 sharding.shard(self.head, self.head, self.device_mesh["data_parallel"], Sharding())
 
-    def _gather(self) -> None:
-        super()._gather()
-        self._gathered.enter_context(sharding.gathered(self.head))
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The head too."""
+        with super().gathered(), sharding.gathered(self.head):
+            yield
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The backbone's, and the head."""
@@ -83,7 +88,7 @@ class PreferenceRankerTraining(PolicyModule):
         """Write the folder that ``PreferenceRanker`` loads; an adapter is merged in any case."""
         self.ranker.export(folder)
 
-    def _scored(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+    def scored(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """Scores f32[P, G] and ranks i64[P, G], -1 where there is no answer."""
         prompts: list[PreferencePrompt] = []
         for prompt in batch.prompts:
@@ -107,7 +112,7 @@ class PreferenceRankerTraining(PolicyModule):
                 return self.empty_step(delivery, batch_idx)
             self.note_delivery(delivery, 0)
         self._policy_start = time.perf_counter()
-        scores, ranks = self._stand_in_scored() if empty else self._scored(batch)
+        scores, ranks = self._stand_in_scored() if empty else self.scored(batch)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
         total, count = likelihood(scores, ranks)
         if empty:  # sharded processes run the same layers
@@ -124,53 +129,47 @@ class PreferenceRankerTraining(PolicyModule):
         scores = self.ranker(self.policy.stand_in(self.device), [("a", "b")])
         return scores, torch.tensor([[0, 1]], device=scores.device)
 
-    def _evaluate(self, batch: PromptBatch) -> None:
-        if len(batch):
-            for prompt, scores, ranks in zip(batch.prompts, *self._scored(batch), strict=True):
+
+class PairAccuracy(Loop):
+    """``<stage>/pair_accuracy``: the share of ordered pairs whose scores are in that order, over all processes.
+
+    Args:
+        stage: first part of the metric's name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._pairs: dict[str, tuple[float, int]] = {}
+
+    def start(self, module: Evaluated) -> None:
+        """Forget the pairs of an evaluation that was broken off."""
+        self._pairs = {}
+
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> None:
+        """Compare scores with ranks."""
+        assert isinstance(module, PreferenceRankerTraining)
+        if batch := delivery.batch:
+            for prompt, scores, ranks in zip(batch.prompts, *module.scored(batch), strict=True):
                 right, pairs = pair_accuracy(scores[None], ranks[None])
                 self._pairs[prompt.id] = float(right), int(pairs)
 
-    def _log_pairs(self, stage: str) -> None:
-        """Of all processes; what two were given counts once."""
-        self._gathered.close()
-        found: dict[str, tuple[float, int]] = {}
-        for own in exchange(self._pairs):
-            found |= own
-        self._pairs = {}
-        if pairs := sum(number for _, number in found.values()):
-            accuracy = sum(right for right, _ in found.values()) / pairs
-            self.log(f"{stage}/pair_accuracy", accuracy, prog_bar=True, sync_dist=True)
+    def end(self, module: Evaluated) -> None:
+        """Log; what two processes were given counts once."""
+        everyone: dict[str, tuple[float, int]] = {}
+        for theirs in exchange(self._pairs):
+            everyone |= theirs
+        if pairs := sum(number for _, number in everyone.values()):
+            accuracy = sum(right for right, _ in everyone.values()) / pairs
+            module.log(f"{self.stage}/pair_accuracy", accuracy, prog_bar=True, sync_dist=True)
 
-    def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """Compare scores with ranks."""
-        self._evaluate(delivery.batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """``val/pair_accuracy``."""
-        self._log_pairs("val")
+class Scores(Loop):
+    """Scores f32[P, G] of the compared answers, returned."""
 
-    def test_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """Compare scores with ranks."""
-        self._evaluate(delivery.batch)
-
-    def setup(self, stage: str) -> None:
-        """No predictions are gone on with."""
-
-    def on_test_epoch_start(self) -> None:
-        """No predictions are written."""
-        self._gather()
-
-    def on_test_epoch_end(self) -> None:
-        """``test/pair_accuracy``."""
-        self._log_pairs("test")
-
-    def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
-        """Scores f32[P, G] of the compared answers."""
-        return self._scored(delivery.batch)[0]
-
-    def on_predict_epoch_start(self) -> None:
-        """No predictions are written."""
-        self._gather()
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
+        """The scores of a batch."""
+        assert isinstance(module, PreferenceRankerTraining)
+        return module.scored(delivery.batch)[0]
 
 
 def pair_accuracy(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

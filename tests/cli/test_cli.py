@@ -184,7 +184,7 @@ def test_a_test_goes_on_where_it_stopped(
     assert (tmp_path / "results.json").read_text() == results
     answered.clear()
     run(shapes_test(finished, tmp_path, data_root))  # all is there: graded again, nothing asked
-    assert answered == []
+    assert answered == []  # an empty batch asks nothing
     assert (tmp_path / "results.json").read_text() == results
 
 

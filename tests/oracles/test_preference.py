@@ -188,7 +188,7 @@ def test_prompts_without_comparisons_are_refused(tiny_model: str, shapes: Shapes
     clip = decode_clip(prompt, UniformSampling(4))
     batch = to_batch(module.policy.processor, [prompt], [clip], [render(module.policy.processor, prompt)])
     with pytest.raises(ValueError, match="has no compared answers"):
-        module._scored(batch)
+        module.scored(batch)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""The loops of greedy answers: marked for ``val/accuracy``, or written as they are for ``orlaif predict``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orlaif.distributed.sync import exchange
+from orlaif.evaluation.loop import Evaluated, Loop
+from orlaif.evaluation.predictions import Predictions
+from orlaif.evaluation.text_metrics import is_correct
+from orlaif.types import Delivery
+
+
+class Accuracy(Loop):
+    """``val/accuracy`` and ``val/accuracy/<category>`` of all processes, where the data has reference answers."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, tuple[str | None, bool]] = {}
+
+    def start(self, module: Evaluated) -> None:
+        """Forget the marks of an evaluation that was broken off."""
+        self._marks = {}
+
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> None:
+        """Mark the answers of a batch."""
+        for prompt, answer in zip(delivery.batch.prompts, module.answer(delivery.batch), strict=True):
+            if prompt.answer is not None:
+                self._marks[prompt.id] = prompt.category, is_correct(answer, prompt.answer)
+
+    def end(self, module: Evaluated) -> None:
+        """Log; what two processes were given counts once."""
+        marks: dict[str, tuple[str | None, bool]] = {}
+        for theirs in exchange(self._marks):
+            marks |= theirs
+        by_category: dict[str, list[bool]] = {}
+        for category, correct in marks.values():
+            if category:
+                by_category.setdefault(category, []).append(correct)
+        if marks:
+            accuracy = sum(correct for _, correct in marks.values()) / len(marks)
+            module.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
+        for category, correct_ones in sorted(by_category.items()):
+            share = sum(correct_ones) / len(correct_ones)
+            module.log(f"val/accuracy/{category}", share, sync_dist=True)
+
+
+class WrittenAnswers(Loop):
+    """The answers, returned, and written to ``predictions/predict.jsonl`` as they are made."""
+
+    def start(self, module: Evaluated) -> None:
+        """A fresh file."""
+        self._predictions = Predictions(module.run_dir, "predict", module.global_rank, module.trainer.world_size)
+        self._predictions.clear()
+
+    def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
+        """The answers of a batch."""
+        prompts, answers = delivery.batch.prompts, module.answer(delivery.batch)
+        self._predictions.append(
+            [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(prompts, answers, strict=True)]
+        )
+        return answers
