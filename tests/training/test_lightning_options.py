@@ -38,7 +38,7 @@ def test_a_plateau_scheduler_steps_once_an_epoch_on_its_metric(tiny_model: str, 
     settings: dict[str, Any] = {"limit_val_batches": 1, "limit_train_batches": 1, "max_epochs": 4}
     run = trainer(tmp_path, callbacks=[seen], **settings)
     run.fit(module, data(data_root, 4, eval_batch_size=2))
-    assert seen.rates == [1e-2, 1e-2, 5e-3, 2.5e-3]
+    assert seen.rates == [1e-2, 5e-3, 2.5e-3, 1.25e-3]
     (config,) = run.lr_scheduler_configs
     assert (config.monitor, config.interval, config.frequency) == ("val/accuracy", "epoch", 1)
 
@@ -84,19 +84,6 @@ def test_a_plateau_scheduler_may_watch_training(tiny_model: str, data_root: str,
     run = trainer(tmp_path, max_epochs=2, limit_train_batches=1)
     run.fit(module, data(data_root, 4))
     assert run.global_step == 2
-
-
-@pytest.mark.parametrize("make", [sft, rlaif], ids=["sft", "rlaif"])
-def test_overfit_batches_are_the_same_in_every_epoch(
-    make: Any, tiny_model: str, data_root: str, tmp_path: Path
-) -> None:
-    seen = Seen()
-    run = trainer(tmp_path, callbacks=[seen], overfit_batches=2, max_epochs=3, limit_val_batches=None)
-    run.fit(make(tiny_model, eval_max_new_tokens=1), data(data_root, 4))
-    epochs = [[ids for epoch, ids in seen.ids if epoch == n] for n in range(3)]
-    assert epochs[0] == epochs[1] == epochs[2]
-    assert [len(epoch) for epoch in epochs] == [2, 2, 2]
-    assert "val/accuracy" in run.callback_metrics
 
 
 @pytest.mark.parametrize("make", [sft, rlaif], ids=["sft", "rlaif"])
