@@ -1,4 +1,7 @@
-"""Comparing a free-text answer with a reference: pure functions, each from two texts to a number in [0, 1]."""
+"""Comparing a free-text answer with a reference: pure functions, each from two texts to a number in [0, 1].
+
+What is read off a text is in ``figures`` (numbers) and ``choices`` (options): one place, for oracles and evaluation.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,11 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+
+from orlaif.evaluation.figures import numbers
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_TOKEN = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?|[a-z]+")
-_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-#: "A. a dog", "(A) a dog": the letter that an option may carry.
-_OPTION = re.compile(r"^\s*\(?[A-Z][.):]\s+")
-#: "B", "(b)", "Option B.", "Answer: B", "B. a cat"; a lone "a" that begins a sentence is an article.
-_LETTER = re.compile(r"^(?:(?:the\s+)?(?:option|answer|choice)(?:\s+is)?\W*)?\(?([A-Z])(?:[.):]|$)", re.IGNORECASE)
 
 
 def normalize_answer(text: str) -> str:
@@ -42,55 +40,21 @@ def rouge_l(answer: str, reference: str) -> float:
     words, expected = normalize_answer(answer).split(), normalize_answer(reference).split()
     if not words or not expected:
         return float(words == expected)
-    row = [0] * (len(expected) + 1)
-    for word in words:
-        diagonal = 0
-        for j, other in enumerate(expected, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(words) + len(expected))
+    from torchmetrics.functional.text.rouge import rouge_score  # slow to import
 
-
-def numbers(text: str) -> list[float]:
-    """The numbers in a text, in order: in digits (``1,200``, ``-3.5``, ``1e3``) or in words up to twelve."""
-    found = []
-    for token in _TOKEN.findall(text.lower()):
-        if token in _WORDS:
-            found.append(float(_WORDS.index(token)))
-        elif not token.isalpha():
-            found.append(float(token.replace(",", "")))
-    return found
+    both = {"normalizer": normalize_answer, "tokenizer": str.split}
+    return float(rouge_score(answer, reference, rouge_keys="rougeL", **both)["rougeL_fmeasure"])
 
 
 def same_number(answer: str, reference: str, tolerance: float = 1e-6) -> float:
-    """1 if the only number of both texts is the same, within ``tolerance`` of the reference's size; else 0."""
-    found, expected = numbers(answer), numbers(reference)
-    if len(found) != 1 or len(expected) != 1:
-        return 0.0
-    return float(math.isclose(found[0], expected[0], rel_tol=tolerance, abs_tol=tolerance))
-
-
-def choice(answer: str, options: Sequence[str]) -> int | None:
-    """Which of the options an answer names: by letter (``B``, ``(b)``, ``Option B.``, ``B. a cat``) or by its text.
+    """1 if both texts have one number, said once or more ("seven (7)"), and it is the same; else 0.
 
     Args:
         answer: free text.
-        options: the options' texts, with or without their letter (``A. a dog``).
-
-    Returns:
-        Its place, or None where the answer names none or could mean more than one.
+        reference: free text.
+        tolerance: a share of the reference's size.
     """
-    texts = [normalize_answer(_OPTION.sub("", option)) for option in options]
-    whole = normalize_answer(answer)
-    named = [i for i, text in enumerate(texts) if whole == text]
-    if not named and (letter := _LETTER.match(answer.strip())):
-        named = [i for i in [string.ascii_uppercase.index(letter[1].upper())] if i < len(texts)]
-    if not named:
-        words = f" {whole} "
-        named = [i for i, text in enumerate(texts) if text and f" {text} " in words]
-    return named[0] if len(named) == 1 else None
-
-
-def same_choice(answer: str, reference: str, options: Sequence[str]) -> float:
-    """1 if answer and reference name the same option, else 0."""
-    expected = choice(reference, options)
-    return float(expected is not None and choice(answer, options) == expected)
+    given, expected = list(dict.fromkeys(numbers(answer))), list(dict.fromkeys(numbers(reference)))
+    if len(given) != 1 or len(expected) != 1:
+        return 0.0
+    return float(math.isclose(given[0], expected[0], rel_tol=tolerance, abs_tol=tolerance))

@@ -1,7 +1,8 @@
 """Video-MME (Fu et al. 2024): which option an answer names, as its official script reads it and strictly, and tables.
 
-``official`` drops answers that it cannot read from the denominator; ``strict`` counts them as wrong. Both are reported,
-for a model that answers nonsense gains from the first.
+``official`` takes the first capital A to D anywhere and drops answers without one from the denominator; ``strict``
+reads as all of orlaif does (``choices``) and counts what it cannot read as wrong. Both are reported, for a
+model that answers nonsense gains from the first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from orlaif.evaluation.choices import choice
 from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed, table
 
 #: What the official script deletes, wherever it stands, in this order. Two of them are two phrases run together, for
@@ -50,16 +52,21 @@ class VideoMMESuite(Suite):
     COLUMNS = (("official %", "official"), ("strict %", "strict"))
 
     def grade(self, records: Sequence[Record]) -> list[Record]:
-        """Adds ``letter``; ``official`` is None where no letter was read."""
+        """Adds ``letter``, as the official script reads it; ``official`` is None where it reads none."""
         graded = []
         for record in records:
             letter = official_letter(record["prediction"])
-            right = float(letter == needed(record, "answer", type(self).__name__))
+            options = record.get("options") or list("ABCD")
+            expected = needed(record, "answer", type(self).__name__)
+            place = choice(record["prediction"], options)
             for tag in ("duration", *(tag for tag, _ in BREAKDOWNS)):
                 needed(record, tag, type(self).__name__)
-            graded.append(
-                {**record, "letter": letter, "scores": {"official": right if letter else None, "strict": right}}
-            )
+            scores = {
+                "official": float(letter == expected) if letter else None,
+                "strict": float(place is not None and "ABCD"[place : place + 1] == expected),
+                "unreadable": float(place is None),
+            }
+            graded.append({**record, "letter": letter, "scores": scores})
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
@@ -74,7 +81,8 @@ class VideoMMESuite(Suite):
         return found
 
     def _by_duration(self, records: Sequence[Record]) -> Table:
-        made = table("Video-MME by duration", records, self.COLUMNS, lambda record: record["tags"]["duration"])
+        columns = (*self.COLUMNS, ("n unreadable", "unreadable"))
+        made = table("Video-MME by duration", records, columns, lambda record: record["tags"]["duration"])
         order = {name: place for place, name in enumerate((*DURATIONS, "all"))}
         return Table(made.title, made.columns, tuple(sorted(made.rows, key=lambda row: order[row[0]])))
 
@@ -95,5 +103,5 @@ class VideoMMESuite(Suite):
             own = [record for record in records if record["tags"]["duration"] == duration]
             found[f"accuracy/{duration}"] = mean_of(own, "strict")
         if records:
-            found["unreadable_rate"] = sum(not record["letter"] for record in records) / len(records)
+            found["unreadable_rate"] = sum(record["scores"]["unreadable"] for record in records) / len(records)
         return {name: value for name, value in found.items() if value is not None}

@@ -10,15 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from orlaif.evaluation.text_metrics import (
-    choice,
-    is_correct,
-    normalize_answer,
-    rouge_l,
-    same_choice,
-    same_number,
-    token_f1,
-)
+from orlaif.evaluation.choices import choice, same_choice
+from orlaif.evaluation.text_metrics import is_correct, normalize_answer, rouge_l, same_number, token_f1
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
 

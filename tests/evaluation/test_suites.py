@@ -86,10 +86,22 @@ def test_twelve_tasks_by_three_durations_by_hand(fixture: list[dict[str, Any]]) 
     suite = VideoMMESuite()
     by_duration, by_task, by_domain, by_sub = suite.tables(fixture)
     # Right of 4 by task: 0 1 2 3 4 0 1 2 3 4 0 1, together 21 of 48 in each duration.
-    assert row(by_duration, "short") == {"official %": pytest.approx(21 / 48), "strict %": pytest.approx(21 / 48)}
+    assert row(by_duration, "short") == {
+        "official %": pytest.approx(21 / 48),
+        "strict %": pytest.approx(21 / 48),
+        "n unreadable": 0,
+    }
     # Ten tasks have fewer than 4 right: one answer of each is unreadable in `long`, and officially dropped.
-    assert row(by_duration, "long") == {"official %": pytest.approx(21 / 38), "strict %": pytest.approx(21 / 48)}
-    assert row(by_duration, "all") == {"official %": pytest.approx(63 / 134), "strict %": pytest.approx(63 / 144)}
+    assert row(by_duration, "long") == {
+        "official %": pytest.approx(21 / 38),
+        "strict %": pytest.approx(21 / 48),
+        "n unreadable": 10,
+    }
+    assert row(by_duration, "all") == {
+        "official %": pytest.approx(63 / 134),
+        "strict %": pytest.approx(63 / 144),
+        "n unreadable": 10,
+    }
     assert [label for label, _, _ in by_duration.rows] == ["short", "medium", "long", "all"]
     third = row(by_task, "task 03")  # 3 of 4
     assert third["short official %"] == third["short strict %"] == third["long strict %"] == 0.75
