@@ -187,7 +187,7 @@ class PromptBatch:
         clips: their P clips.
         input_ids: i64[P, S], padded on the left.
         attention_mask: i64[P, S], 0 on padding.
-        mm_inputs: everything else that the processor returned; it goes to the model unchanged.
+        mm_inputs: everything else that the processor returned; a list of P tensors where clips do not fit into one.
         texts: the P prompts as the chat template has them, before the processor, for engines with one of their own.
 
     Raises:
@@ -222,6 +222,8 @@ class PromptBatch:
         """The same batch with the model's inputs on ``device``; frames stay where they were decoded."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, list):  # a tensor for each prompt, where shapes do not allow one for all
+                return [move(one) for one in value]
             return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
         return replace(
@@ -332,6 +334,17 @@ class Completions:
     def lengths(self) -> Tensor:
         """i64[P, G], tokens of each completion."""
         return self.mask.sum(-1)
+
+    def of_prompts(self, places: Tensor) -> Completions:
+        """Those of the prompts at ``places`` i64[p]."""
+        if len(places) == len(self.texts):
+            return self
+        return Completions(
+            ids=self.ids[places],
+            mask=self.mask[places],
+            texts=tuple(self.texts[i] for i in places.tolist()),
+            logps=None if self.logps is None else self.logps[places],
+        )
 
     def split(self, size: int | None) -> tuple[Completions, ...]:
         """The same P prompts with at most ``size`` of their G completions each; None leaves the group whole."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch import Tensor
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -25,6 +30,8 @@ from transformers import (
 
 from orlaif.demo.shapes import words
 from orlaif.demo.tiny import CHAT_TEMPLATE, make_tiny_model, tiny_tokenizer
+from orlaif.policy import Policy
+from orlaif.policy.families import behind_the_largest, family_of
 
 
 def make_qwen2_5_vl(folder: str) -> None:
@@ -172,6 +179,32 @@ def make_smolvlm(folder: str) -> None:
 def make_qwen3_vl(folder: str) -> None:
     """A Qwen3-VL of 2 layers and 32 hidden units, with DeepStack and interleaved m-RoPE."""
     make_tiny_model(folder, words(), hidden_size=32, num_layers=2)
+
+
+def vision_tower(network: Any) -> torch.nn.Module:
+    """The first of the modules that turn a video into features."""
+    return family_of(network.config).tower(network)[0]
+
+
+@contextmanager
+def original_numbering(policy: Policy) -> Iterator[None]:
+    """Within, Qwen2.5-VL's own forward numbers text behind a video as its original implementation does."""
+    if policy.config.model_type != "qwen2_5_vl":
+        yield
+        return
+    inner = policy.network.model
+    ask = inner.get_rope_index
+
+    def asked(input_ids: Tensor, *, mm_token_type_ids: Tensor, attention_mask: Tensor, **kwargs: object) -> object:
+        positions, _ = ask(input_ids, mm_token_type_ids=mm_token_type_ids, attention_mask=attention_mask, **kwargs)
+        positions = behind_the_largest(positions, mm_token_type_ids.bool(), attention_mask.bool())
+        return positions, positions.amax((0, 2))[:, None] + 1 - attention_mask.sum(-1, keepdim=True)
+
+    inner.get_rope_index = asked
+    try:
+        yield
+    finally:
+        del inner.get_rope_index
 
 
 FAMILIES = {

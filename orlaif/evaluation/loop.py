@@ -68,9 +68,9 @@ class Evaluated(LightningModule):
     def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> ProcessorEncoder:
         """The encoder that the DataModule calls on its threads: :class:`~orlaif.types.BringsEncoder`."""
         if processor is not None:
-            return ProcessorEncoder(load_processor(processor), system_prompt)
+            return ProcessorEncoder(load_processor(processor), system_prompt, self.policy.family)
         # A tokenizer keeps the last call's padding in itself; the step's calls must not meet those of a thread.
-        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt)
+        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt, self.policy.family)
 
     def answer(self, batch: PromptBatch) -> list[str]:
         """One greedy answer per prompt."""

@@ -1,19 +1,45 @@
-"""From prompts and clips to a model's inputs, by its own processor: for the collator and the check of the prefix."""
+"""From prompts and clips to a model's inputs: each prompt alone, by the model's own processor, and then as a batch.
+
+What a prompt becomes never depends on its neighbours: neither its tokens (processors pad clips to the longest, and some
+count the frames behind that) nor whether it can be encoded at all (some cannot stack unequal clips).
+
+Shapes: P prompts of S tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from orlaif.policy.families import Family
 from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 
-def video_metadata(clip: VideoClip) -> VideoMetadata:
-    """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps."""
+def video_metadata(clip: VideoClip, prompt: VideoPrompt | None = None) -> VideoMetadata:
+    """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps.
+
+    Processors take the rate of the frames to be their number by ``total_num_frames``; so that is what was looked at,
+    which is less than the file where a segment was sampled.
+
+    Args:
+        clip: the frames.
+        prompt: whose segment was sampled, if it names one.
+    """
+    spacing = float(clip.pts_s.diff().mean())
+    looked_at = len(clip.pts_s) * spacing
+    spans = [clip.duration_s]
+    if prompt is not None:
+        end = clip.duration_s if prompt.end_s is None else min(prompt.end_s, clip.duration_s)
+        spans.append(end - (prompt.start_s or 0.0))
+    # Frames lie on the file's own grid: where they span the file or the segment, that is the exact length.
+    span_s = next((span for span in spans if abs(span - looked_at) <= spacing), looked_at)
     return VideoMetadata(
-        total_num_frames=max(1, round(clip.duration_s * 1000)),
+        total_num_frames=max(1, round(span_s * 1000)),
         fps=1000.0,
         duration=clip.duration_s,
         height=clip.frames.shape[-2],
@@ -36,55 +62,95 @@ def render(processor: Any, prompt: VideoPrompt, system_prompt: str | None = None
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def encode(processor: Any, texts: Sequence[str], clips: Sequence[VideoClip]) -> dict[str, Any]:
-    """What the processor makes of P prompts.
-
-    Args:
-        processor: of transformers, padding prompts on the left.
-        texts: P texts (:func:`render`), each with one video.
-        clips: their P clips.
-
-    Returns:
-        ``input_ids`` i64[P, S], ``attention_mask`` i64[P, S], and whatever else the processor returns.
-    """
-    inputs = processor(
-        text=list(texts),
-        videos=[[clip.frames] for clip in clips],  # one video to a prompt; transformers 5.17 wants it said for SmolVLM
-        video_metadata=[video_metadata(clip) for clip in clips],
-        do_sample_frames=False,
-        padding=True,
-        return_tensors="pt",
-    )
-    return dict(inputs)
-
-
 class ProcessorEncoder:
-    """The :class:`~orlaif.types.PromptEncoder` of a Hugging Face processor.
+    """What prompts and clips become, for all who ask a model: DataModule, judges, rankers, and the check at load.
+
+    The :class:`~orlaif.types.PromptEncoder` of a Hugging Face processor.
 
     Args:
-        processor: of transformers, padding prompts on the left.
+        processor: of transformers.
         system_prompt: goes before every question, if given.
+        family: where its model differs from others (``orlaif.policy.families``); by default generic behaviour.
     """
 
-    def __init__(self, processor: Any, system_prompt: str | None = None) -> None:
-        self.processor, self.system_prompt = processor, system_prompt
+    def __init__(self, processor: Any, system_prompt: str | None = None, family: Family | None = None) -> None:
+        self.processor = processor
+        self.system_prompt = system_prompt
+        self.family = family or Family()
 
-    def __call__(self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip]) -> PromptBatch:
-        """The batch of P prompts."""
-        texts = [render(self.processor, prompt, self.system_prompt) for prompt in prompts]
-        return to_batch(self.processor, prompts, clips, texts)
+    def render(self, prompt: VideoPrompt) -> str:
+        """The prompt by the model's chat template."""
+        return render(self.processor, prompt, self.system_prompt)
+
+    def __call__(
+        self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str] | None = None
+    ) -> PromptBatch:
+        """Encode each prompt by itself, and make a batch of them.
+
+        Args:
+            prompts: P prompts, P >= 1.
+            clips: their P clips.
+            texts: the P prompts as the model is to read them; by default by :meth:`render`.
+
+        Returns:
+            The batch, padded on the left.
+        """
+        texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
+        encoded = [
+            self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
+            for prompt, clip, text in zip(prompts, clips, texts, strict=True)
+        ]
+        inputs = self.family.collate(encoded, int(self.processor.tokenizer.pad_token_id))
+        return PromptBatch(
+            prompts=tuple(prompts),
+            clips=tuple(clips),
+            input_ids=inputs.pop("input_ids"),
+            attention_mask=inputs.pop("attention_mask"),
+            mm_inputs=inputs,
+            texts=tuple(texts),
+        )
 
 
 def to_batch(
     processor: Any, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str]
 ) -> PromptBatch:
-    """The same as a batch."""
-    inputs = encode(processor, texts, clips)
-    return PromptBatch(
-        prompts=tuple(prompts),
-        clips=tuple(clips),
-        input_ids=inputs.pop("input_ids"),
-        attention_mask=inputs.pop("attention_mask"),
-        mm_inputs=inputs,
-        texts=tuple(texts),
-    )
+    """What :class:`ProcessorEncoder` makes of ``texts`` for a family without overrides."""
+    return ProcessorEncoder(processor)(prompts, clips, texts)
+
+
+def sub_batches(batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
+    """Parts of a batch that a model can take in one pass each, with the places i64[p] of their prompts.
+
+    One, the batch itself, unless some inputs come in lists, a tensor for each prompt, whose shapes differ.
+    """
+    everything = torch.arange(len(batch), device=batch.input_ids.device)
+    lists = {name: value for name, value in batch.mm_inputs.items() if isinstance(value, (list, tuple))}
+    if not lists:
+        return [(everything, batch)]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(len(batch)):
+        groups.setdefault(tuple(values[i].shape[1:] for values in lists.values()), []).append(i)
+    parts = []
+    for places in groups.values():
+        at = everything[places]
+        mask = batch.attention_mask[at]
+        s, kept = mask.shape[1], int(mask.sum(-1).max())
+        inputs: dict[str, Any] = {}
+        for name, value in batch.mm_inputs.items():
+            if name in lists:
+                inputs[name] = torch.cat([value[i] for i in places])
+            elif isinstance(value, Tensor) and value.shape[:2] == batch.input_ids.shape:
+                inputs[name] = value[at, s - kept :]
+            else:
+                inputs[name] = value
+        part = replace(
+            batch,
+            prompts=tuple(batch.prompts[i] for i in places),
+            clips=tuple(batch.clips[i] for i in places),
+            input_ids=batch.input_ids[at, s - kept :],
+            attention_mask=mask[:, s - kept :],
+            mm_inputs=inputs,
+            texts=tuple(batch.texts[i] for i in places) if batch.texts else (),
+        )
+        parts.append((at, part))
+    return parts

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,12 +30,13 @@ POLICY = "default"
 REFERENCE = "reference"
 
 
-def arguments(model: nn.Module, lora: dict[str, Any], untouched: nn.Module | None) -> dict[str, Any]:
-    """``lora`` with a part of the model excluded, unless it excludes something itself."""
-    if untouched is None or "exclude_modules" in lora:
+def arguments(model: nn.Module, lora: dict[str, Any], untouched: Sequence[nn.Module]) -> dict[str, Any]:
+    """``lora`` with parts of the model excluded, unless it excludes something itself."""
+    if not untouched or "exclude_modules" in lora:
         return lora
-    name = next(name for name, module in model.named_modules() if module is untouched)
-    return {**lora, "exclude_modules": rf"(.*\.)?{re.escape(name)}\..*"}
+    parts = {id(module) for module in untouched}
+    names = [re.escape(name) for name, module in model.named_modules() if id(module) in parts]
+    return {**lora, "exclude_modules": rf"(.*\.)?({'|'.join(names)})(\..*)?"}
 
 
 #: Ways to start an adapter under which the base stays as its checkpoint has it, and all that is trained is kept.
@@ -66,13 +67,13 @@ def check_settings(lora: dict[str, Any]) -> None:
             raise ValueError(f"policy.lora.{name} is given: this variant of LoRA is not supported; leave it out")
 
 
-def attach(model: Any, lora: dict[str, Any], untouched: nn.Module | None = None) -> Any:
+def attach(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module] = ()) -> Any:
     """The model with a LoRA adapter of these ``peft.LoraConfig`` arguments, its base frozen.
 
     Args:
         model: of transformers.
         lora: the arguments.
-        untouched: a part of the model that gets no adapter, whatever the names of its layers.
+        untouched: parts of the model that get no adapter, whatever the names of its layers.
 
     Raises:
         ValueError: PEFT refuses the arguments, or finds no module to adapt; or see :func:`check_settings`.
@@ -126,7 +127,7 @@ def continue_from(model: Any, folder: str) -> str | None:
 
 
 def start_from(
-    model: Any, lora: dict[str, Any], adapter: str, untouched: nn.Module | None = None, quantized: bool = False
+    model: Any, lora: dict[str, Any], adapter: str, untouched: Sequence[nn.Module] = (), quantized: bool = False
 ) -> tuple[Any, bool]:
     """The model with an adapter to be trained, as the adapter in a folder left off.
 

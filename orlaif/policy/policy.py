@@ -19,27 +19,29 @@ import torch
 from orlaif_kernels import linear_logps
 from orlaif_kernels.reference import token_logps
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
+from orlaif.distributed.sync import exchange
 from orlaif.policy import lora as adapters
+from orlaif.policy.encoding import sub_batches
 from orlaif.policy.ending import end_ids
 from orlaif.policy.export import export_policy
+from orlaif.policy.families import Family, base_of, family_of
 from orlaif.policy.hub import Source, find_source, load_processor
 from orlaif.policy.merging import fold
 from orlaif.policy.positions import PromptPositions
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice, choose_prefix
-from orlaif.policy.prefix.forward import base_of, duplicate_forward, shared_forward
+from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
 from orlaif.policy.prefix.probe import synthetic_prompt
 from orlaif.policy.reference import FrozenReference
-from orlaif.policy.vision import VisionFeatures, vision_tower
+from orlaif.policy.vision import VisionFeatures
 from orlaif.types import Completions, PromptBatch
 
 #: Families for which tests show that the LM head on the last hidden states is all that makes the logits.
 FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava_onevision", "smolvlm")
-_PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -55,13 +57,16 @@ class Policy(nn.Module):
             model's own log-probs, else duplicate; the log says which and why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: recompute activations in the backward pass.
-        freeze_vision: leave the vision tower as it is, and give it no adapter; its features are then computed once per
-            prompt for rollout, reference and policy together, where nothing else on their way is trained either.
+        freeze_vision: leave all that makes features of a video as it is (tower and projector: everything outside
+            decoder and LM head), and give it no adapter; features are then computed once per prompt for rollout,
+            reference and policy together.
         prefix_attention: of a shared prefix: ``mask``, ``split`` or ``flex`` (``orlaif.policy.prefix.attention``), or
             ``auto`` = ``mask`` or ``split`` by the size of the batch.
         quantization: arguments of ``transformers.BitsAndBytesConfig`` for the frozen base under a LoRA adapter (QLoRA);
             needs bitsandbytes.
         sharding: how FSDP2 treats the weights, under ``--trainer.strategy fsdp2``.
+        family: what this model does otherwise than others (``orlaif.policy.families``), by ``class_path``; by default
+            what its model type asks for.
 
     Raises:
         ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
@@ -80,6 +85,7 @@ class Policy(nn.Module):
         prefix_attention: PrefixAttention = "auto",
         quantization: dict[str, Any] | None = None,
         sharding: Sharding | None = None,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         if dtype not in _DTYPES:
@@ -125,6 +131,8 @@ class Policy(nn.Module):
         self.folded: str | None = None
         self._source: Source | None = None
         self._processor: Any = None
+        self._family = family
+        self._parts: tuple[PromptBatch, list[tuple[Tensor, PromptBatch]]] | None = None
         #: Of compiled rollouts, by size (``orlaif.rollout.compiled``).
         self.decode_caches: dict[tuple[int, ...], Any] = {}
 
@@ -145,7 +153,7 @@ class Policy(nn.Module):
                 raise ValueError("policy.quantization needs a GPU, and this run has none")
             options["quantization_config"] = adapters.quantization_config(self.quantization)
             options["device_map"] = {"": device}
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        model: Any = self.family.load(
             source.model, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
         )
         if source.adapter is not None and self.lora is None:
@@ -156,9 +164,13 @@ class Policy(nn.Module):
             self.prefix,
             self.prefix_attention,
             self.attn_implementation,
-            _placeholders(model.config),
+            self.family,
         )
-        tower = vision_tower(model).requires_grad_(False) if self.freeze_vision else None
+        tower: list[nn.Module] = []
+        if self.freeze_vision:
+            tower = self.family.tower(model)
+            for parameter in self.family.tower_parameters(model):
+                parameter.requires_grad_(False)
         if self.lora is not None and source.adapter is not None:
             quantized = self.quantization is not None
             model, self.continued = adapters.start_from(model, self.lora, source.adapter, tower, quantized)
@@ -207,7 +219,7 @@ class Policy(nn.Module):
     def stand_in(self, device: torch.device) -> PromptBatch:
         """A batch of one synthetic prompt, for a process that has nothing to do while the others run their layers."""
         computed = sharding.compute_dtype(self.network)
-        return synthetic_prompt(self.processor, device, computed)
+        return synthetic_prompt(self.processor, device, computed, self.family)
 
     @property
     def network(self) -> Any:
@@ -238,6 +250,13 @@ class Policy(nn.Module):
         if self._source is None:
             self._source = find_source(self.path)
         return self._source
+
+    @property
+    def family(self) -> Family:
+        """Where this model differs from others."""
+        if self._family is None:
+            self._family = family_of(self.config)
+        return self._family
 
     @property
     def processor(self) -> Any:
@@ -271,13 +290,46 @@ class Policy(nn.Module):
     @property
     def placeholder_ids(self) -> list[int]:
         """Tokens that stand for pixels; never sampled, never counted."""
-        return _placeholders(self.config)
+        return self.family.placeholder_ids(self.config)
 
     # ---------------------------------------------------------------- forward
 
     def prompt_positions(self, batch: PromptBatch) -> Tensor:
         """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE."""
-        return self.positions.of(self.network, batch)
+        return self.positions.of(self.family, self.network, batch)
+
+    def parts(self, batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
+        """What of ``batch`` the model takes in one pass each, and the places i64[p] of those prompts; usually all.
+
+        Those of the last batch are kept, with positions and features: rollout, reference and policy ask for the same.
+        """
+        if self._parts is None or self._parts[0] is not batch:
+            self.positions.forget()
+            self.features.forget()
+            self._parts = (batch, sub_batches(batch))
+        return self._parts[1]
+
+    def check_context(self, batch: PromptBatch, length: int) -> None:
+        """Refuse prompts that the model has no positions for.
+
+        Args:
+            batch: P prompts.
+            length: most tokens of a completion behind them.
+
+        Raises:
+            ValueError: the prompts by their ids, with their lengths.
+        """
+        limit = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if limit is None or batch.input_ids.shape[1] + length <= limit:
+            return
+        lengths = zip(batch.prompts, batch.attention_mask.sum(-1).tolist(), strict=True)
+        long = [f"{prompt.id!r} ({n} tokens)" for prompt, n in lengths if n + length > limit]
+        if long:
+            raise ValueError(
+                f"prompts longer than the context: {', '.join(long[:5])}{', ...' if len(long) > 5 else ''}, with up to "
+                f"{length} tokens of an answer, and the model has {limit} positions; sample fewer or smaller frames "
+                "(data.sampling, data.budget), or leave these rows out"
+            )
 
     def mask_placeholders(self, logits: Tensor) -> Tensor:
         """``logits`` [..., V] with -inf at the placeholder tokens."""
@@ -346,11 +398,26 @@ class Policy(nn.Module):
 
     def _forward(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
         """Logits or hidden states at the positions that predict completion tokens, [P * G, T, ...]."""
+        self.check_context(batch, completions.ids.shape[-1])
+        parts = self.parts(batch)
+        outputs = [self._pass(model, part, completions.of_prompts(at), hidden) for at, part in parts]
+        if self.is_sharded and self.family.may_split:  # processes must make equally many passes
+            for _ in range(max(exchange(len(parts))) - len(parts)):
+                at, part = parts[0]
+                outputs[0] = outputs[0] + 0.0 * self._pass(model, part, completions.of_prompts(at), hidden)
+        if len(parts) == 1:
+            return outputs[0]
+        g = completions.group_size
+        rows = torch.cat([at for at, _ in parts]).argsort()
+        return torch.cat([one.unflatten(0, (-1, g)) for one in outputs])[rows].flatten(0, 1)
+
+    def _pass(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
+        """The same for prompts that go through the model together."""
         positions = self.prompt_positions(batch)
-        with self.features.reused(model, batch):
+        with self.features.reused(self.family, model, batch):
             if self.layout == "shared":
-                return shared_forward(model, batch, completions, positions, self.attentions, hidden)
-            return duplicate_forward(model, batch, completions, positions, self.pad_id, hidden)
+                return shared_forward(model, batch, completions, positions, self.attentions, self.family, hidden)
+            return duplicate_forward(model, batch, completions, positions, self.pad_id, self.family, hidden)
 
     def forget_features(self) -> None:
         """Compute features of videos anew; sharded processes must agree on when the vision tower runs."""
@@ -395,7 +462,3 @@ class Policy(nn.Module):
     def export(self, folder: str, merge: bool = False) -> None:
         """Write the policy to ``folder`` (:func:`orlaif.policy.export.export_policy`)."""
         export_policy(self, folder, merge)
-
-
-def _placeholders(config: Any) -> list[int]:
-    return sorted({int(v) for name in _PLACEHOLDERS if (v := getattr(config, name, None)) is not None})

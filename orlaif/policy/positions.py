@@ -9,27 +9,28 @@ from typing import Any
 
 from torch import Tensor
 
-from orlaif.policy.prefix.forward import prompt_positions
+from orlaif.policy.families import Family
 from orlaif.types import PromptBatch
 
 
 class PromptPositions:
-    """The positions of the last batch that was asked for."""
+    """The positions of a batch and of its parts, until :meth:`forget`."""
 
     def __init__(self) -> None:
-        self._last: tuple[PromptBatch, Tensor] | None = None
+        self._kept: dict[int, tuple[PromptBatch, Tensor]] = {}
 
-    def of(self, model: Any, batch: PromptBatch) -> Tensor:
+    def of(self, family: Family, model: Any, batch: PromptBatch) -> Tensor:
         """Position ids i64[P, S], or i64[3, P, S] for models with multimodal RoPE.
 
         Args:
+            family: of the model.
             model: the policy's.
             batch: compared by identity.
         """
-        if self._last is None or self._last[0] is not batch:
-            self._last = (batch, prompt_positions(model, batch))
-        return self._last[1]
+        if id(batch) not in self._kept:
+            self._kept[id(batch)] = (batch, family.prompt_positions(model, batch))
+        return self._kept[id(batch)][1]
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._last = None
+        self._kept = {}

@@ -11,48 +11,38 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
-from orlaif.policy.prefix.forward import base_of
+from orlaif.policy.families import Family, base_of
 from orlaif.types import PromptBatch
 
 _ENCODERS = ("get_video_features", "get_image_features")
 
 
-def _is_frozen(base: Any) -> bool:
-    """Whether no parameter outside decoder and LM head is trained."""
-    decoder = {id(p) for p in base.get_decoder().parameters()}
-    head = base.get_output_embeddings()
-    decoder |= {id(p) for p in head.parameters()} if head is not None else set()
-    return not any(p.requires_grad for p in base.parameters() if id(p) not in decoder)
-
-
 class VisionFeatures:
-    """The features of one batch."""
+    """The features of a batch and of its parts, until :meth:`forget`."""
 
     def __init__(self) -> None:
-        self._batch: PromptBatch | None = None
-        self._kept: dict[str, Any] = {}
+        self._batches: dict[int, tuple[PromptBatch, dict[str, Any]]] = {}
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._batch, self._kept = None, {}
+        self._batches = {}
 
     @contextmanager
-    def reused(self, model: Any, batch: PromptBatch) -> Iterator[None]:
+    def reused(self, family: Family, model: Any, batch: PromptBatch) -> Iterator[None]:
         """Within this context ``model`` computes the features of ``batch`` only if no earlier context did.
 
         Args:
+            family: of the model.
             model: the policy or its reference, whose features are the same where both are frozen.
             batch: whose videos; compared by identity.
         """
         base = base_of(model)
         owner = getattr(base, "model", base)
-        if not _is_frozen(base):
+        if any(p.requires_grad for p in family.tower_parameters(model)):
             yield
             return
-        if self._batch is not batch:
-            self._batch, self._kept = batch, {}
+        _, kept = self._batches.setdefault(id(batch), (batch, {}))
         names = [name for name in _ENCODERS if callable(getattr(owner, name, None))]
         depth = 0
 
@@ -61,14 +51,14 @@ class VisionFeatures:
                 nonlocal depth
                 if depth:  # one encoder called by the other
                     return encoder(*args, **kwargs)
-                if name not in self._kept:
+                if name not in kept:
                     depth += 1
                     try:
                         with torch.no_grad():
-                            self._kept[name] = encoder(*args, **kwargs)
+                            kept[name] = encoder(*args, **kwargs)
                     finally:
                         depth -= 1
-                return self._kept[name]
+                return kept[name]
 
             return encode
 
@@ -79,12 +69,3 @@ class VisionFeatures:
         finally:
             for name in names:
                 delattr(owner, name)
-
-
-def vision_tower(model: nn.Module) -> nn.Module:
-    """The module that encodes pixels; raises ValueError for a model that has none under a known name."""
-    for name in ("visual", "vision_tower", "vision_model"):
-        for owner in (model, getattr(model, "model", None)):
-            if isinstance(tower := getattr(owner, name, None), nn.Module):
-                return tower
-    raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower under a known name")

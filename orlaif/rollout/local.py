@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from orlaif.policy import Policy, evaluating
-from orlaif.policy.prefix.layout import completion_positions
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.compiled import CompiledDecoder
 from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
@@ -51,7 +50,7 @@ def prefill(
 ) -> tuple[Tensor, Decoder]:
     """Logits [P, V] of the first token, and what decodes the rest."""
     model = policy.network
-    with policy.features.reused(model, batch):
+    with policy.features.reused(policy.family, model, batch):
         first = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -59,7 +58,7 @@ def prefill(
             past_key_values=DynamicCache(config=policy.config.get_text_config(decoder=True)),
             use_cache=True,
             logits_to_keep=1,
-            **batch.mm_inputs,
+            **policy.family.inputs(model, batch),
         )
     decoder: Decoder
     if compile_decode:
@@ -100,60 +99,89 @@ def generate(
         completion of this batch.
 
     Raises:
-        ValueError: ``compile_decode`` for a policy whose prompts are not shared, or generators that are not P.
+        ValueError: ``compile_decode`` for a policy whose prompts are not shared, generators that are not P, or a
+            prompt that leaves no room for an answer in the model's context.
     """
-    p, g, limit = len(batch), group_size, sampling.max_new_tokens
+    policy.check_context(batch, sampling.max_new_tokens)
+    sampled = []
     with evaluating(policy.network), policy.gathered():
-        logits, decoder = prefill(policy, batch, g, limit, compile_decode)
-        logits = logits.repeat_interleave(g, 0)
-        device = logits.device
-        positions = completion_positions(policy.prompt_positions(batch), limit)
-        eos = torch.tensor(policy.eos_ids, device=device)
-        ids = torch.full((p * g, limit), policy.pad_id, device=device)
-        mask = torch.zeros(p * g, limit, dtype=torch.bool, device=device)
-        logps = torch.zeros(p * g, limit, dtype=torch.float32, device=device)
-        alive = torch.ones(p * g, dtype=torch.bool, device=device)
-        noise = None
-        if sampling.temperature:
-            noise = torch.empty(p * g, logits.shape[-1], dtype=torch.float32, device=device)
-            noises: list[tuple[Tensor, torch.Generator | None]]
-            if generator is None or isinstance(generator, torch.Generator):
-                noises = [(noise, generator)]
-            else:
-                noises = list(zip(noise.split(g), generator, strict=True))
-        for step in range(limit):
-            rows = decoder.rows[decoder.real]
-            if noise is not None:  # for all completions, ended or not
-                for part, own in noises:
-                    part.exponential_(generator=own)
-            tokens, token_logps = choose_tokens(
-                policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
-            )
-            live = alive[rows]
-            tokens = tokens.where(live, policy.pad_id)
-            ids[rows, step] = tokens
-            mask[rows, step] = live
-            logps[rows, step] = token_logps.masked_fill(~live, 0.0)
-            alive[rows] = live & ~torch.isin(tokens, eos)
-            if step + 1 == limit or not bool(alive.any()):
-                break
-            decoder.drop(alive)
-            places = decoder.rows
-            logits = decoder.advance(ids[places, step], positions[..., places // g, step : step + 1])
+        parts = policy.parts(batch)
+        for at, part in parts:
+            generators = generator
+            if isinstance(generator, Sequence):
+                if len(generator) != len(batch):
+                    raise ValueError(f"generate was given {len(generator)} generators for {len(batch)} prompts")
+                generators = [generator[i] for i in at.tolist()]
+            sampled.append(_sample(policy, part, group_size, sampling, generators, compile_decode))
+    longest = max(ids.shape[-1] for ids, _, _ in sampled)
+    order = torch.cat([at for at, _ in parts]).argsort()
 
-    steps = step + 1
-    all_ids, mask = ids[:, :steps].view(p, g, -1), mask[:, :steps].view(p, g, -1)
+    def together(tensors: Sequence[Tensor], padding: int) -> Tensor:
+        padded = [nn.functional.pad(x, (0, longest - x.shape[-1]), value=padding) for x in tensors]
+        return torch.cat(padded)[order]
+
+    ids, mask, logps = (
+        together(tensors, padding)
+        for tensors, padding in zip(zip(*sampled, strict=True), (policy.pad_id, 0, 0), strict=True)
+    )
     texts = policy.processor.tokenizer.batch_decode(
-        [row[keep].tolist() for row, keep in zip(all_ids.flatten(0, 1), mask.flatten(0, 1), strict=True)],
+        [row[keep].tolist() for row, keep in zip(ids.flatten(0, 1), mask.flatten(0, 1), strict=True)],
         skip_special_tokens=True,
     )
-    texts = [text.strip() for text in texts]
+    texts, g = [text.strip() for text in texts], group_size
     return Completions(
-        ids=all_ids,
-        mask=mask,
-        texts=tuple(tuple(texts[i * g : (i + 1) * g]) for i in range(p)),
-        logps=logps[:, :steps].view(p, g, -1),
+        ids=ids, mask=mask, texts=tuple(tuple(texts[i * g : (i + 1) * g]) for i in range(len(batch))), logps=logps
     )
+
+
+def _sample(
+    policy: Policy,
+    batch: PromptBatch,
+    g: int,
+    sampling: SamplingParams,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    compile_decode: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens i64, mask bool and log-probs f32 [P, G, T] for prompts that go through the model together."""
+    p, limit = len(batch), sampling.max_new_tokens
+    logits, decoder = prefill(policy, batch, g, limit, compile_decode)
+    logits = logits.repeat_interleave(g, 0)
+    device = logits.device
+    positions = policy.family.completion_positions(policy.prompt_positions(batch), limit)
+    eos = torch.tensor(policy.eos_ids, device=device)
+    ids = torch.full((p * g, limit), policy.pad_id, device=device)
+    mask = torch.zeros(p * g, limit, dtype=torch.bool, device=device)
+    logps = torch.zeros(p * g, limit, dtype=torch.float32, device=device)
+    alive = torch.ones(p * g, dtype=torch.bool, device=device)
+    noise = None
+    if sampling.temperature:
+        noise = torch.empty(p * g, logits.shape[-1], dtype=torch.float32, device=device)
+        noises: list[tuple[Tensor, torch.Generator | None]]
+        if generator is None or isinstance(generator, torch.Generator):
+            noises = [(noise, generator)]
+        else:
+            noises = list(zip(noise.split(g), generator, strict=True))
+    for step in range(limit):
+        rows = decoder.rows[decoder.real]
+        if noise is not None:  # for all completions, ended or not
+            for part, own in noises:
+                part.exponential_(generator=own)
+        tokens, token_logps = choose_tokens(
+            policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
+        )
+        live = alive[rows]
+        tokens = tokens.where(live, policy.pad_id)
+        ids[rows, step] = tokens
+        mask[rows, step] = live
+        logps[rows, step] = token_logps.masked_fill(~live, 0.0)
+        alive[rows] = live & ~torch.isin(tokens, eos)
+        if step + 1 == limit or not bool(alive.any()):
+            break
+        decoder.drop(alive)
+        places = decoder.rows
+        logits = decoder.advance(ids[places, step], positions[..., places // g, step : step + 1])
+    steps = step + 1
+    return ids[:, :steps].view(p, g, -1), mask[:, :steps].view(p, g, -1), logps[:, :steps].view(p, g, -1)
 
 
 class Rollout(BaseRollout):

@@ -19,8 +19,8 @@ from orlaif.oracles.prompting import ballots, opening
 from orlaif.oracles.sorting import sorting_network
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
-from orlaif.policy.vision import vision_tower
 from orlaif.types import CandidateGroup, VideoPrompt
+from tests.families import vision_tower
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 

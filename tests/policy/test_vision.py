@@ -7,11 +7,10 @@ import torch
 
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
-from orlaif.policy.vision import vision_tower
 from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions
 from tests.conftest import make_policy, random_completions
-from tests.families import FAMILIES
+from tests.families import FAMILIES, vision_tower
 from tests.policy.prefix.test_layout import count
 from tests.rollout.test_local import five
 
@@ -45,7 +44,7 @@ def test_once_per_prompt_with_lora_on_the_decoder(family: str, tmp_path: object,
     assert calls["calls"] == 2
     assert torch.equal(kept[0].ids, again[0].ids)
     # Against features computed anew each time.
-    policy.features.reused = lambda model, batch: (
+    policy.features.reused = lambda family, model, batch: (
         torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad()
     )  # type: ignore[method-assign]
     fresh = a_step(policy, five(policy, shapes))
@@ -73,10 +72,21 @@ def test_a_tower_that_is_trained_is_never_reused(tiny_model: str, shapes: Shapes
     assert vision_tower(policy.network).patch_embed.proj.weight.grad.abs().sum() > 0
 
 
-def test_a_projector_that_is_trained_keeps_its_gradient(tmp_path: object, shapes: ShapesDataset) -> None:
-    """LLaVA-OneVision with only its tower frozen: the projector behind it still learns."""
+def test_a_frozen_tower_is_all_that_makes_features(tmp_path: object, shapes: ShapesDataset) -> None:
+    """LLaVA-OneVision: tower, projector and the parameter that ends a clip; the decoder behind them learns."""
     policy = loaded("llava_onevision", str(tmp_path), freeze_vision=True)
     batch = five(policy, shapes)
     policy.completion_logps(batch, random_completions(policy, 5, 2, 2)).sum().backward()
-    assert policy.network.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in policy.network.model.vision_tower.parameters())
+    inner = policy.network.model
+    frozen = [*inner.vision_tower.parameters(), *inner.multi_modal_projector.parameters(), inner.image_newline]
+    assert not any(p.requires_grad or p.grad is not None for p in frozen)
+    assert all(p.grad is not None for p in inner.language_model.layers.parameters())
+
+
+def test_lora_leaves_a_frozen_tower_without_adapter(tmp_path: object) -> None:
+    """``all-linear`` would take tower and projector too."""
+    lora = {"r": 4, "target_modules": "all-linear"}
+    policy = loaded("llava_onevision", str(tmp_path), freeze_vision=True, lora=lora)
+    adapted = [name for name, _ in policy.network.named_parameters() if "lora_A" in name]
+    assert adapted
+    assert all("language_model" in name or "lm_head" in name for name in adapted)

@@ -11,7 +11,7 @@ from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import Rollout, SamplingParams, generate
 from orlaif.types import PromptBatch
 from tests.conftest import make_policy
-from tests.families import FAMILIES
+from tests.families import FAMILIES, original_numbering
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -28,14 +28,15 @@ def test_greedy_equals_transformers_generate(family: Policy, shapes: ShapesDatas
     """On the padded batch, each completion and its end."""
     batch = five(family, shapes)
     ours = generate(family, batch, 2, SamplingParams(max_new_tokens=12, temperature=0.0))
-    theirs = family.network.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=12,
-        do_sample=False,
-        suppress_tokens=family.placeholder_ids,
-        **batch.mm_inputs,
-    )[:, batch.input_ids.shape[1] :]
+    with original_numbering(family):
+        theirs = family.network.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=12,
+            do_sample=False,
+            suppress_tokens=family.placeholder_ids,
+            **batch.mm_inputs,
+        )[:, batch.input_ids.shape[1] :]
     for p in range(5):
         for g in range(2):
             n = int(ours.lengths[p, g])

@@ -15,10 +15,9 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.vision import vision_tower
 from orlaif.rollout import Rollout, SamplingParams, generate
 from tests.conftest import random_completions
-from tests.families import FAMILIES
+from tests.families import FAMILIES, vision_tower
 from tests.training.test_rlaif import Recorder, data, rlaif, trainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}

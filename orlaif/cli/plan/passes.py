@@ -19,8 +19,7 @@ from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.losses import grpo_rank_loss, token_logps
 from orlaif.policy import Policy, lora
-from orlaif.policy.prefix.forward import base_of
-from orlaif.policy.vision import vision_tower
+from orlaif.policy.families import base_of
 
 #: Tokens of a chunk of the loss with a fused head.
 CHUNK = 2048
@@ -55,13 +54,21 @@ def meta_model(policy: Policy) -> Any:
         model: Any = AutoModelForImageTextToText.from_config(
             policy.config, dtype=getattr(torch, policy.dtype), attn_implementation="orlaif_plan"
         )
-        tower = vision_tower(model).requires_grad_(False) if policy.freeze_vision else None
+        tower: list[nn.Module] = []
+        if policy.freeze_vision:
+            tower = policy.family.tower(model)
+            for parameter in policy.family.tower_parameters(model):
+                parameter.requires_grad_(False)
         if policy.lora is not None:
             model = lora.attach(model, policy.lora, tower)
     if policy.gradient_checkpointing:
         settings = {"use_reentrant": False, "preserve_rng_state": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
     return model.train()
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 class Passes:
@@ -79,7 +86,8 @@ class Passes:
         self.dtype = getattr(torch, policy.dtype)
         name = policy.sharding.param_dtype
         self.compute = self.dtype if name is None else getattr(torch, name)
-        self.tower = vision_tower(self.base)
+        parts = policy.family.tower(self.base)
+        self.tower = next((part for part in parts if _layers(part)), parts[0])
         # What stands behind the first trained weight on the way to the decoder carries gradients.
         self.trains_vision = any(p.requires_grad for p in self.tower.parameters())
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -161,7 +169,7 @@ class Passes:
         pixels = s.patches * s.pixels * 4
         cast = s.patches * s.pixels * self.compute.itemsize if self.compute != torch.float32 else 0
         features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
-        layers = [m for m in self.tower.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = _layers(self.tower)
         layer = layers[0]
         arguments, inputs = self._vision_inputs(layer, s.patches)
         trained = train and self.trains_vision

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
 from orlaif.policy.prefix.probe import usable_attentions
 
@@ -35,7 +36,7 @@ def choose_prefix(
     prefix: Prefix,
     prefix_attention: PrefixAttention,
     attn_implementation: str,
-    placeholders: list[int],
+    family: Family,
 ) -> PrefixChoice:
     """Settle ``prefix`` by what the loaded model does; the log says what was chosen and why.
 
@@ -45,14 +46,14 @@ def choose_prefix(
         prefix: as asked for.
         prefix_attention: as asked for.
         attn_implementation: that the model was loaded with.
-        placeholders: tokens that stand for pixels.
+        family: where the model differs from others.
 
     Raises:
         ValueError: the recipe insists on a shared prefix, and the model gives other log-probs then.
     """
     if prefix == "duplicate":
         return PrefixChoice(layout="duplicate")
-    family = model.config.model_type
+    kind = model.config.model_type
     attentions: tuple[str, ...] = ()
     reason = f"attn_implementation is {attn_implementation!r}, not 'sdpa' or 'eager'"
     if attn_implementation in ("sdpa", "eager"):
@@ -60,11 +61,11 @@ def choose_prefix(
         if attn_implementation == "sdpa":
             enable_grouping(model)
             wanted = ("mask", "split") if prefix_attention == "auto" else (prefix_attention,)
-        attentions, reason = usable_attentions(model, processor, wanted, placeholders)
+        attentions, reason = usable_attentions(model, processor, wanted, family)
     if attentions:
-        log.info("prefix: %s chose 'shared' for model type %r: %s", prefix, family, reason)
+        log.info("prefix: %s chose 'shared' for model type %r: %s", prefix, kind, reason)
         return PrefixChoice(layout="shared", attentions=attentions)
     if prefix == "shared" or prefix_attention != "auto":
-        raise ValueError(f"policy.prefix is {prefix!r}, but not for model type {family!r}: {reason}")
-    log.info("prefix: auto chose 'duplicate' for model type %r: %s", family, reason)
+        raise ValueError(f"policy.prefix is {prefix!r}, but not for model type {kind!r}: {reason}")
+    log.info("prefix: auto chose 'duplicate' for model type %r: %s", kind, reason)
     return PrefixChoice(layout="duplicate")

@@ -16,40 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.distributed.sharding import compute_dtype
+from orlaif.policy.families import Family, base_of, per_token
 from orlaif.policy.prefix.attention import RowAttention, autocast_dtype, choose_attention, flex_attention
-from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
+from orlaif.policy.prefix.layout import GroupRows, group_rows
 from orlaif.policy.prefix.split import split_attention
 from orlaif.types import Completions, PromptBatch
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def rope_inputs(batch: PromptBatch) -> dict[str, Any]:
-    """What ``get_rope_index`` of the Qwen family asks for besides tokens."""
-    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    return {name: batch.mm_inputs[name] for name in names if name in batch.mm_inputs}
-
-
-def prompt_positions(model: Any, batch: PromptBatch) -> Tensor:
-    """Position ids of the prompts as the model itself would number them: i64[P, S], or i64[3, P, S] for m-RoPE."""
-    base = base_of(model)
-    inner = getattr(base, "model", base)
-    if hasattr(inner, "get_rope_index"):
-        return inner.get_rope_index(batch.input_ids, attention_mask=batch.attention_mask, **rope_inputs(batch))[0]
-    return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def per_token(batch: PromptBatch) -> dict[str, Tensor]:
-    """Those of ``mm_inputs`` that have a value for each prompt token, [P, S]."""
-    shape = batch.input_ids.shape
-    return {
-        name: value
-        for name, value in batch.mm_inputs.items()
-        if isinstance(value, Tensor) and value.shape == shape and value.dtype in (torch.int64, torch.int32)
-    }
 
 
 @contextmanager
@@ -71,10 +42,10 @@ def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None) -> Ite
         handle.remove()
 
 
-def _run(model: Any, places: Tensor, hidden: bool, inputs: dict[str, Any]) -> Tensor:
+def _run(model: Any, head: nn.Module, places: Tensor, hidden: bool, inputs: dict[str, Any]) -> Tensor:
     """Logits [B, T, V], or hidden states [B, T, H], at ``places`` i64[B, T]."""
     taken: list[Tensor] | None = [] if hidden else None
-    with _head_at(base_of(model).get_output_embeddings(), places, taken):
+    with _head_at(head, places, taken):
         logits = model(use_cache=False, **inputs).logits
     return logits if taken is None else taken[0]
 
@@ -85,6 +56,7 @@ def shared_forward(
     completions: Completions,
     positions: Tensor,
     attentions: tuple[str, ...],
+    family: Family,
     hidden: bool = False,
 ) -> Tensor:
     """Groups in rows: each prompt, with its video, goes through the model once.
@@ -95,6 +67,7 @@ def shared_forward(
         completions: their P x G completions.
         positions: of the prompts, i64[P, S] or i64[3, P, S].
         attentions: the implementations to choose from, by size (``orlaif.policy.prefix.attention.choose_attention``).
+        family: of the model.
         hidden: hidden states instead of logits.
 
     Returns:
@@ -105,15 +78,16 @@ def shared_forward(
     name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
     rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask")
     _, g, t = completions.ids.shape
-    ahead = completion_positions(positions, t).unsqueeze(-2)
+    ahead = family.completion_positions(positions, t).unsqueeze(-2)
     none = torch.zeros_like(completions.ids)
-    inputs = dict(batch.mm_inputs) | {
+    given = family.inputs(model, batch)
+    inputs = given | {
         "input_ids": rows.lay(batch.input_ids, completions.ids),
         "position_ids": rows.lay(positions, ahead.expand(*ahead.shape[:-2], g, t)),
-        **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch).items()},
+        **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch, given).items()},
         **_attention_inputs(model, rows, name, dtype),
     }
-    return _run(model, rows.predict.flatten(0, 1), hidden, inputs)
+    return _run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
 
 
 def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -131,7 +105,13 @@ def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype
 
 
 def duplicate_forward(
-    model: Any, batch: PromptBatch, completions: Completions, positions: Tensor, pad_id: int, hidden: bool = False
+    model: Any,
+    batch: PromptBatch,
+    completions: Completions,
+    positions: Tensor,
+    pad_id: int,
+    family: Family,
+    hidden: bool = False,
 ) -> Tensor:
     """The prompt again for each of the G completions, one completion of each prompt at a time.
 
@@ -141,6 +121,7 @@ def duplicate_forward(
         completions: their P x G completions.
         positions: of the prompts, i64[P, S] or i64[3, P, S].
         pad_id: a token that the model can embed.
+        family: of the model.
         hidden: hidden states instead of logits.
 
     Returns:
@@ -151,13 +132,14 @@ def duplicate_forward(
     starts = torch.arange(p, device=batch.input_ids.device)[:, None] * (s + t)
     places = starts + s - 1 + torch.arange(t, device=batch.input_ids.device)
     ids = completions.ids.masked_fill(~completions.mask, pad_id)
-    inputs = dict(batch.mm_inputs) | {
-        "position_ids": torch.cat([positions, completion_positions(positions, t)], -1),
-        **{key: nn.functional.pad(value, (0, t)) for key, value in per_token(batch).items()},
+    given = family.inputs(model, batch)
+    inputs = given | {
+        "position_ids": torch.cat([positions, family.completion_positions(positions, t)], -1),
+        **{key: nn.functional.pad(value, (0, t)) for key, value in per_token(batch, given).items()},
     }
     outputs = []
     for i in range(g):
         mask = torch.cat([batch.attention_mask, completions.mask[:, i].to(batch.attention_mask.dtype)], 1)
         inputs |= {"input_ids": torch.cat([batch.input_ids, ids[:, i]], 1), "attention_mask": mask}
-        outputs.append(_run(model, places, hidden, inputs))
+        outputs.append(_run(model, family.head(model), places, hidden, inputs))
     return torch.stack(outputs, 1).flatten(0, 1)

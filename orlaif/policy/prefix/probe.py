@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orlaif.policy.encoding import render, to_batch
-from orlaif.policy.prefix.forward import per_token, prompt_positions, shared_forward
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.families import Family, per_token
+from orlaif.policy.prefix.forward import shared_forward
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 
 #: Largest difference of a log-prob that is rounding.
@@ -38,13 +39,15 @@ def structural_reason(config: Any) -> str | None:
     return None
 
 
-def synthetic_prompt(processor: Any, device: torch.device, dtype: torch.dtype) -> PromptBatch:
+def synthetic_prompt(
+    processor: Any, device: torch.device, dtype: torch.dtype, family: Family | None = None
+) -> PromptBatch:
     """A short question about a video of noise, the same every time."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (4, 3, 56, 56), generator=generator, dtype=torch.uint8)
     clip = VideoClip(frames=frames, pts_s=torch.arange(4.0, dtype=torch.float64) / 2, duration_s=2.0, path="probe")
     prompt = VideoPrompt(id="probe", video="probe", question="what is this", answer="a")
-    batch = to_batch(processor, [prompt], [clip], [render(processor, prompt)])
+    batch = ProcessorEncoder(processor, family=family)([prompt], [clip])
     pixels = {
         k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.mm_inputs.items()
     }
@@ -72,22 +75,26 @@ def _logps(logits: Tensor, completions: Completions) -> Tensor:
     return logps.gather(-1, completions.ids.unsqueeze(-1))[0, ..., 0]
 
 
-def _alone(model: nn.Module, batch: PromptBatch, completions: Completions) -> Tensor:
+def _alone(model: nn.Module, batch: PromptBatch, completions: Completions, family: Family) -> Tensor:
     """f[G, T]: each completion behind the prompt, by transformers' own forward."""
     rows = []
+    positions = family.prompt_positions(model, batch)
     t = completions.ids.shape[-1]
     for own in completions.ids[0]:
         ids = torch.cat([batch.input_ids, own[None]], 1)
-        extra = {name: nn.functional.pad(value, (0, t)) for name, value in per_token(batch).items()}
-        inputs = dict(batch.mm_inputs) | extra
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits
+        ahead = family.completion_positions(positions, t)
+        given = family.inputs(model, batch)
+        inputs = given | {name: nn.functional.pad(value, (0, t)) for name, value in per_token(batch, given).items()}
+        places = torch.cat([positions, ahead], -1)
+        mask = torch.ones_like(ids)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **inputs).logits
         rows.append(logits[0, -t - 1 : -1])
     return _logps(torch.stack(rows), completions)
 
 
 @torch.no_grad()
 def usable_attentions(
-    model: Any, processor: Callable[[], Any], wanted: tuple[str, ...], placeholders: list[int]
+    model: Any, processor: Callable[[], Any], wanted: tuple[str, ...], family: Family
 ) -> tuple[tuple[str, ...], str]:
     """Which implementations of a shared prefix give this model's own log-probs.
 
@@ -95,7 +102,7 @@ def usable_attentions(
         model: a loaded video-language model, in eval mode.
         processor: gives its processor.
         wanted: names to try (``orlaif.policy.prefix.attention``).
-        placeholders: tokens that stand for pixels.
+        family: where the model differs from others.
 
     Returns:
         Those of ``wanted`` that do, and in words what was found.
@@ -106,16 +113,17 @@ def usable_attentions(
     tolerance = TOLERANCE[parameter.dtype]
     found, usable, errors = [], [], []
     try:
-        batch = synthetic_prompt(processor(), parameter.device, parameter.dtype)
-        group, changed = _groups(processor(), placeholders, parameter.device)
-        expected = _alone(model, batch, group)
-        positions = prompt_positions(model, batch)
+        batch = synthetic_prompt(processor(), parameter.device, parameter.dtype, family)
+        family.settle(model, batch)
+        group, changed = _groups(processor(), family.placeholder_ids(model.config), parameter.device)
+        expected = _alone(model, batch, group, family)
+        positions = family.prompt_positions(model, batch)
     except Exception as error:  # whatever a model or processor we do not know may raise: it is then not shared
         return (), f"the check could not be made: {type(error).__name__}: {error}"
     for name in wanted:
         try:
-            shared = _logps(shared_forward(model, batch, group, positions, (name,)), group)
-            moved = _logps(shared_forward(model, batch, changed, positions, (name,)), changed)
+            shared = _logps(shared_forward(model, batch, group, positions, (name,), family), group)
+            moved = _logps(shared_forward(model, batch, changed, positions, (name,), family), changed)
         except Exception as error:  # as above
             found.append(f"{name} fails: {type(error).__name__}: {error}")
             continue

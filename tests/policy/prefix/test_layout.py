@@ -14,10 +14,9 @@ from orlaif.policy.policy import FUSED_HEAD_FAMILIES
 from orlaif.policy.prefix.attention import choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
 from orlaif.policy.prefix.split import split_attention
-from orlaif.policy.vision import vision_tower
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import make_policy, random_completions
-from tests.families import FAMILIES
+from tests.families import FAMILIES, original_numbering, vision_tower
 
 
 def test_layout_by_hand() -> None:
@@ -224,7 +223,7 @@ def test_duplicated_equals_the_model_left_to_itself(folder: str, shapes: ShapesD
         if "mm_token_type_ids" in inputs:
             inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, n))
         ids = torch.cat([batch.input_ids[0], own])[None]
-        with torch.no_grad():
+        with torch.no_grad(), original_numbering(policy):
             logits = policy.network(
                 input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs
             ).logits[0]

@@ -117,7 +117,7 @@ def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such video")
 
-    monkeypatch.setattr(prefix_check, "to_batch", broken)
+    monkeypatch.setattr(prefix_check, "ProcessorEncoder", broken)
     with pytest.raises(ValueError, match="the check could not be made: RuntimeError: no such video"):
         Policy(tiny_model, dtype="float32", prefix="shared").load()
     assert Policy(tiny_model, dtype="float32").load().layout == "duplicate"

@@ -1,0 +1,328 @@
+"""Where model families differ, asked of the model and its processor themselves.
+
+No list of names says what is allowed: :class:`Family` asks, and the check at load (``orlaif.policy.probe``) compares
+what came out with the model left to itself. What cannot be asked is overridden by model type (:func:`overrides`), and a
+recipe may name a class of its own (``policy.family: {class_path: ...}``).
+
+Shapes: P prompts of S tokens, G completions of T tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+from transformers.video_utils import VideoMetadata
+
+from orlaif.policy.prefix.layout import completion_positions
+from orlaif.types import PromptBatch, VideoClip
+
+#: Of a config: tokens in whose place features are put.
+_PLACEHOLDER = re.compile(r"(image|video|audio|img_context|media|sound_context|video_context)_token_(id|index)")
+#: Overrides by model type (:func:`overrides`).
+_OVERRIDES: dict[str, type[Family]] = {}
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def overrides(*model_types: str) -> Callable[[type[Family]], type[Family]]:
+    """Let a class stand for these model types of transformers."""
+
+    def register(kind: type[Family]) -> type[Family]:
+        _OVERRIDES.update(dict.fromkeys(model_types, kind))
+        return kind
+
+    return register
+
+
+def family_of(config: Any) -> Family:
+    """A new object for the model type of a transformers ``config``: generic, where nothing overrides it."""
+    return _OVERRIDES.get(config.model_type, Family)()
+
+
+def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of ``inputs`` that have a value for each prompt token of ``batch``, [P, S]."""
+    shape = batch.input_ids.shape
+    return {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype in (torch.int64, torch.int32)
+    }
+
+
+class _CaughtError(Exception):
+    """A forward pass has reached the decoder, and need not go on."""
+
+
+def decoder_positions(model: Any, inputs: dict[str, Any]) -> Tensor | None:
+    """The position ids that ``model`` hands to its decoder for ``inputs``, [..., P, S]; None where it hands none.
+
+    The pass ends there, without gradient; the vision tower has run.
+    """
+    taken: list[Tensor | None] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        taken.append(kwargs.get("position_ids"))
+        raise _CaughtError
+
+    handle = base_of(model).get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+    except _CaughtError:
+        pass
+    finally:
+        handle.remove()
+    positions = taken[0] if taken else None
+    if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
+        return positions[1:]  # the first of four is the place in the text, for masks
+    return positions
+
+
+class Family:
+    """Generic behaviour. Objects are made for one loaded model, and remember what they have asked it."""
+
+    #: Whether clips of unequal lengths may need passes of their own (:meth:`collate`).
+    may_split = True
+
+    def __init__(self) -> None:
+        self._asks_decoder = False
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self, path: str, **options: Any) -> Any:
+        """The model with its LM head, in eval mode.
+
+        Args:
+            path: folder or hub id.
+            options: of ``from_pretrained``.
+        """
+        return AutoModelForImageTextToText.from_pretrained(path, **options)
+
+    # ----------------------------------------------------------------- encoding
+
+    def encode(self, processor: Any, prompt: str, clip: VideoClip, metadata: VideoMetadata) -> dict[str, Any]:
+        """One prompt by the processor, in a call of its own.
+
+        Args:
+            processor: of transformers.
+            prompt: as the chat template renders it, with one video.
+            clip: its clip; the processor gets a copy of the frames, since some draw into them.
+            metadata: of the clip, for the processor.
+
+        Returns:
+            ``input_ids`` i64[1, S], ``attention_mask`` i64[1, S], and whatever else the processor returns for the
+            model.
+        """
+        tokenizer = processor.tokenizer
+        begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+        returned = processor(
+            text=[prompt],
+            videos=[[clip.frames.clone()]],  # transformers 5.17 wants it said for SmolVLM whose video it is
+            video_metadata=[metadata],
+            do_sample_frames=False,
+            return_tensors="pt",
+            # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
+            **({"add_special_tokens": False} if begins else {}),
+        )
+        inputs = {}
+        for name, value in dict(returned).items():
+            if isinstance(value, Tensor):
+                inputs[name] = value
+            elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
+                inputs[name] = torch.tensor(value)
+        return inputs
+
+    def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+        """P encoded prompts as one batch.
+
+        What has a value for each token is padded on the left. All else lies one behind the other where shapes allow it;
+        where they do not (stacked frames of clips that have unequally many), each prompt keeps its own tensors, in
+        lists, and passes through the model go by prompts whose shapes agree (``orlaif.policy.encoding.sub_batches``).
+
+        Args:
+            encoded: P results of :meth:`encode`.
+            pad_id: fills ``input_ids``.
+
+        Returns:
+            ``input_ids`` i64[P, S], ``attention_mask`` i64[P, S], and the rest, tensors or lists of P tensors.
+
+        Raises:
+            ValueError: the processor returned a value for some of the prompts only.
+        """
+        lengths = [one["input_ids"].shape[1] for one in encoded]
+        longest = max(lengths)
+        batch: dict[str, Any] = {}
+        rest: dict[str, list[Tensor]] = {}
+        for name in dict.fromkeys(name for one in encoded for name in one):
+            if any(name not in one for one in encoded):
+                raise ValueError(f"the processor returned {name!r} for some prompts of a batch only")
+            values = [one[name] for one in encoded]
+            if all(v.shape == (1, n) and not v.is_floating_point() for v, n in zip(values, lengths, strict=True)):
+                fill = pad_id if name == "input_ids" else 0
+                padded = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill) for v in values]
+                batch[name] = torch.cat(padded)
+            else:
+                rest[name] = [v.reshape(1) if v.ndim == 0 else v for v in values]
+        ragged = any(len({v.shape[1:] for v in values}) > 1 for values in rest.values())
+        return batch | (rest if ragged else {name: torch.cat(values) for name, values in rest.items()})
+
+    def inputs(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
+        """Those of ``batch.mm_inputs`` that the model's ``forward`` takes."""
+        base = base_of(model)
+        taken: set[str] = set()
+        for module in (base, getattr(base, "model", base)):  # the outer one hands on what the inner one takes
+            taken |= set(inspect.signature(module.forward).parameters)
+        return {name: value for name, value in batch.mm_inputs.items() if name in taken}
+
+    # ---------------------------------------------------------------- positions
+
+    def settle(self, model: Any, batch: PromptBatch) -> None:
+        """Find out, by one prompt, whether the model's numbering can be had without running it.
+
+        Args:
+            model: of transformers.
+            batch: P prompts.
+        """
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
+        handed = decoder_positions(model, inputs)
+        self._asks_decoder = handed is not None and not _same_places(handed, self.counted(model, batch), batch)
+
+    def prompt_positions(self, model: Any, batch: PromptBatch) -> Tensor:
+        """Position ids of the prompts: those that the model hands to its own decoder.
+
+        Args:
+            model: of transformers, or PEFT's around one.
+            batch: P prompts.
+
+        Returns:
+            i64[P, S], or i64[3, P, S] for multimodal RoPE.
+        """
+        positions = None
+        if self._asks_decoder:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
+            positions = decoder_positions(model, inputs)
+        return self.corrected(model, batch, self.counted(model, batch) if positions is None else positions)
+
+    def corrected(self, model: Any, batch: PromptBatch, positions: Tensor) -> Tensor:
+        """``positions`` as the original implementation of the model numbers them, where transformers does not."""
+        return positions
+
+    def counted(self, model: Any, batch: PromptBatch) -> Tensor:
+        """Position ids by the model's ``get_rope_index``, else one for each token; neither runs the model."""
+        base = base_of(model)
+        inner = getattr(base, "model", base)
+        ask = getattr(inner, "get_rope_index", None)
+        if ask is None:
+            return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        names = inspect.signature(ask).parameters
+        inputs = {name: value for name, value in batch.mm_inputs.items() if name in names}
+        return ask(batch.input_ids, attention_mask=batch.attention_mask, **inputs)[0]
+
+    def completion_positions(self, positions: Tensor, length: int) -> Tensor:
+        """Positions of a completion of ``length`` tokens behind prompts at ``positions``: i64[P, T] or i64[3, P, T]."""
+        return completion_positions(positions, length)
+
+    # ------------------------------------------------------------------- parts
+
+    def head(self, model: Any) -> nn.Module:
+        """The LM head.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        base = base_of(model)
+        head = base.get_output_embeddings()
+        if head is None:
+            named = [module for name, module in base.named_modules() if name.rpartition(".")[2].endswith("lm_head")]
+            if not named:
+                raise ValueError(f"model type {base.config.model_type!r} has no LM head that could be named")
+            head = named[0]
+        return head
+
+    def tower(self, model: Any) -> list[nn.Module]:
+        """What turns a video into features: the largest modules that hold nothing of decoder and LM head."""
+        base = base_of(model)
+        kept = {id(module) for part in (base.get_decoder(), self.head(model)) for module in part.modules()}
+
+        def outside(module: nn.Module) -> list[nn.Module]:
+            if id(module) in kept:
+                return []
+            if not any(id(inner) in kept for inner in module.modules()):
+                return [module]
+            return [part for child in module.children() for part in outside(child)]
+
+        return [part for part in outside(base) if any(True for _ in part.parameters())]
+
+    def tower_parameters(self, model: Any) -> list[nn.Parameter]:
+        """The parameters of :meth:`tower`, and those that lie beside its modules: all outside decoder and LM head."""
+        base = base_of(model)
+        kept = {id(p) for part in (base.get_decoder(), self.head(model)) for p in part.parameters()}
+        return [parameter for parameter in base.parameters() if id(parameter) not in kept]
+
+    def placeholder_ids(self, config: Any) -> list[int]:
+        """Tokens in whose place features of images, videos and sound are put; never sampled, never counted."""
+        names = [name for name in vars(config) if _PLACEHOLDER.fullmatch(name)]
+        ids = [getattr(config, name) for name in names]
+        return sorted({int(i) for i in ids if isinstance(i, int) and i >= 0})
+
+
+def _same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:
+    """Whether two numberings differ by nothing that attention sees: padding, and for plain ones a constant."""
+    if handed.shape != counted.shape:
+        if handed.ndim != 2 or counted.ndim != 2:
+            return False
+        handed = handed.expand(counted.shape)
+    real = batch.attention_mask.bool().expand(counted.shape)
+    difference = (handed - counted).masked_fill(~real, 0)
+    if handed.ndim == 2:
+        first = real.int().argmax(-1, keepdim=True)
+        difference = (difference - difference.gather(-1, first)).masked_fill(~real, 0)
+    return not bool(difference.any())
+
+
+@overrides("qwen2_vl", "qwen2_5_vl")
+class TextBehindTheVideo(Family):
+    """Qwen2-VL and Qwen2.5-VL: text behind a video starts behind the largest of its coordinates.
+
+    So the original implementation, transformers up to 5.3, vLLM, and ``generate`` behind the first token number it.
+    transformers from 5.4 goes on behind height and width alone, so that a question after a long video lies inside it.
+    """
+
+    def corrected(self, model: Any, batch: PromptBatch, positions: Tensor) -> Tensor:
+        """Positions i64[3, P, S]."""
+        vision = torch.isin(batch.input_ids, torch.tensor(self.placeholder_ids(base_of(model).config)).to(positions))
+        return behind_the_largest(positions, vision, batch.attention_mask.bool())
+
+
+def behind_the_largest(positions: Tensor, vision: Tensor, mask: Tensor) -> Tensor:
+    """Number anew, so that whatever follows a run of vision tokens starts behind its largest coordinate.
+
+    Args:
+        positions: i64[3, P, S], in which a run of vision tokens starts with the same number in all three.
+        vision: bool[P, S], vision tokens.
+        mask: bool[P, S], False at padding.
+
+    Returns:
+        i64[3, P, S].
+    """
+    positions = positions.clone()
+    for p in range(positions.shape[1]):
+        places = mask[p].nonzero().squeeze(-1)
+        kinds = vision[p, places].int()
+        starts = [0, *((kinds.diff() != 0).nonzero().squeeze(-1) + 1).tolist(), len(places)]
+        following = int(positions[0, p, places[0]]) if len(places) else 0
+        for start, end in itertools.pairwise(starts):
+            run = places[start:end]
+            positions[:, p, run] += following - positions[:, p, run[:1]]
+            following = int(positions[:, p, run].max()) + 1
+    return positions
