@@ -1,7 +1,8 @@
 """Decoded clips on disk, so that a second epoch, or the next run, decodes nothing.
 
 A clip is known by its file (path, size, time of change), its segment, and what was asked of the decoder; a changed file
-is decoded anew. Files are written under another name and renamed: processes may share a folder and be killed.
+is decoded anew, and so is every clip once decoding itself has changed. Files are written under another name and
+renamed: processes may share a folder and be killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from safetensors.torch import save_file
 from orlaif.data.rows import is_url
 from orlaif.data.video import PixelBudget, Sampling, decode_clip
 from orlaif.types import VideoClip, VideoPrompt
+
+#: Goes up when the frames that :func:`~orlaif.data.video.decode_clip` gives for the same file change.
+_DECODING = 2
 
 
 class ClipCache:
@@ -45,7 +49,7 @@ class ClipCache:
             else:
                 known = os.stat(path)
                 files.append((os.path.abspath(path), known.st_size, known.st_mtime_ns))
-        what = [files, prompt.start_s, prompt.end_s, prompt.frames_fps, repr(sampling), repr(budget)]
+        what = [_DECODING, files, prompt.start_s, prompt.end_s, prompt.frames_fps, repr(sampling), repr(budget)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __call__(
@@ -54,7 +58,7 @@ class ClipCache:
         """As :func:`~orlaif.data.video.decode_clip`; only clips that could be decoded are kept."""
         try:
             key = self._key(prompt, sampling, budget)
-        except OSError:  # no such video: the decoder says so in its own words
+        except (OSError, UnicodeError):  # no such video, or no such name: the decoder says so in its words
             return decode_clip(prompt, sampling, device, budget)
         path = os.path.join(self.folder, f"{key}.safetensors")
         try:
@@ -68,7 +72,7 @@ class ClipCache:
                 )
             self.hits += 1
             return clip
-        except (OSError, SafetensorError):  # not kept yet
+        except (OSError, SafetensorError, TypeError, KeyError):  # not kept yet, or not by us
             pass
         clip = decode_clip(prompt, sampling, device, budget)
         self.misses += 1

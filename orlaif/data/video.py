@@ -2,6 +2,8 @@
 
 A sampling says *when* to look (seconds), the file says which frames are there: each wanted time gets the frame on
 display at that time, and a frame that is wanted twice is taken once, so F may be smaller than asked for on short clips.
+MP4 and Matroska are decoded by seeking, and what comes is checked against their times; where it is not what was on
+display, and in containers that have no index, the file is decoded straight through (``orlaif.data.straight``).
 Whatever is wrong with a file ends in a :class:`~orlaif.types.VideoError` that names it; nothing stands in for it.
 
 Shapes: frames u8[F, 3, H, W] at the file's own resolution unless a :class:`PixelBudget` shrinks them, pts_s f64[F].
@@ -10,21 +12,30 @@ Shapes: frames u8[F, 3, H, W] at the file's own resolution unless a :class:`Pixe
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
+from orlaif.data.containers import container_of, cut_off
+from orlaif.data.pictures import read_picture, wanted_pictures
 from orlaif.data.rows import is_url, open_file
+from orlaif.data.sampling import FpsSampling, PixelBudget, Sampling, SegmentSampling, UniformSampling
+from orlaif.data.straight import read_index, straight_frames
 from orlaif.types import VideoClip, VideoError, VideoPrompt
+
+__all__ = [
+    "FpsSampling",
+    "PixelBudget",
+    "Sampling",
+    "SegmentSampling",
+    "UniformSampling",
+    "decode_clip",
+    "require_ffmpeg",
+]
 
 log = logging.getLogger(__name__)
 
@@ -32,79 +43,6 @@ FFMPEG_HELP = (
     "torchcodec finds no FFmpeg. It needs FFmpeg's shared libraries (version 4 to 9), for instance Debian's: "
     "apt-get install -y --no-install-recommends libavdevice-dev libavfilter-dev (or simply: ffmpeg)"
 )
-
-
-class Sampling(ABC):
-    """When to look at a video: the seam for samplings of a user's own."""
-
-    @abstractmethod
-    def times(self, start_s: float, end_s: float) -> Tensor:
-        """Wanted times f64[n] in seconds, ascending, within ``start_s`` (inclusive) to ``end_s`` (exclusive)."""
-
-
-def _centres(start_s: float, end_s: float, n: int) -> Tensor:
-    return start_s + (torch.arange(n, dtype=torch.float64) + 0.5) * ((end_s - start_s) / n)
-
-
-def _at_least_two(name: str, value: int) -> None:
-    if value < 2:
-        raise ValueError(f"{name} is {value}; a clip needs 2 frames or more")
-
-
-@dataclass(frozen=True)
-class UniformSampling(Sampling):
-    """``num_frames`` frames, each from the middle of an equal part of the clip."""
-
-    num_frames: int = 16
-
-    def __post_init__(self) -> None:
-        _at_least_two("UniformSampling.num_frames", self.num_frames)
-
-    def times(self, start_s: float, end_s: float) -> Tensor:
-        """Centres of ``num_frames`` equal parts, f64[num_frames] in seconds."""
-        return _centres(start_s, end_s, self.num_frames)
-
-
-@dataclass(frozen=True)
-class FpsSampling(Sampling):
-    """``fps`` frames per second, at least ``min_frames`` and at most ``max_frames``, spread evenly."""
-
-    fps: float = 2.0
-    max_frames: int = 64
-    min_frames: int = 2
-
-    def __post_init__(self) -> None:
-        if self.fps <= 0:
-            raise ValueError(f"FpsSampling.fps is {self.fps}; it must be positive")
-        _at_least_two("FpsSampling.min_frames", self.min_frames)
-        if self.max_frames < self.min_frames:
-            raise ValueError(f"FpsSampling.max_frames is {self.max_frames}, below min_frames = {self.min_frames}")
-
-    def times(self, start_s: float, end_s: float) -> Tensor:
-        """Centres of the parts, f64[n] in seconds."""
-        n = round((end_s - start_s) * self.fps)
-        return _centres(start_s, end_s, min(max(n, self.min_frames), self.max_frames))
-
-
-@dataclass(frozen=True)
-class SegmentSampling(Sampling):
-    """``num_frames`` frames of the segment ``start_s`` to ``end_s`` of every video, narrower than the prompt's own."""
-
-    start_s: float
-    end_s: float
-    num_frames: int = 16
-
-    def __post_init__(self) -> None:
-        _at_least_two("SegmentSampling.num_frames", self.num_frames)
-        if not 0 <= self.start_s < self.end_s:
-            raise ValueError(f"SegmentSampling is {self.start_s} to {self.end_s} s; it needs 0 <= start_s < end_s")
-
-    def times(self, start_s: float, end_s: float) -> Tensor:
-        """Centres of the parts, f64[num_frames] in seconds; raises ValueError where the segment lies outside."""
-        start, end = max(start_s, self.start_s), min(end_s, self.end_s)
-        if end <= start:
-            raise ValueError(f"the segment {self.start_s} to {self.end_s} s lies outside {start_s} to {end_s} s")
-        return _centres(start, end, self.num_frames)
 
 
 def require_ffmpeg() -> None:
@@ -119,32 +57,6 @@ def _cause(error: Exception) -> str:
     """First line of torchcodec's message, without the place in its C++ source."""
     line = str(error).strip().split("\n")[0]
     return re.sub(r"^.*\.cpp:\d+,\s*", "", line) or type(error).__name__
-
-
-@dataclass(frozen=True)
-class PixelBudget:
-    """How large the frames of a clip may be; larger ones are shrunk, sides in proportion, where that is cheapest.
-
-    Args:
-        per_frame: most pixels of a frame.
-        per_clip: most pixels of all frames together.
-    """
-
-    per_frame: int | None = None
-    per_clip: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("per_frame", self.per_frame), ("per_clip", self.per_clip)):
-            if value is not None and value < 1024:
-                raise ValueError(f"PixelBudget.{name} is {value}; it must be 1024 pixels or more")
-
-    def size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
-        """Height and width within the budget, even numbers where they shrink; as they are where they fit."""
-        most = min(self.per_frame or height * width, (self.per_clip or height * width * num_frames) // num_frames)
-        if height * width <= most:
-            return height, width
-        scale = math.sqrt(most / (height * width))
-        return max(2, int(height * scale) // 2 * 2), max(2, int(width * scale) // 2 * 2)
 
 
 def _source(path: str) -> Any:
@@ -163,53 +75,45 @@ def _source(path: str) -> Any:
     return path
 
 
-_fallbacks_told: set[str] = set()
+def _file(path: str) -> Any:
+    """The same, as an open binary file."""
+    source = _source(path)
+    return open(source, "rb") if isinstance(source, str) else source
+
+
+_told: set[str] = set()
+
+
+def _tell_once(reason: str, message: str) -> None:
+    """Warn of something that holds for many files, at the first of them."""
+    if reason not in _told:
+        _told.add(reason)
+        log.warning(message)
 
 
 def _tell_fallback(decoder: Any, path: str, device: str) -> None:
     """Warn, once per reason, where the GPU's decoder did not take the file and the CPU did."""
     fallback = getattr(decoder, "cpu_fallback", None)
     if device.startswith("cuda") and fallback:
-        reason = str(fallback)
-        if reason not in _fallbacks_told:
-            _fallbacks_told.add(reason)
-            log.warning("%s: decoded on the CPU although decode_device is %r: %s", path, device, reason)
+        _tell_once(str(fallback), f"{path}: decoded on the CPU although decode_device is {device!r}: {fallback}")
 
 
-def _segment(prompt: VideoPrompt, duration_s: float) -> tuple[float, float]:
-    """The part of a video that a prompt asks about, in seconds; raises VideoError where there is none."""
+def _wanted(prompt: VideoPrompt, sampling: Sampling, duration_s: float) -> Tensor:
+    """Wanted times f64[n] from the first frame on; raises VideoError where the prompt's segment lies outside."""
     start, end = prompt.start_s or 0.0, duration_s if prompt.end_s is None else min(duration_s, prompt.end_s)
     if end <= start:
         raise VideoError(
             prompt.video, f"the segment from {start} to {prompt.end_s} s lies outside its {duration_s:.3f} s"
         )
-    return start, end
+    return sampling.times(start, end)
 
 
-def _opened(
-    prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None
-) -> tuple[Any, tuple[int, int] | None]:
-    """A decoder that shrinks frames while it converts them, on a CPU; on CUDA, the size to shrink them to."""
-    from torchcodec.decoders import VideoDecoder
-    from torchcodec.transforms import Resize
-
-    path = prompt.video
-    source = _source(path)
-    settings: dict[str, Any] = {"seek_mode": "exact", "num_ffmpeg_threads": 1, "device": device}
-    if budget is None:
-        return VideoDecoder(source, **settings), None
-    meta = VideoDecoder(source, seek_mode="approximate", num_ffmpeg_threads=1).metadata
-    if not meta.height or not meta.width:
-        raise VideoError(path, "says no frame size")
-    num_frames = len(sampling.times(*_segment(prompt, float(meta.duration_seconds or 0.0))))
-    size = budget.size(meta.height, meta.width, num_frames)
-    if size == (meta.height, meta.width):
-        return VideoDecoder(source, **settings), None
-    if not isinstance(source, str):
-        source = _source(path)
-    if device.startswith("cuda"):
-        return VideoDecoder(source, **settings), size
-    return VideoDecoder(source, transforms=[Resize(size)], **settings), None
+def _clip(prompt: VideoPrompt, frames: Tensor, pts_s: Tensor, duration_s: float) -> VideoClip:
+    if len(frames) < 2:
+        raise VideoError(
+            prompt.video, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"
+        )
+    return VideoClip(frames=frames, pts_s=pts_s, duration_s=duration_s, path=prompt.video)
 
 
 def decode_clip(
@@ -231,75 +135,144 @@ def decode_clip(
         The clip, frames on ``device``.
 
     Raises:
-        VideoError: the file is missing, empty, broken, has no video stream, or gives fewer than 2 frames.
+        VideoError: the file is missing, empty, cut off, broken, has no video stream, or gives fewer than 2 frames; and
+            whatever else fails while the clip is made.
         RuntimeError: FFmpeg's libraries are not installed.
     """
-    device = str(device)
     prompt = VideoPrompt(id=source, video=source, question="?") if isinstance(source, str) else source
-    if prompt.frames is not None:
-        return _picture_clip(prompt, prompt.frames, sampling, device, budget)
-    require_ffmpeg()
-    path = prompt.video
+    if prompt.frames is None:
+        require_ffmpeg()
     try:
-        decoder, size = _opened(prompt, sampling, device, budget)
+        if prompt.frames is not None:
+            return _picture_clip(prompt, prompt.frames, sampling, str(device), budget)
+        with _file(prompt.video) as file:
+            container = container_of(file)
+            missing = cut_off(file, container)
+        if missing is not None:
+            raise VideoError(prompt.video, f"cannot be decoded ({missing})")
+        clip = _sought_clip(prompt, sampling, str(device), budget) if container in ("mp4", "matroska") else None
+        return clip or _straight_clip(prompt, sampling, str(device), budget, container)
+    except VideoError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        raise VideoError(prompt.video, f"cannot be decoded ({_cause(error)})") from error
+
+
+def _sought_clip(prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None) -> VideoClip | None:
+    """The clip by seeking; None where that fails, or finds other frames than those on display."""
+    path, on_gpu = prompt.video, device.startswith("cuda")
+    try:
+        size = None if budget is None else _planned_size(prompt, sampling, budget)
+        decoder = _decoder(path, device, size)
         meta = decoder.metadata
-        first_s, last_s = float(meta.begin_stream_seconds or 0.0), float(meta.end_stream_seconds or 0.0)
-        if not meta.num_frames:
-            raise VideoError(path, "has no frames")
+        first_s, last_s = float(meta.begin_stream_seconds), float(meta.end_stream_seconds)
         # Segments count from the first frame on, as players show it; a file's own clock may start elsewhere.
         duration_s = last_s - first_s
-        times = first_s + sampling.times(*_segment(prompt, duration_s))
-        frames = decoder.get_frames_played_at(times.clamp(first_s, last_s - 1e-6).tolist())
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
+        if not meta.num_frames or not 0 < duration_s < 1e9:
+            return None
+        wanted = _wanted(prompt, sampling, duration_s)
+        if budget is not None and (exact := budget.size(meta.height, meta.width, len(wanted))) != size:
+            size, decoder = exact, _decoder(path, device, exact)  # the header told another duration
+        times = first_s + wanted.clamp(0.0, duration_s - 1e-6)
+        frames = decoder.get_frames_played_at(times.tolist())
+    except (VideoError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.debug("%s: seeking fails (%s)", path, _cause(error))
+        return None
     _tell_fallback(decoder, path, device)
-    fresh = torch.ones(len(frames.pts_seconds), dtype=torch.bool)
-    fresh[1:] = frames.pts_seconds.diff() > 0
-    if int(fresh.sum()) < 2:
-        raise VideoError(
-            path, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"
-        )
+    pts = frames.pts_seconds.double().cpu()
+    if not _on_display(path, times, pts, frames.duration_seconds.double().cpu()):
+        return None
+    fresh = torch.ones(len(pts), dtype=torch.bool)
+    fresh[1:] = pts.diff() > 0
     pixels = frames.data if bool(fresh.all()) else frames.data[fresh.to(frames.data.device)]  # no copy without need
-    return VideoClip(
-        frames=pixels if size is None else resize(pixels, list(size), antialias=True),
-        pts_s=(frames.pts_seconds[fresh].double() - first_s).cpu(),
-        duration_s=duration_s,
-        path=path,
+    if on_gpu and size is not None and size != tuple(pixels.shape[-2:]):
+        pixels = resize(pixels, list(size), antialias=True)
+    return _clip(prompt, pixels, pts[fresh] - first_s, duration_s)
+
+
+def _planned_size(prompt: VideoPrompt, sampling: Sampling, budget: PixelBudget) -> tuple[int, int]:
+    """Height and width within the budget, by what the header says of size and duration."""
+    from torchcodec.decoders import get_container_metadata
+
+    about = get_container_metadata(_source(prompt.video))
+    if about.best_video_stream_index is None:
+        raise VideoError(prompt.video, "cannot be decoded (it has no video stream)")
+    header: Any = about.streams[about.best_video_stream_index]
+    duration_s = header.duration_seconds_from_header
+    if not duration_s:  # of browsers and live streams; Matroska knows that of its longest stream only
+        index = read_index(lambda: _source(prompt.video))
+        duration_s = index.end_s - float(index.pts_s[0])
+    return budget.size(header.height, header.width, len(_wanted(prompt, sampling, duration_s)))
+
+
+def _decoder(path: str, device: str, size: tuple[int, int] | None) -> Any:
+    """A decoder; on a CPU it shrinks frames while it converts them."""
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    shrink = None if size is None or device.startswith("cuda") else [Resize(size)]
+    return VideoDecoder(_source(path), seek_mode="exact", num_ffmpeg_threads=1, device=device, transforms=shrink)
+
+
+def _on_display(path: str, times: Tensor, pts: Tensor, lasting: Tensor) -> bool:
+    """Whether frames that begin at ``pts`` and last for ``lasting``, f64[n], are on display at ``times``, f64[n]."""
+    if bool(((pts <= times + 1e-6) & (times < pts + lasting + 1e-6)).all()):
+        return True
+    index = read_index(lambda: _source(path))  # a frame may be shown for longer than its packet says
+    places = torch.searchsorted(index.pts_s, pts - 1e-6).clamp(max=len(index.pts_s) - 1)
+    ends = torch.cat([index.pts_s[1:], torch.tensor([torch.inf])])[places]
+    known = (index.pts_s[places] - pts).abs() < 1e-6
+    return index.reliable and bool((known & (pts <= times + 1e-6) & (times < ends + 1e-6)).all())
+
+
+def _straight_clip(
+    prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None, container: str
+) -> VideoClip:
+    """The clip by decoding from the first frame on."""
+    path = prompt.video
+    index = read_index(lambda: _source(path))
+    if container in ("ts", "ps") and index.has_torn_end():
+        # So does one that was cut without decoding (ffmpeg -c copy), of which what is there is all that was wanted.
+        log.warning("%s: frames are missing among its last ones; if it was not cut on purpose, it is not whole", path)
+    if container == "avi" and index.said_s - (index.end_s - float(index.pts_s[0])) > max(0.5, 0.01 * index.said_s):
+        raise VideoError(path, f"cannot be decoded (its header says {index.said_s:.3f} s; frames are missing)")
+    if device.startswith("cuda"):
+        _tell_once(f"straight {container}", f"{path}: {container} is decoded straight through, on the CPU")
+    frames, pts_s, duration_s = straight_frames(
+        lambda: _source(path),
+        index,
+        steady=container in ("ts", "ps"),
+        counted=container in ("avi", "mjpeg", "other") and index.is_even,
+        wanted=lambda duration_s: _wanted(prompt, sampling, duration_s),
+        size=lambda height, width, number: (height, width) if budget is None else budget.size(height, width, number),
     )
+    return _clip(prompt, frames.to(device), pts_s, duration_s)
 
 
 def _picture_clip(
-    prompt: VideoPrompt, paths: Sequence[str], sampling: Sampling, device: str, budget: PixelBudget | None
+    prompt: VideoPrompt, paths: tuple[str, ...], sampling: Sampling, device: str, budget: PixelBudget | None
 ) -> VideoClip:
     """The clip of a video that is given as pictures, each on display for 1 / ``frames_fps`` seconds."""
     duration_s = len(paths) / prompt.frames_fps
-    try:
-        times = sampling.times(*_segment(prompt, duration_s))
-    except ValueError as error:
-        raise VideoError(prompt.video, str(error)) from error
-    wanted = sorted({min(int(t * prompt.frames_fps), len(paths) - 1) for t in times.tolist()})
-    if len(wanted) < 2:
-        raise VideoError(prompt.video, "gave 1 frame; a clip needs 2 or more")
-    pictures = []
-    for index in wanted:
-        path = paths[index]
+    places = wanted_pictures(_wanted(prompt, sampling, duration_s), len(paths), prompt.frames_fps)
+    frames: list[Tensor] = []
+    first: tuple[int, ...] | None = None
+    for path in (paths[place] for place in places):
         try:
-            source = _source(path)
-            with open(source, "rb") if isinstance(source, str) else source as file:
-                data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-            pictures.append(decode_image(data, mode=ImageReadMode.RGB))
-        except RuntimeError as error:
+            with _file(path) as file:
+                picture = read_picture(file)
+            shape = tuple(picture.shape[1:])
+            first = first or shape
+            if shape != first:
+                sizes = [" x ".join(map(str, one)) for one in (shape, first)]
+                raise VideoError(path, f"is {sizes[0]} pixels, and the first picture of its video is {sizes[1]}")
+            size = shape if budget is None else budget.size(shape[0], shape[1], len(places))
+            frames.append(picture if size == shape else resize(picture, list(size), antialias=True))
+        except VideoError:
+            raise
+        except Exception as error:  # decoders raise whatever they like
             raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
-        if pictures[-1].shape != pictures[0].shape:
-            own, first = (" x ".join(map(str, p.shape[1:])) for p in (pictures[-1], pictures[0]))
-            raise VideoError(path, f"is {own} pixels, and the first picture of its video is {first}")
-    frames = torch.stack(pictures)
-    if budget is not None:
-        size = budget.size(frames.shape[-2], frames.shape[-1], len(frames))
-        frames = resize(frames, list(size), antialias=True)
-    return VideoClip(
-        frames=frames.to(device),
-        pts_s=torch.tensor(wanted, dtype=torch.float64) / prompt.frames_fps,
-        duration_s=duration_s,
-        path=prompt.video,
-    )
+    pts_s = torch.tensor(places, dtype=torch.float64) / prompt.frames_fps
+    return _clip(prompt, torch.stack(frames).to(device), pts_s, duration_s)

@@ -287,3 +287,113 @@ def test_times_of_a_variable_frame_rate_are_exact(tmp_path: Path) -> None:
     expected = [max(time for time in pts if time <= t + 1e-9) for t in wanted]
     assert clip.pts_s.tolist() == pytest.approx(expected, abs=1e-6)
     assert video_metadata(clip).frames_indices == [round(1000 * time) for time in expected]
+
+
+# -------------------------------------------------------------------------------------------- pictures of every kind
+
+
+def saved(path: Path, image: Any, **settings: Any) -> str:
+    """A picture, saved by Pillow."""
+    image.save(path, **settings)
+    return str(path)
+
+
+def turned() -> dict[str, Any]:
+    """EXIF: to be turned by 90 degrees, clockwise."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return {"exif": exif}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "colour", "expected"),
+    [
+        ("a.png", "I;16", 12 * 257, (12, 12, 12)),
+        ("a.png", "L", 99, (99, 99, 99)),
+        ("a.png", "LA", (120, 10), (120, 120, 120)),
+        ("a.png", "RGBA", (200, 100, 50, 0), (200, 100, 50)),
+        ("a.png", "1", 1, (255, 255, 255)),
+        ("a.png", "P", 0, (0, 0, 0)),
+        ("a.jpg", "L", 99, (99, 99, 99)),
+        ("a.jpg", "CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("a.webp", "RGB", (255, 0, 0), (254, 0, 0)),
+        ("a.gif", "RGB", (200, 100, 50), (200, 100, 50)),
+    ],
+)
+def test_pictures_of_every_kind_are_8_bits_of_rgb(
+    name: str, mode: str, colour: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    path = saved(tmp_path / name, Image.new(mode, (16, 8), colour))
+    frames = decode_clip(of_pictures((path, path, path)), UniformSampling(3)).frames
+    assert (frames.dtype, tuple(frames.shape)) == (torch.uint8, (3, 3, 8, 16))
+    assert (frames.float() - torch.tensor(expected).view(1, 3, 1, 1)).abs().max() <= 2
+
+
+def test_16_bit_rgb(tmp_path: Path) -> None:
+    """Written by hand: 16 bits each of red 12, green 200 and blue 0, as 8 bits have them."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + struct.pack(">HHH", 12 * 257, 200 * 257, 0) * 4
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * 4)),
+        (b"IEND", b""),
+    ]
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    frames = decode_clip(of_pictures((str(path),) * 2), UniformSampling(2)).frames
+    assert frames[0, :, 0, 0].tolist() == [12, 200, 0]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_pictures_are_upright(name: str, tmp_path: Path) -> None:
+    """White on the left, stored to be turned clockwise: 16 wide and 8 high becomes 8 wide and 16 high, white on top."""
+    from PIL import Image
+
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 8))
+    path = saved(tmp_path / name, image, **turned())
+    frame = decode_clip(of_pictures((path, path)), UniformSampling(2)).frames[0]
+    assert tuple(frame.shape) == (3, 16, 8)
+    assert frame[:, :7].float().mean() > 240
+    assert frame[:, 9:].float().mean() < 15
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.tiff", "several.gif", "several.png"])
+def test_whatever_is_wrong_with_a_picture_names_it(name: str, tmp_path: Path) -> None:
+    """Cut off at two thirds, of a kind that is not known, or several in one file."""
+    from PIL import Image
+
+    images = [Image.effect_noise((64, 48), 90 + i).convert("RGB") for i in range(3)]
+    more = {"save_all": True, "append_images": images[1:]} if name.startswith("several") else {}
+    path = saved(tmp_path / name, images[0], **more)
+    if not more and not name.endswith("tiff"):
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(VideoError, match="cannot be decoded") as raised:
+        decode_clip(of_pictures((path, path)), UniformSampling(2))
+    assert raised.value.path == path
+
+
+def test_whatever_fails_while_a_clip_is_made_names_the_file(monkeypatch: Any, shapes: ShapesDataset) -> None:
+    """A decoder's own assertion, a lack of memory, a text that is none."""
+
+    def broken(error: Exception) -> Any:
+        def raising(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        return raising
+
+    for error in (AssertionError("unreachable"), MemoryError(), KeyError("streams"), OSError(5, "input/output error")):
+        monkeypatch.setattr("orlaif.data.video.container_of", broken(error))
+        with pytest.raises(VideoError, match="cannot be decoded") as raised:
+            decode_clip(shapes[0], UniformSampling(4))
+        assert raised.value.path == shapes[0].video
