@@ -1,24 +1,56 @@
-"""The console script: errors as one line, and the subcommands.
+"""The console script: which subcommand, and a user's mistake as one line.
 
-``orlaif fit | validate | test | predict --config recipes/X.yaml [--any.key value]``, and beside these ``orlaif plan
---config recipes/X.yaml --gpus 4 --gpu-memory 80GB``, ``orlaif check-data --config recipes/X.yaml`` and ``orlaif compare
-A B``.
+Nothing heavy is imported here: ``orlaif --help`` answers at once, and each subcommand loads what it uses itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Sequence
 
-from lightning.pytorch.utilities import rank_zero_only
+from orlaif import __version__
+from orlaif.cli.errors import UsageError, explained
+from orlaif.cli.names import did_you_mean
 
-from orlaif.cli import check_data, plan
-from orlaif.cli.recipe import OrlaifCLI
-from orlaif.evaluation import compare
-from orlaif.types import OracleError, VideoError
+#: Each subcommand, the module whose ``main(words)`` is it, and what it does.
+SUBCOMMANDS = {
+    "fit": ("orlaif.cli.recipe", "train what a recipe says, or go on with --ckpt_path last"),
+    "validate": ("orlaif.cli.recipe", "answer the validation questions"),
+    "test": ("orlaif.cli.recipe", "answer and grade the test questions; results in the run_dir"),
+    "predict": ("orlaif.cli.recipe", "answer the questions to predict on"),
+    "plan": ("orlaif.cli.plan", "memory of a step on each GPU, and what would make it fit"),
+    "check-data": ("orlaif.cli.check_data", "read all data of a recipe, decode a sample, list what is wrong"),
+    "compare": ("orlaif.evaluation.compare", "two runs of `orlaif test` side by side"),
+    "export": ("orlaif.cli.export", "a Hugging Face folder or adapter from a checkpoint"),
+    "help": ("orlaif.cli.help_class", "the arguments of a class, such as `orlaif help OracleRLAIF`"),
+}
+RECIPE = "orlaif.cli.recipe"
+
+
+def usage() -> str:
+    """What ``orlaif --help`` prints."""
+    lines = [
+        "usage: orlaif <subcommand> [arguments]",
+        "",
+        "Fine-tune video-language models from an oracle's ranking.",
+        "",
+    ]
+    lines += [f"  {name:<12}{about}" for name, (_, about) in SUBCOMMANDS.items()]
+    lines += [
+        "",
+        "  orlaif <subcommand> --help    what it takes",
+        "  orlaif --version              the version",
+        "",
+        "fit, validate, test, predict, plan and check-data take --config recipe.yaml, further --config files laid over",
+        "it, and any key of the recipe, as in --trainer.max_steps 100. ORLAIF_TRACEBACK=1 shows all of an error.",
+    ]
+    return "\n".join(lines)
 
 
 def log_to_stderr() -> None:
@@ -28,9 +60,16 @@ def log_to_stderr() -> None:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("orlaif: %(message)s"))
-    handler.addFilter(lambda record: record.levelno > logging.INFO or getattr(rank_zero_only, "rank", 0) in (0, None))
+    handler.addFilter(lambda record: record.levelno > logging.INFO or _process_index() == 0)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+
+
+def _process_index() -> int:
+    """Of this process, as Lightning knows it; 0 before Lightning is loaded, unless the launcher says otherwise."""
+    lightning = sys.modules.get("lightning.pytorch.utilities.rank_zero")
+    known = getattr(getattr(lightning, "rank_zero_only", None), "rank", None)
+    return int(known if known is not None else os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
 
 def watch_parent(grace_s: float = 10.0) -> None:
@@ -50,22 +89,47 @@ def watch_parent(grace_s: float = 10.0) -> None:
     threading.Thread(target=watch, name="orlaif-parent", daemon=True).start()
 
 
+def subcommand(words: Sequence[str]) -> Callable[[], int]:
+    """What the words after ``orlaif`` ask for, ready to be called; it returns the exit status.
+
+    Raises:
+        UsageError: the first word is no subcommand.
+    """
+    if not words:
+        raise UsageError(f"no subcommand; it must be one of {', '.join(SUBCOMMANDS)} (orlaif --help says what they do)")
+    first, rest = words[0], list(words[1:])
+    if first in ("-h", "--help"):
+        return lambda: print(usage()) or 0
+    if first == "--version":
+        return lambda: print(f"orlaif {__version__}") or 0
+    if first in SUBCOMMANDS:
+        module = importlib.import_module(SUBCOMMANDS[first][0])
+        passed = [first, *rest] if SUBCOMMANDS[first][0] == RECIPE else rest
+        return lambda: module.main(passed)
+    if first.startswith("-"):
+        raise UsageError(f"{first} comes before the subcommand; write orlaif <subcommand> {first} ...")
+    raise UsageError(f"{first!r} is no subcommand{did_you_mean(first, SUBCOMMANDS)}")
+
+
 def main() -> None:
     """The console script."""
     log_to_stderr()
     if "LOCAL_RANK" in os.environ:  # one of several, started by Lightning or torchrun
         watch_parent()
     try:
-        if sys.argv[1:2] == ["check-data"]:
-            raise SystemExit(check_data.main(sys.argv[2:]))
-        if sys.argv[1:2] == ["plan"]:
-            raise SystemExit(plan.main(sys.argv[2:]))
-        if sys.argv[1:2] == ["compare"]:
-            raise SystemExit(compare.main(sys.argv[2:]))
-        OrlaifCLI()
-    except (ValueError, VideoError, OracleError) as error:
+        status = subcommand(sys.argv[1:])()
+    except BrokenPipeError:  # `orlaif ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:
         # A user's mistake or bad input: the message names the culprit, a traceback would bury it.
         if os.environ.get("ORLAIF_TRACEBACK"):
             raise
-        print(f"orlaif: error: {error}\n(ORLAIF_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
-        raise SystemExit(1) from None
+        said = explained(error)
+        print(f"orlaif: error: {said.line}", file=sys.stderr)
+        if said.is_bug:
+            traceback.print_exception(error, file=sys.stderr)
+        elif said.status != 2:
+            print("(ORLAIF_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        status = said.status
+    raise SystemExit(status)

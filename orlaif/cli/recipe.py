@@ -7,7 +7,9 @@ reads, for what looks at a recipe without training (``orlaif plan``, ``orlaif ch
 
 from __future__ import annotations
 
-import warnings
+import os
+import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from orlaif.cli.grammar import sentence
+from orlaif.cli.names import did_you_mean
+from orlaif.cli.quiet import quiet_libraries
+from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
 from orlaif.distributed.sync import check_same, flattened
 from orlaif.training.callbacks import Checkpointing
@@ -36,11 +42,8 @@ class OrlaifCLI(LightningCLI):
     """LightningCLI whose model and data are named by ``class_path``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
-        # The frozen reference is in eval mode on purpose, and so are `args` given when a run starts from Python.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        # Placeholders are masked in a copy of the logits that the warning is about.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        quiet_libraries()
+        self._words = Words(words=(), documents=(), given=())
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -49,12 +52,8 @@ class OrlaifCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=AgreedRecipe,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "prog": "orlaif",
-                "description": "Fine-tune video-language models from an oracle's ranking. Besides the subcommands "
-                "below: `orlaif plan --config ...`, `orlaif check-data --config ...` and `orlaif compare A B`.",
-            },
-            args=list(args) if args is not None else None,
+            parser_kwargs={"prog": "orlaif", "exit_on_error": False},
+            args=sys.argv[1:] if args is None else list(args),
             run=run,
         )
 
@@ -64,6 +63,51 @@ class OrlaifCLI(LightningCLI):
             "--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes."
         )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words; raises RecipeError, in one line, for what a recipe or a word may not say."""
+        self._words = prepare(args)
+        top = self._known_keys(parser)
+        for document in self._words.documents:
+            for key, _ in document.root.value:
+                if key.value not in {name.partition(".")[0] for name in top}:
+                    names = {name.partition(".")[0]: None for name in top}
+                    where = f"{document.path}, line {key.start_mark.line + 1}"
+                    raise RecipeError(f"{key.value}: no such key{did_you_mean(key.value, names)} ({where})")
+        try:
+            self.config = parser.parse_args(list(self._words.words))
+        except ArgumentError as error:
+            raise RecipeError(sentence(str(error), self._words.place_of, top)) from error
+        chosen = self.config.get(self.config.get("subcommand") or "", self.config)
+        chosen["config"] = [path for path in chosen.get("config") or [] if path is not None]  # those given in a word
+
+    def _known_keys(self, parser: LightningArgumentParser) -> list[str]:
+        """Names of what the parser, or that of its subcommand, takes."""
+        parsers = getattr(self, "_subcommand_parsers", {})
+        chosen = parsers.get(self._words.given[0] if self._words.given else "", parser)
+        return [action.dest for action in chosen._actions if action.dest not in ("help", "==SUPPRESS==")]
+
+    def _parse_ckpt_path(self) -> None:
+        """Look at ``--ckpt_path`` before anything is loaded; raises RecipeError where it is no checkpoint."""
+        path = self.config.get(self.config.get("subcommand") or "", {}).get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry") and ":" not in path and not os.path.exists(path):
+            raise RecipeError(f"--ckpt_path {path}: no such checkpoint; it must be one, or `last`")
+        try:
+            super()._parse_ckpt_path()
+        except Exception as error:
+            said = str(error).splitlines()[0] if str(error) else "it is empty"
+            raise ValueError(
+                f"--ckpt_path {path} cannot be read: it is cut off or no checkpoint ({type(error).__name__}: {said})"
+            ) from error
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate against"):
+                raise
+            raise ValueError(sentence(str(error), self._words.place_of)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""
@@ -106,3 +150,9 @@ def run(args: Sequence[str]) -> OrlaifCLI:
         The finished CLI, with ``trainer``, ``model`` and ``datamodule``.
     """
     return OrlaifCLI(args)
+
+
+def main(words: Sequence[str]) -> int:
+    """``orlaif fit | validate | test | predict``; ``words`` begin with the subcommand. Returns the exit status."""
+    OrlaifCLI(words)
+    return 0

@@ -1,0 +1,66 @@
+"""Names that a user may have meant: near misses, and every public class of orlaif without importing any."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def near(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that ``name`` is most likely a slip of, or None."""
+    by_lower = {one.lower(): one for one in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(name: str, names: Iterable[str], limit: int = 12) -> str:
+    """``; did you mean 'x'?``, else all names where they are few, else nothing."""
+    names = list(names)
+    if (close := near(name, names)) is not None:
+        return f"; did you mean {close!r}?"
+    return f"; it must be one of {', '.join(names)}" if 0 < len(names) <= limit else ""
+
+
+@functools.cache
+def public_classes() -> dict[str, str]:
+    """Class path of every public class of orlaif by its name; the shortest path where packages hand it on.
+
+    Read from the sources, so that a suggestion costs no import.
+    """
+    paths: dict[str, str] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.stem.startswith("__main__"):
+            continue
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = [node.name] if node.col_offset == 0 else []
+            elif (
+                isinstance(node, ast.ImportFrom)
+                and file.stem == "__init__"
+                and (node.module or "").startswith("orlaif")
+            ):
+                names = [alias.name for alias in node.names if alias.name[:1].isupper()]
+            else:
+                continue
+            for name in names:
+                path = f"{module}.{name}"
+                if not name.startswith("_") and not name.isupper() and len(path) < len(paths.get(name, path + ".")):
+                    paths[name] = path
+    return paths
+
+
+def class_path_like(path: str) -> str | None:
+    """The class path of orlaif that ``path`` is most likely a slip of, or None."""
+    classes = public_classes()
+    name = path.rsplit(".", 1)[-1]
+    if name in classes:
+        return classes[name]
+    close = near(name, classes)
+    return classes[close] if close is not None else None

@@ -1,0 +1,48 @@
+"""Warnings of the libraries that say nothing to a user of orlaif; each by its very words, and why."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+#: Messages, as regular expressions of their beginnings.
+SILENCED = (
+    # The frozen reference is in eval mode on purpose.
+    r"Found \d+ module\(s\) in eval mode",
+    # Placeholders are masked in a copy of the logits that the warning is about.
+    r"FSDP2-wrapped module .* returned a view tensor",
+    # `run` starts from Python, on purpose.
+    r"LightningCLI's args parameter is intended",
+    # Of Lightning's and transformers' own calls; nothing that orlaif passes changes them.
+    r".*LeafSpec.* is deprecated",
+    r"`past_key_values` is deprecated and will be removed",
+    # A process without rows of a stream, or whose rows are all answered, is in step by a synthetic prompt.
+    r"Total length of `\w+` across ranks is zero",
+    r"Total length of .* within your local rank is zero",
+    # Decoding is threaded inside the loader, which Lightning does not know.
+    r"The '\w+' does not have many workers",
+    # A resumed run writes into its own folder.
+    r"Checkpoint directory .* exists and is not empty",
+)
+
+
+class _Advertisement(logging.Filter):
+    """Drops Lightning's tips for other products and transformers' twin of a silenced warning."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "litlogger" not in said and "LitLogger" not in said and "`past_key_values`/`cache_params`" not in said
+
+
+_ADVERTISEMENT = _Advertisement()
+
+
+def quiet_libraries() -> None:
+    """Silence them; may be called again."""
+    for message in SILENCED:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric", "transformers"):
+        log = logging.getLogger(name)
+        for place in (log, *log.handlers):
+            if _ADVERTISEMENT not in place.filters:
+                place.addFilter(_ADVERTISEMENT)
