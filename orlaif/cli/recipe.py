@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from orlaif.cli.frames import users_place
 from orlaif.cli.grammar import sentence
 from orlaif.cli.names import did_you_mean
 from orlaif.cli.quiet import quiet_libraries
@@ -77,9 +78,14 @@ class OrlaifCLI(LightningCLI):
         try:
             self.config = parser.parse_args(list(self._words.words))
         except ArgumentError as error:
-            raise RecipeError(sentence(str(error), self._words.place_of, top)) from error
+            raise RecipeError(self._said(error, top)) from error
         chosen = self.config.get(self.config.get("subcommand") or "", self.config)
         chosen["config"] = [path for path in chosen.get("config") or [] if path is not None]  # those given in a word
+
+    def _said(self, error: Exception, top: Sequence[str] = ()) -> str:
+        """One line for what jsonargparse raised; names the place in the user's code where that began there."""
+        place = users_place(error)
+        return sentence(str(error), self._words.place_of, top) + (f" ({place})" if place else "")
 
     def _known_keys(self, parser: LightningArgumentParser) -> list[str]:
         """Names of what the parser, or that of its subcommand, takes."""
@@ -107,7 +113,7 @@ class OrlaifCLI(LightningCLI):
         except ValueError as error:
             if not str(error).startswith("Does not validate against"):
                 raise
-            raise ValueError(sentence(str(error), self._words.place_of)) from error
+            raise ValueError(self._said(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""
