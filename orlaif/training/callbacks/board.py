@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 
 from orlaif.oracles import rank_groups
 from orlaif.training.base import prompt_generators
+from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
 from orlaif.training.rlaif import OracleRLAIF, candidate_groups
 from orlaif.types import AsksQuestions, OracleError, VideoClip, VideoPrompt
 
 log = logging.getLogger(__name__)
 
-_LINE = 20
 _FRAME_HEIGHT = 96
+_WIDTH, _MARGIN = 960, 6
+_COLUMNS = (_MARGIN, 60, 150, 220)  # where each begins
 
 
 def draw_board(
@@ -36,36 +39,59 @@ def draw_board(
         lengths: i64[G], tokens.
 
     Returns:
-        An RGB image.
+        An RGB image, as high as the texts need it (``board_text``).
     """
     picks = torch.linspace(0, len(clip.frames) - 1, min(16, len(clip.frames))).round().long()
     width = max(1, round(clip.frames.shape[-1] * _FRAME_HEIGHT / clip.frames.shape[-2]))
     frames = resize(clip.frames[picks].cpu(), [_FRAME_HEIGHT, width])
     sheet = to_pil_image(make_grid(frames, nrow=8, padding=2, pad_value=255))
-    font = ImageFont.load_default(size=14)
-    rows = [
-        (f"{rank}" if rank >= 0 else "-", f"{advantage:+.3f}", f"{length}", text)
-        for rank, advantage, length, text in zip(
-            ranks.tolist(), advantages.tolist(), lengths.tolist(), answers, strict=True
-        )
-    ]
-    rows.sort(key=lambda row: (row[0] == "-", int(row[0]) if row[0] != "-" else 0))
+    rows = board_rows(answers, ranks, advantages, lengths)
+    wide = max(sheet.width, _WIDTH)
     header = [f"{prompt.id}   {clip.pts_s[0]:.2f} to {clip.pts_s[-1]:.2f} s", f"Q: {prompt.question}"]
     if prompt.answer is not None:
         header.append(f"reference: {prompt.answer}")
-    image = Image.new("RGB", (max(sheet.width, 640), sheet.height + _LINE * (len(header) + len(rows) + 2)), "white")
+    head = [line for text in header for line in wrapped(text, wide - 2 * _MARGIN)]
+    titles = ("rank", "advantage", "tokens", "answer")
+    cells = [[wrapped(cell, wide - _MARGIN - _COLUMNS[-1]) for cell in row] for row in (titles, *rows)]
+    heights = [max(map(len, row)) for row in cells]
+    image = Image.new("RGB", (wide, sheet.height + LINE_HEIGHT * (len(head) + sum(heights) + 1)), "white")
     image.paste(sheet, (0, 0))
     draw = ImageDraw.Draw(image)
-    y = sheet.height + 6
-    for line in header:
-        draw.text((6, y), line, fill="black", font=font)
-        y += _LINE
-    for number, row in enumerate([("rank", "advantage", "tokens", "answer"), *rows]):
-        color = "gray" if number == 0 else "green" if float(row[1]) > 0 else "black"
-        for x, cell in zip((6, 60, 150, 220), row, strict=True):
-            draw.text((x, y), cell.replace("\n", " ")[:120], fill=color, font=font)
-        y += _LINE
+    y = sheet.height + _MARGIN
+    draw_lines(draw, (_MARGIN, y), head, "black")
+    y += LINE_HEIGHT * len(head)
+    for number, (row, height) in enumerate(zip(cells, heights, strict=True)):
+        color = "gray" if number == 0 else "green" if float(rows[number - 1][1]) > 0 else "black"
+        for x, lines in zip(_COLUMNS, row, strict=True):
+            draw_lines(draw, (x, y), lines, color)
+        y += LINE_HEIGHT * height
     return image
+
+
+def board_rows(
+    answers: tuple[str, ...], ranks: Tensor, advantages: Tensor, lengths: Tensor
+) -> list[tuple[str, str, str, str]]:
+    """Rank, advantage, tokens and text of each answer, best first, unranked ones last."""
+    order = sorted(range(len(answers)), key=lambda i: (int(ranks[i]) < 0, int(ranks[i])))
+    return [
+        (f"{int(ranks[i])}" if ranks[i] >= 0 else "-", f"{float(advantages[i]):+.3f}", f"{int(lengths[i])}", answers[i])
+        for i in order
+    ]
+
+
+def board_text(prompt: VideoPrompt, rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """Question and answers as Markdown, for what a picture is too small for."""
+    reference = "" if prompt.answer is None else f"\n\nreference: {_cell(prompt.answer)}"
+    lines = ["| rank | advantage | tokens | answer |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return f"Q: {_cell(prompt.question)}{reference}\n\n" + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("*", "&#42;"), ("_", "&#95;"), ("`", "&#96;")):
+        text = text.replace(sign, shown)
+    return text.replace("\n", " ⏎ ")
 
 
 class CompletionsBoard(Callback):
@@ -81,7 +107,7 @@ class CompletionsBoard(Callback):
         self.seed = seed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, rank, draw, and add the pictures to TensorBoard."""
+        """Sample, rank, draw, and add the pictures to TensorBoard, and the same as text."""
         if trainer.sanity_checking or not isinstance(pl_module, OracleRLAIF):
             return
         datamodule: AsksQuestions = trainer.datamodule  # type: ignore[attr-defined]
@@ -105,8 +131,9 @@ class CompletionsBoard(Callback):
                 prompt, clip, completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu()
             )
             pixels = torch.frombuffer(bytearray(board.tobytes()), dtype=torch.uint8).view(board.height, board.width, 3)
+            rows = board_rows(completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu())
             for logger in trainer.loggers:
                 if hasattr(logger, "experiment") and hasattr(logger.experiment, "add_image"):
-                    logger.experiment.add_image(
-                        f"completions/{prompt.id}", pixels, trainer.global_step, dataformats="HWC"
-                    )
+                    name, step = f"completions/{prompt.id}", trainer.global_step
+                    logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+                    logger.experiment.add_text(name, board_text(prompt, rows), step)
