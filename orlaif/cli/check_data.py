@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
-from orlaif.data.datasets import StreamingDataset
 from orlaif.data.video import decode_clip, require_ffmpeg
 from orlaif.types import VideoError, VideoPrompt
 
@@ -41,7 +40,7 @@ def check_data(data: VideoDataModule, sample: int | None, seed: int = 0) -> tupl
         problems = dataset.problems()
         wrong += problems
         prompts: list[VideoPrompt]
-        if isinstance(dataset, StreamingDataset):
+        if dataset.num_rows is None:
             prompts = dataset.source.prompts
         else:
             prompts = [] if problems and not _has_rows(dataset) else [dataset[i] for i in range(len(dataset))]

@@ -15,17 +15,18 @@ from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from orlaif.cli.frames import users_place
 from orlaif.cli.grammar import sentence
 from orlaif.cli.names import did_you_mean
 from orlaif.cli.quiet import quiet_libraries
+from orlaif.cli.run_once import RunOnceCLI, recipe_of
 from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
-from orlaif.distributed.sync import check_same, flattened
-from orlaif.training.callbacks import Checkpointing
+from orlaif.distributed.sync import check_same
+from orlaif.training.callbacks import Checkpointing, StopSignals
 
 
 class AgreedRecipe(SaveConfigCallback):
@@ -33,13 +34,16 @@ class AgreedRecipe(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare, then save; raises ValueError on all processes where one differs."""
-        recipe = flattened(self.config.as_dict())
-        recipe.pop("config", None)  # where it lies may differ from machine to machine
-        check_same("recipe", recipe)
+        self.recipe = recipe_of(self.config)
+        check_same("recipe", self.recipe)
         super().setup(trainer, pl_module, stage)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep it in the checkpoint, for the run that goes on."""
+        checkpoint["recipe"] = dict(self.recipe)
 
-class OrlaifCLI(LightningCLI):
+
+class OrlaifCLI(RunOnceCLI):
     """LightningCLI whose model and data are named by ``class_path``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
@@ -60,9 +64,7 @@ class OrlaifCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--run_dir``, which is also the trainer's root."""
-        parser.add_argument(
-            "--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes."
-        )
+        self.add_folder_arguments(parser)
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -127,6 +129,8 @@ class OrlaifCLI(LightningCLI):
         own = own if isinstance(own, list) else [own]
         if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in own):
             callbacks = [*callbacks, Checkpointing()]
+        if not any(isinstance(c, StopSignals) for c in own):
+            callbacks = [*callbacks, StopSignals()]
         return super()._instantiate_trainer(config, callbacks)
 
 

@@ -1,137 +1,31 @@
 """The DataModule: prompts in, decoded and tokenised batches out, ahead of the step.
 
 Decoding runs on threads (torchcodec releases the GIL), once per prompt. The order of the training data is a function
-of (seed, epoch), and the loader keeps its place in checkpoints, so that a resumed run sees the batches that the
-interrupted one would have seen.
+of (seed, epoch), and a checkpoint holds the place in it (``orlaif.data.place``), so that a resumed run sees the batches
+that the interrupted one would have seen.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
-import torch
-from lightning import LightningDataModule
+from lightning import Trainer
 from torch.utils.data import DataLoader, Subset
 
-from orlaif.data.clip_cache import ClipCache
+from orlaif.data.collator import Collator, OnBadVideo
 from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
-from orlaif.data.loader import (
-    NothingLeft,
-    PrefetchLoader,
-    ResumableLoader,
-    ResumableSampler,
-    Sealed,
-    SealingCollator,
-    map_style,
-)
-from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip, require_ffmpeg
+from orlaif.data.epochs import EpochLoader
+from orlaif.data.loader import NothingLeft, PrefetchLoader, Sealed, SealingCollator
+from orlaif.data.resumable import ResumableDataModule
+from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
-from orlaif.types import (
-    BringsEncoder,
-    Delivery,
-    PromptBatch,
-    PromptEncoder,
-    Prompts,
-    VideoClip,
-    VideoError,
-    VideoPrompt,
-)
+from orlaif.types import BringsEncoder, Delivery, PromptEncoder, Prompts, VideoPrompt
 
-log = logging.getLogger(__name__)
-
-OnBadVideo = Literal["error", "skip"]
+TrainingData: TypeAlias = PromptDataset | StreamingDataset
 
 
-class Collator:
-    """From prompts to a :class:`~orlaif.types.Delivery`: decodes on threads, encodes as the model's encoder does.
-
-    Args:
-        encoder: from prompts and clips to a model's inputs.
-        sampling: which frames to decode.
-        device: where to decode.
-        num_threads: decoding threads.
-        on_bad_video: ``error`` raises the VideoError; ``skip`` leaves the prompt out and lists it in the delivery.
-        budget: how large frames may be.
-        clip_cache: folder of decoded clips, if they are to be kept.
-    """
-
-    def __init__(
-        self,
-        encoder: PromptEncoder,
-        sampling: Sampling,
-        device: str = "cpu",
-        num_threads: int = 2,
-        on_bad_video: OnBadVideo = "error",
-        budget: PixelBudget | None = None,
-        clip_cache: str | None = None,
-    ) -> None:
-        self.encoder = encoder
-        self.sampling = sampling
-        self.device = device
-        self.num_threads = num_threads
-        self.on_bad_video = on_bad_video
-        self.budget = budget
-        self.cache = None if clip_cache is None else ClipCache(clip_cache)
-        self._pool = self._threads()
-        self._alone = threading.Lock()  # processors promise nothing to threads
-
-    def _threads(self) -> ThreadPoolExecutor:
-        """Shared by batches that are prepared at the same time."""
-        return ThreadPoolExecutor(self.num_threads, "orlaif-decode", initializer=torch.set_num_threads, initargs=(1,))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the threads, which stay in their process."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_alone")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """With threads of its own."""
-        self.__dict__.update(state)
-        self._pool = self._threads()
-        self._alone = threading.Lock()
-
-    def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
-        try:
-            return (self.cache or decode_clip)(prompt, self.sampling, self.device, self.budget)
-        except VideoError as error:
-            return error
-
-    def decode(self, prompts: Sequence[VideoPrompt]) -> list[VideoClip | VideoError]:
-        """The clip of each prompt, or why there is none, on threads that batches in work share."""
-        return list(self._pool.map(self._decode, prompts))
-
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> Delivery:
-        """Decode, tokenise and pad P prompts.
-
-        Returns:
-            Their batch, without the prompts whose videos were skipped (P may then be 0), and those videos.
-
-        Raises:
-            VideoError: a video is bad and ``on_bad_video`` is ``error``.
-        """
-        start = time.perf_counter()
-        results = self.decode(prompts)
-        skipped = tuple(result for result in results if isinstance(result, VideoError))
-        if skipped and self.on_bad_video == "error":
-            raise skipped[0]
-        kept = [(prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if isinstance(clip, VideoClip)]
-        if not kept:
-            empty = torch.zeros(0, 1, dtype=torch.int64)
-            nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
-            return Delivery(batch=nothing, skipped=skipped)
-        with self._alone:
-            batch = self.encoder([prompt for prompt, _ in kept], [clip for _, clip in kept])
-        return Delivery(batch=batch, skipped=skipped, decode_s=time.perf_counter() - start)
-
-
-class VideoDataModule(LightningDataModule):
+class VideoDataModule(ResumableDataModule):
     """Video prompts for training, validation, test and prediction.
 
     Args:
@@ -164,7 +58,7 @@ class VideoDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: PromptDataset | StreamingDataset | None = None,
+        train: TrainingData | None = None,
         val: PromptDataset | None = None,
         test: PromptDataset | None = None,
         predict: PromptDataset | None = None,
@@ -185,7 +79,7 @@ class VideoDataModule(LightningDataModule):
         seed: int | None = None,
         encoder: PromptEncoder | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(max_bad_rate)
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}; it must be 1 or more")
         if on_bad_video not in ("error", "skip"):
@@ -199,9 +93,9 @@ class VideoDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is {value}; it must be 0 or more")
         if decode_threads < 1:
             raise ValueError(f"data.decode_threads is {decode_threads}; it must be 1 or more")
-        if curriculum is not None and isinstance(train, StreamingDataset):
+        if curriculum is not None and train is not None and train.num_rows is None:
             raise ValueError("data.curriculum needs to know all answers; a stream does not")
-        self.datasets: dict[str, PromptDataset | StreamingDataset | None]
+        self.datasets: dict[str, TrainingData | None]
         self.datasets = {"train": train, "val": val, "test": test, "predict": predict if predict is not None else test}
         self.sampling = sampling or UniformSampling()
         self.batch_size = batch_size
@@ -219,14 +113,11 @@ class VideoDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.curriculum = curriculum
         self.on_bad_video: OnBadVideo = on_bad_video
-        self.max_bad_rate = max_bad_rate
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         #: Ids that a stage need not load again, such as questions that a test has answered before.
         self.leave_out: dict[str, set[str]] = {}
-        self._videos = 0
-        self._bad_videos: list[VideoError] = []
 
-    def _wanted(self, stage: str | None) -> list[PromptDataset | StreamingDataset]:
+    def _wanted(self, stage: str | None) -> list[TrainingData]:
         names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         datasets = [self.datasets[name] for name in names.get(stage or "", tuple(self.datasets))]
         return list({id(d): d for d in datasets if d is not None}.values())
@@ -252,21 +143,11 @@ class VideoDataModule(LightningDataModule):
         except Exception as problem:
             error = problem
         raise_together(error)
-        check_same("data", self._fingerprints(self._wanted(stage)))
-
-    def _fingerprints(self, used: list[PromptDataset | StreamingDataset]) -> dict[str, str]:
-        """Of each data set, how many rows it has and a hash of them; of streams, which are not read, their source."""
-        found: dict[str, str] = {}
-        if num_processes() == 1:
-            return found
-        for name, dataset in self.datasets.items():
-            if isinstance(dataset, StreamingDataset):
-                found[name] = f"a stream of {dataset.source.path}"
-            elif dataset is not None and any(dataset is one for one in used):
-                rows = [dataset[i] for i in range(len(dataset))]
-                about = json.dumps([(p.id, os.path.basename(p.video), p.question, p.answer) for p in rows])
-                found[name] = f"{len(rows)} rows with hash {hashlib.sha256(about.encode()).hexdigest()[:12]}"
-        return found
+        used = {name: d for name, d in self.datasets.items() if d is not None and d in self._wanted(stage)}
+        if num_processes() > 1:
+            check_same("data", {name: dataset.fingerprint() for name, dataset in used.items()})
+        if stage == "fit" and isinstance(self.trainer, Trainer):
+            self.follow(self.trainer, self.batch_size, self.datasets["train"])
 
     def _encoder(self) -> PromptEncoder:
         if self.encoder is not None:
@@ -302,32 +183,24 @@ class VideoDataModule(LightningDataModule):
                 all processes what any of them met.
         """
         opened, error = None, None
+        training = self.trainer is not None and self.trainer.training
+        if training:
+            self.note_opened()
         try:
-            opened = self._count(batch.open())
+            opened = batch.open()
+            self.bad_videos.count(opened)
         except Exception as problem:
             error = problem
-        if self.trainer is not None and self.trainer.training:
+        if training:
             raise_together(error)
         elif error is not None:
             raise error
         assert opened is not None
         return opened
 
-    def _count(self, delivery: Delivery) -> Delivery:
-        self._videos += len(delivery.batch) + len(delivery.skipped)
-        self._bad_videos += delivery.skipped
-        for error in delivery.skipped:
-            log.warning("skipped bad video %s", error)
-        bad = len(self._bad_videos)
-        if self._videos >= 20 and bad > self.max_bad_rate * self._videos:
-            last = self._bad_videos[-1]
-            cause = f"{bad} of {self._videos} videos so far are bad, more than data.max_bad_rate allows"
-            raise VideoError(last.path, f"{last.cause}; {cause} ({self.max_bad_rate:g})")
-        return delivery
-
     def questions(self, stage: str) -> Prompts:
         """The data set of a stage, which must know its length; raises ValueError where there is none."""
-        return map_style(self._dataset(stage), stage)
+        return self._dataset(stage).indexed(stage)
 
     def answers_depend_on(self) -> dict[str, Any]:
         """Sampling, budget, processor and system prompt, which a model's answers depend on."""
@@ -338,7 +211,7 @@ class VideoDataModule(LightningDataModule):
             "system_prompt": self.system_prompt,
         }
 
-    def _dataset(self, name: str) -> PromptDataset | StreamingDataset:
+    def _dataset(self, name: str) -> TrainingData:
         dataset = self.datasets[name]
         if dataset is None:
             raise ValueError(f"data.{name} is missing; the recipe must name a dataset for it")
@@ -351,23 +224,37 @@ class VideoDataModule(LightningDataModule):
         workers = {"num_workers": self.num_workers, "multiprocessing_context": context}
         return {"collate_fn": collate, "ahead": self.ahead, **workers}
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled anew each epoch from (seed, epoch), split over ranks; an incomplete last batch is dropped."""
-        dataset = self._dataset("train")
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        if isinstance(dataset, StreamingDataset):
-            dataset.world, dataset.rank = world, rank
-            return ResumableLoader(dataset, batch_size=self.batch_size, drop_last=True, **self._common())
-        if len(dataset) < self.batch_size * world:
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled anew each epoch from (seed, epoch), dealt out to processes; an incomplete last batch is dropped.
+
+        Raises:
+            ValueError: fewer rows than a batch; a checkpoint that cannot be gone on from, and why not.
+        """
+        dataset, trainer = self._dataset("train"), self.trainer
+        world, index = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        if dataset.num_rows is not None and dataset.num_rows < self.batch_size * world:
             raise ValueError(
-                f"data.batch_size is {self.batch_size} on {world} processes, but train has {len(dataset)} rows"
+                f"data.batch_size is {self.batch_size} on {world} processes, but train has {dataset.num_rows} rows"
             )
-        sampler = ResumableSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed, drop_last=True)
-        sampler.curriculum = self.curriculum
-        return ResumableLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._common())
+        start: tuple[int, int, int | None] = (0, 0, None)
+        settings: dict[str, Any] = {}
+        if isinstance(trainer, Trainer):
+            settings = {"epoch": lambda: trainer.current_epoch, "fixed": trainer.overfit_batches > 0}
+            start = self.go_on(trainer) or start
+        return EpochLoader(
+            dataset,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            process_index=index,
+            num_processes=world,
+            start=start,
+            curriculum=self.curriculum,
+            **settings,
+            **self._common(),
+        )
 
     def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
-        dataset: Any = map_style(self._dataset(name), name)
+        dataset: Any = self._dataset(name).indexed(name)
         if known := self.leave_out.get(name):
             left = [i for i in range(len(dataset)) if dataset[i].id not in known]
             dataset = Subset(dataset, left) if left else NothingLeft(num_processes())

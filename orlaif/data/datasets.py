@@ -10,12 +10,16 @@ import dataclasses
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset
 
+from orlaif.data.curriculum import AnswerLengthCurriculum
 from orlaif.data.rows import folder_of, join, read_rows
+from orlaif.data.share import Share, StreamedRows, fingerprint
 from orlaif.types import VideoPrompt
 
 _FIELDS = {f.name: f for f in dataclasses.fields(VideoPrompt)}
@@ -45,6 +49,39 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> VideoPrompt: ...
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many there are; None for a stream, which does not know."""
+        return len(self)
+
+    def indexed(self, what: str) -> PromptDataset:
+        """This, for a use that needs rows by number; a stream raises a ValueError that names ``what``."""
+        return self
+
+    def fingerprint(self) -> str:
+        """How many rows, and a hash of what they say; the same wherever the files lie."""
+        return fingerprint(self[i] for i in range(len(self)))
+
+    def epoch(
+        self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
+    ) -> Dataset[VideoPrompt]:
+        """The rows of one process in one epoch, in order.
+
+        Args:
+            number: of the epoch.
+            seed: of the order.
+            share: of this process.
+            fixed: the file's order in every epoch.
+            curriculum: orders the rows, if given; else all are shuffled.
+        """
+        if fixed:
+            order = list(range(len(self)))
+        elif curriculum is not None:
+            order = curriculum.order(self, seed + number)
+        else:  # as torch's DistributedSampler does
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + number)).tolist()
+        return Subset(self, share.of(order))
 
 
 def _field_error(name: str, value: Any) -> str | None:
@@ -211,7 +248,7 @@ class JsonlDataset(RowDataset):
 
 
 class StreamingDataset(IterableDataset[VideoPrompt]):
-    """Rows of an adapter as they are read, never all in memory: sharded over ranks and workers, shuffled in a buffer.
+    """Rows of an adapter as they are read, never all in memory: dealt out to processes, shuffled in a buffer.
 
     The order is a function of (seed, epoch). To go on within an epoch, the rows before are read again but not decoded.
 
@@ -228,90 +265,64 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         if shuffle_buffer < 0:
             raise ValueError(f"StreamingDataset.shuffle_buffer is {shuffle_buffer}; it must be 0 or more rows")
         self.source, self.shuffle_buffer, self.seed = source, shuffle_buffer, seed
-        self.rank, self.world = 0, 1
-        self.epoch = self.first_sample = 0
 
     def prepare(self) -> None:
-        """The source's own."""
+        """As the source does."""
         self.source.prepare()
 
     def load(self) -> None:
-        """Look at the first row, so that a wrong file or format is found before any long work starts."""
-        for found in self.source.read():
-            if isinstance(found, ValueError):
-                raise found
-            return
-        raise ValueError(f"data file {self.source.path}: no rows")
+        """Look at the first row, so that a wrong file or format is named before any long work starts."""
+        next(self.in_order(), None)
 
     def problems(self) -> list[str]:
-        """The source's own."""
+        """As the source does."""
         return self.source.problems()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Another epoch is another order."""
-        self.epoch = epoch
+    @property
+    def num_rows(self) -> int | None:
+        """Unknown."""
+        return None
+
+    def indexed(self, what: str) -> PromptDataset:
+        """Refused: a stream has no rows by number."""
+        raise ValueError(f"data.{what} is a stream; only data.train may be one")
+
+    def fingerprint(self) -> str:
+        """Of the first 100 rows: the whole is not read before it is used."""
+        return f"a stream that begins with {fingerprint(islice(self.in_order(), 100))}"
+
+    def epoch(
+        self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
+    ) -> Dataset[VideoPrompt]:
+        """As of :meth:`PromptDataset.epoch`; a stream has its own seed, and cannot follow a curriculum."""
+        return StreamedRows(self.in_order if fixed else partial(self.shuffled, number), share)
 
     def __iter__(self) -> Iterator[VideoPrompt]:
-        worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        skip, self.first_sample = self.first_sample, 0
-        if skip and workers > 1:
-            raise ValueError("a stream cannot go on within an epoch with data.num_workers above 1; use 0 or 1")
-        shards, own = self.world * workers, self.rank * workers + number
-        mine = (prompt for place, prompt in enumerate(self._whole()) if place % shards == own)
-        return islice(mine, skip, None)
+        return self.shuffled(0)
 
-    def _whole(self) -> Iterator[VideoPrompt]:
-        """All rows in the epoch's order, the same on every process; an incomplete last round over ranks is left out."""
-        started: list[VideoPrompt] = []
-        for prompt in self._shuffled(random.Random(f"{self.seed}/{self.epoch}")):
-            started.append(prompt)
-            if len(started) == self.world:
-                yield from started
-                started = []
+    def in_order(self) -> Iterator[VideoPrompt]:
+        """All rows as they lie in the file; raises ValueError at a broken one, or if there is none."""
+        empty = True
+        for row in self.source.read():
+            empty = False
+            if isinstance(row, ValueError):
+                raise row
+            yield row
+        if empty:
+            raise ValueError(f"data file {self.source.path}: no rows")
 
-    def _shuffled(self, rng: random.Random) -> Iterator[VideoPrompt]:
+    def shuffled(self, epoch: int) -> Iterator[VideoPrompt]:
+        """All rows in the order of an epoch, the same on every process."""
+        rng = random.Random(f"{self.seed}/{epoch}")
         buffer: list[VideoPrompt] = []
-        for found in self.source.read():
-            if isinstance(found, ValueError):
-                raise found
+        for row in self.in_order():
             if len(buffer) < self.shuffle_buffer:
-                buffer.append(found)
-                continue
-            if not self.shuffle_buffer:
-                yield found
-                continue
-            place = rng.randrange(len(buffer))
-            found, buffer[place] = buffer[place], found
-            yield found
+                buffer.append(row)
+            elif not self.shuffle_buffer:
+                yield row
+            else:
+                place = rng.randrange(len(buffer))
+                drawn, buffer[place] = buffer[place], row
+                yield drawn
         rng.shuffle(buffer)
         yield from buffer
-
-
-class AnswerLengthCurriculum:
-    """Easy questions first, as in VLM-RLAIF (Ahn et al. 2024): those with short reference answers, then the others.
-
-    Args:
-        stages: parts of equal size, shuffled each on its own; 2 are easy and hard.
-
-    Raises:
-        ValueError: fewer than 2 stages.
-    """
-
-    def __init__(self, stages: int = 2) -> None:
-        if stages < 2:
-            raise ValueError(f"AnswerLengthCurriculum.stages is {stages}; it must be 2 or more")
-        self.stages = stages
-
-    def order(self, dataset: PromptDataset, seed: int) -> list[int]:
-        """Places of all prompts: the stages one after the other, each shuffled by ``seed``."""
-        lengths = [len((dataset[i].answer or "").split()) for i in range(len(dataset))]
-        places = sorted(range(len(dataset)), key=lambda i: lengths[i])  # stable: equal lengths keep the file's order
-        rng = random.Random(seed)
-        ends = [round(len(places) * (stage + 1) / self.stages) for stage in range(self.stages)]
-        order: list[int] = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            part = places[start:end]
-            rng.shuffle(part)
-            order += part
-        return order

@@ -1,4 +1,4 @@
-"""Loaders that decode ahead of the step, in order, within bounded memory, and keep their place in checkpoints.
+"""Loaders that decode ahead of the step, in order, within bounded memory.
 
 Decoding runs on threads of this process (torchcodec and torch release the GIL), so that frames never cross a pipe and a
 GPU's decoder can be used. ``ahead`` batches are under way or waiting while the model works on the one before.
@@ -11,13 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
 from orlaif.distributed.sync import exchange, raise_together
 from orlaif.types import Delivers, Delivery, VideoPrompt
 
@@ -31,24 +29,17 @@ class Sealed:
     Attributes:
         content: the delivery, or what went wrong with it: raised when it is opened, where all processes can be told.
         wait_s: seconds that the consumer waited for it.
-        on_open: called when the batch is used; Lightning fetches one ahead of streams, whose length it does not know.
     """
 
     def __init__(self, content: Delivery | Exception) -> None:
         self.content = content
         self.wait_s = 0.0
-        self.on_open: Callable[[], None] = _nothing
 
     def open(self) -> Delivery:
         """The delivery, about to be used; raises what went wrong with it."""
         if isinstance(self.content, Exception):
             raise self.content
-        self.on_open()
         return replace(self.content, wait_s=self.wait_s)
-
-
-def _nothing() -> None:
-    """No loader keeps its place by this batch."""
 
 
 class SealingCollator:
@@ -157,69 +148,6 @@ class PrefetchLoader(DataLoader):
             yield sealed
 
 
-class ResumableSampler(DistributedSampler[int]):
-    """A DistributedSampler whose first pass can begin part of the way through an epoch, and may follow a curriculum."""
-
-    first_sample = 0
-    curriculum: AnswerLengthCurriculum | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        skip, self.first_sample = self.first_sample, 0
-        if self.curriculum is None:
-            return iter(list(super().__iter__())[skip:])
-        dataset: Any = self.dataset
-        order = self.curriculum.order(dataset, self.seed + self.epoch)[: self.total_size]
-        return iter(order[self.rank : self.total_size : self.num_replicas][skip:])
-
-
-class ResumableLoader(PrefetchLoader):
-    """A loader over a :class:`ResumableSampler` or a stream that keeps its place; Lightning saves and restores it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._state = {"epoch": 0, "samples": 0}
-
-    @property
-    def _place(self) -> Any:
-        """What knows the epoch and the first sample."""
-        return self.dataset if isinstance(self.dataset, StreamingDataset) else self.sampler
-
-    @property
-    def _world(self) -> int:
-        return self._place.world if isinstance(self.dataset, StreamingDataset) else self._place.num_replicas
-
-    def __iter__(self) -> Any:
-        samples, epoch = self._place.first_sample * self._world, self._place.epoch
-        source = super().__iter__()
-        for sealed in in_step(source) if isinstance(self.dataset, StreamingDataset) else source:
-            self._place.first_sample = 0  # a worker process has forgotten its own copy only
-            epoch, samples = self._place.epoch, samples + self.batch_size * self._world
-            sealed.on_open = partial(self._state.update, epoch=epoch, samples=samples)
-            yield sealed
-        if isinstance(self.dataset, StreamingDataset):  # Lightning does this for samplers
-            self.dataset.set_epoch(epoch + 1)
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and samples already used in it by all processes together."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the last sample that was used, on any number of processes; or with the next epoch.
-
-        Raises:
-            ValueError: the samples cannot be divided among so many processes.
-        """
-        samples = None if isinstance(self.dataset, StreamingDataset) else len(self) * self.batch_size * self._world
-        done = samples is not None and state["samples"] >= samples
-        if not done and state["samples"] % self._world:
-            raise ValueError(
-                f"the checkpoint has used {state['samples']} samples of its epoch, which cannot be divided among "
-                f"{self._world} processes; resume on another number"
-            )
-        self._place.set_epoch(state["epoch"] + done)
-        self._place.first_sample = 0 if done else state["samples"] // self._world
-
-
 def in_step(source: Iterator[Sealed]) -> Iterator[Sealed]:
     """The batches of ``source`` as long as every process has one; raises on all what went wrong on any."""
     while True:
@@ -233,14 +161,3 @@ def in_step(source: Iterator[Sealed]) -> Iterator[Sealed]:
             return
         assert sealed is not None
         yield sealed
-
-
-def map_style(dataset: PromptDataset | StreamingDataset, what: str) -> PromptDataset:
-    """``dataset``, which must know its length.
-
-    Raises:
-        ValueError: a stream, where none can be used.
-    """
-    if isinstance(dataset, StreamingDataset):
-        raise ValueError(f"data.{what} is a stream; only data.train may be one")
-    return dataset

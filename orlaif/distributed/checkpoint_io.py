@@ -8,6 +8,8 @@ by the other, on any number of processes (``orlaif.distributed.fsdp2`` writes an
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,39 @@ def is_sharded_checkpoint(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / REST).is_file() and (Path(path) / ".metadata").is_file()
 
 
-def _is_remote(path: Any) -> bool:
+def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The complete checkpoint in ``folder``, or below it, that was written last; None where there is none."""
+    written = [path for path in Path(folder).rglob("*.ckpt") if path.is_file() or is_sharded_checkpoint(path)]
+    return max(written, key=_age, default=None)
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """By the clock of the file system, then by the steps in the name."""
+    steps = re.search(r"step=(\d+)", path.name)
+    return path.stat().st_mtime_ns, int(steps[1]) if steps else -1
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint holds beside weights; of a file these are mapped, not read.
+
+    Raises:
+        ValueError: no complete checkpoint lies there.
+    """
+    path = Path(path)
+    if path.is_dir() and not is_sharded_checkpoint(path):
+        raise ValueError(f"checkpoint {path} is a folder, but not a complete one of a sharded run")
+    if not path.exists():
+        raise ValueError(f"checkpoint {path}: no such file")
+    try:
+        if path.is_dir():
+            return dict(torch.load(path / REST, map_location="cpu", weights_only=False))
+        return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=False))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def is_remote(path: Any) -> bool:
+    """Whether this is a URL."""
     return "://" in str(path)
 
 
@@ -84,7 +118,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside the place, then move there."""
-        if _is_remote(path):
+        if is_remote(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +128,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A file, or a sharded folder put together; its optimizer states are by parameter name."""
-        if _is_remote(path) or not Path(path).is_dir():
+        if is_remote(path) or not Path(path).is_dir():
             return super().load_checkpoint(path, *args, **kwargs)
         if not is_sharded_checkpoint(path):
             raise ValueError(f"checkpoint {path} is a folder, but not one of a sharded run")
@@ -107,6 +141,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete it."""
-        if _is_remote(path):
+        if is_remote(path):
             return super().remove_checkpoint(path)
         discard(Path(path))

@@ -8,6 +8,7 @@ batches then gives the update of one n-times larger batch, whatever the lengths 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -24,6 +25,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from orlaif.distributed.changes import is_allowed
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
 from orlaif.distributed.sync import exchange
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
@@ -31,7 +33,10 @@ from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Evaluated, Loop, Stage
 from orlaif.policy import Policy
 from orlaif.policy import lora as adapters
+from orlaif.training.resume import base_fingerprint, stated_settings, use_stated
 from orlaif.types import AsksQuestions, Delivery, PromptBatch
+
+log = logging.getLogger(__name__)
 
 #: Metrics for the progress bar, beside the seconds of each stage.
 _SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
@@ -74,6 +79,13 @@ class PolicyModule(Evaluated):
         self.totals: dict[str, float] = {}
         self._noted: dict[str, tuple[float, float]] = {}
         self._counted: dict[str, float] = {}
+        self._at_step: tuple[int, dict[str, float]] = (-1, {})  # the totals behind that step of the optimizer
+        self._changed_at = -1  # the step within which weights have begun to change
+        #: What may differ from the run that a checkpoint is of (``--resume_changed``).
+        self.resume_changed: tuple[str, ...] = ()
+        self._base = ""  # fingerprint of the policy's checkpoint
+        self._stated: dict[str, Any] = {}  # by the recipe, of optimizer and scheduler
+        self._stated_before: dict[str, Any] = {}  # by the recipe of the checkpoint that this run goes on from
         self._normalizer: Tensor | None = None
         self._stepping = False
         self._policy_start = 0.0
@@ -91,6 +103,8 @@ class PolicyModule(Evaluated):
             if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
                 strategy.checkpoint_io = SafeCheckpointIO()
         self.policy.load(device)
+        if not self._base:
+            self._base = base_fingerprint(self.policy.network)
         self.prepare_reference()
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
@@ -123,12 +137,22 @@ class PolicyModule(Evaluated):
             ValueError: a scheduler that watches a metric which the recipe does not name, or which no validation gives.
         """
         optimizer = self.optimizer(self.trained_parameters())
-        if self.lr_scheduler is None:
+        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        self._stated = stated_settings(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
         if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": plateau_settings(scheduler, self.trainer)}
+
+    def on_train_start(self) -> None:
+        """Of a run that goes on: use the learning rate and the other settings that its recipe states."""
+        self._at_step, self._changed_at = (-1, {}), -1
+        before, self._stated_before = self._stated_before, {}
+        if before:
+            scheduler = self.trainer.lr_scheduler_configs[0].scheduler if self.trainer.lr_scheduler_configs else None
+            for line in use_stated(self._stated, before, self.trainer.optimizers[0], scheduler):
+                log.info("resumed with another %s, as the recipe states", line)
 
     def seed_step(self, batch: PromptBatch, batch_idx: int) -> list[torch.Generator]:
         """A generator for each prompt, a function of (seed, epoch, prompt); also seeds torch, for dropout.
@@ -189,6 +213,7 @@ class PolicyModule(Evaluated):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.trainer.world_size
         self._divide_gradients(normalizer)
+        self._changed_at = self.global_step
         optimizer: Any = self.optimizers()
         optimizer.step(closure=lambda: torch.zeros((), device=self.device))
         optimizer.zero_grad()
@@ -197,7 +222,9 @@ class PolicyModule(Evaluated):
         """Nothing: where Lightning would clear gradients, parts of the batch have left theirs already."""
 
     def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
-        """Free the gradients of the step before, so that a rollout has their memory."""
+        """Free the gradients of the step before, so that a rollout has their memory; keep the totals behind it."""
+        if self.global_step != self._at_step[0]:
+            self._at_step = self.global_step, dict(self.totals)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
@@ -233,6 +260,7 @@ class PolicyModule(Evaluated):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradients before clipping; the policy is about to be another one."""
         self.policy.version += 1
+        self._changed_at = self.global_step
         grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -291,15 +319,35 @@ class PolicyModule(Evaluated):
 
     # ----------------------------------------------------------- checkpoints
 
+    @property
+    def is_between_updates(self) -> bool:
+        """Whether the weights are those of no step: some updates of a rollout are done, or one is under way."""
+        return self._changed_at == self.global_step
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what the run starts from anyway: frozen weights of the policy's checkpoint, and the reference."""
-        checkpoint["totals"] = dict(self.totals)
+        """Leave out what the run starts from anyway: frozen weights of the policy's checkpoint, and the reference.
+
+        Raises:
+            RuntimeError: the weights are those of no step, so that no run could go on from them.
+        """
+        if self.is_between_updates:
+            raise RuntimeError("no checkpoint can be written between the updates of a rollout; the last one stands")
+        # A run that goes on takes the batches behind the last step again, and counts them again.
+        checkpoint["totals"] = dict(self._at_step[1] if self._at_step[0] == self.global_step else self.totals)
+        checkpoint["base"], checkpoint["stated"] = self._base, self._stated
         left_out = self.reloaded_keys(checkpoint["state_dict"])
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what was left out, loaded from the policy's checkpoint, back where the state dict needs it."""
+        """Put what was left out, loaded from the policy's checkpoint, back where the state dict needs it.
+
+        Raises:
+            ValueError: training would go on from a checkpoint over another base, or from one with weights only.
+        """
         self.totals = dict(checkpoint["totals"])
+        if self.trainer.training:
+            self._check_base(checkpoint)
+            self._stated_before = checkpoint.get("stated", {})
         if "state_dict" not in checkpoint:  # sharded: the strategy has loaded it
             return
         own = self.state_dict()
@@ -307,6 +355,17 @@ class PolicyModule(Evaluated):
         by_number = {name: i for i, name in enumerate(self.trained_names())}
         states = checkpoint.get("optimizer_states", [])
         checkpoint["optimizer_states"] = [numbered(state, by_number) for state in states]
+
+    def _check_base(self, checkpoint: dict[str, Any]) -> None:
+        if "callbacks" not in checkpoint:
+            raise ValueError("the checkpoint holds weights only (save_weights_only); a run cannot go on from it")
+        base = checkpoint.get("base", self._base)
+        if base != self._base and not is_allowed("policy.path", self.resume_changed):
+            raise ValueError(
+                f"policy.path is {self.policy.path}, whose weights are not those of the base that the checkpoint was "
+                f"trained on (fingerprints {self._base} and {base}); resume on the same base, or allow it with "
+                "--resume_changed policy.path"
+            )
 
     def trained_names(self) -> list[str]:
         """Names of :meth:`trained_parameters` in the state dict, in their order."""

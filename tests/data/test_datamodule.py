@@ -11,6 +11,8 @@ from lightning import LightningModule, Trainer
 from orlaif import VideoDataModule
 from orlaif.data.datamodule import Collator
 from orlaif.data.datasets import JsonlDataset
+from orlaif.data.epochs import EpochLoader
+from orlaif.data.share import Share
 from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
@@ -63,7 +65,7 @@ def test_batches_are_padded_on_the_left_and_aligned(policy: Policy, shapes: Shap
 def test_the_order_is_a_function_of_seed_and_epoch(tiny_model: str, shapes: ShapesDataset) -> None:
     def order(seed: int, epoch: int) -> list[tuple[str, ...]]:
         loader = module(tiny_model, shapes, batch_size=16, seed=seed).train_dataloader()
-        loader.sampler.set_epoch(epoch)
+        loader.go_on(epoch)
         return ids(loader)
 
     first = order(0, 0)
@@ -75,25 +77,30 @@ def test_the_order_is_a_function_of_seed_and_epoch(tiny_model: str, shapes: Shap
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: ShapesDataset, num_workers: int) -> None:
-    def loader() -> object:
+    def loader() -> EpochLoader:
         return module(tiny_model, shapes, batch_size=8, seed=3, num_workers=num_workers).train_dataloader()
 
     whole = loader()
-    whole.sampler.set_epoch(2)
-    iterator = iter(whole)
-    before = [tuple(p.id for p in next(iterator).open().batch.prompts) for _ in range(3)]
-    state = whole.state_dict()
-    assert state == {"epoch": 2, "samples": 24}
-    rest = [tuple(p.id for p in sealed.open().batch.prompts) for sealed in iterator]
+    whole.go_on(2)
+    everything = ids(whole)
     resumed = loader()
-    resumed.load_state_dict(state)
-    assert ids(resumed) == rest
-    assert len(before) + len(rest) == 8
-    ended = loader()
-    ended.load_state_dict(whole.state_dict())  # the epoch is over: the next one begins
+    resumed.go_on(2, samples=24)
+    assert ids(resumed) == everything[3:]
+    assert len(everything) == 8
     fresh = loader()
-    fresh.sampler.set_epoch(3)
-    assert ids(ended) == ids(fresh)
+    fresh.go_on(3)
+    assert ids(resumed) == ids(fresh) != everything  # the next epoch begins at its beginning
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_take_turns_in_one_order_behind_the_same_rows(shapes: ShapesDataset, world: int) -> None:
+    """Behind 16 rows of all processes together, the other 48, each once, whatever their number."""
+    whole = [shapes[i].id for i in shapes.epoch(0, 5, Share(), False, None).indices]
+    parts = []
+    for index in range(world):
+        share = Share(first=16, process_index=index, num_processes=world)
+        parts.append([shapes[i].id for i in shapes.epoch(0, 5, share, False, None).indices])
+    assert [row for turn in zip(*parts, strict=True) for row in turn] == whole[16:]
 
 
 def with_bad_videos(shapes: ShapesDataset, folder: Path, bad: dict[int, bytes | None], n: int = 24) -> JsonlDataset:

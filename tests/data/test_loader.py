@@ -24,8 +24,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from orlaif import Evaluation, VideoDataModule
 from orlaif.data.clip_cache import ClipCache
-from orlaif.data.datasets import AnswerLengthCurriculum, JsonlDataset, StreamingDataset
+from orlaif.data.curriculum import AnswerLengthCurriculum
+from orlaif.data.datasets import JsonlDataset, StreamingDataset
 from orlaif.data.loader import Sealed, prefetched
+from orlaif.data.share import Share
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
@@ -184,8 +186,8 @@ def test_easy_questions_come_first(tmp_path: Path, tiny_model: str) -> None:
     assert order != AnswerLengthCurriculum().order(dataset, seed=2)
     three = AnswerLengthCurriculum(stages=4).order(dataset, seed=1)
     assert {i % 10 for i in three[-10:]} == {7, 8, 9}
-    sampler = module(tiny_model, dataset, batch_size=4, curriculum=AnswerLengthCurriculum()).train_dataloader().sampler
-    assert {i % 10 for i in list(sampler)[:20]} == {0, 1, 2, 3, 4}
+    easy = dataset.epoch(0, 1, Share(stop=20), False, AnswerLengthCurriculum())
+    assert {int(prompt.id) % 10 for prompt in easy} == {0, 1, 2, 3, 4}
     with pytest.raises(ValueError, match=r"stages is 1; it must be 2 or more"):
         AnswerLengthCurriculum(stages=1)
 
@@ -199,9 +201,7 @@ def stream(shapes: ShapesDataset, **settings: Any) -> StreamingDataset:
 
 def test_a_stream_is_shuffled_by_seed_and_epoch(shapes: ShapesDataset) -> None:
     def order(epoch: int, **settings: Any) -> list[str]:
-        one = stream(shapes, **settings)
-        one.set_epoch(epoch)
-        return [prompt.id for prompt in one]
+        return [prompt.id for prompt in stream(shapes, **settings).shuffled(epoch)]
 
     everything = [prompt.id for prompt in shapes.prompts]
     assert sorted(order(0)) == everything
@@ -212,12 +212,11 @@ def test_a_stream_is_shuffled_by_seed_and_epoch(shapes: ShapesDataset) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_a_stream_evenly(shapes: ShapesDataset, world: int) -> None:
+def test_processes_share_a_stream_evenly(shapes: ShapesDataset, world: int) -> None:
     parts = []
-    for rank in range(world):
-        one = stream(shapes)
-        one.world, one.rank = world, rank
-        parts.append([prompt.id for prompt in one])
+    for index in range(world):
+        share = Share(process_index=index, num_processes=world)
+        parts.append([prompt.id for prompt in stream(shapes).epoch(0, 0, share, False, None)])
     assert [len(part) for part in parts] == [64 // world] * world
     assert len({name for part in parts for name in part}) == 64 // world * world
 
@@ -236,16 +235,11 @@ def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDat
         return made.train_dataloader()
 
     whole = loader()
-    iterator = iter(whole)
-    for _ in range(3):
-        next(iterator).open()
-    state = whole.state_dict()
-    assert state == {"epoch": 0, "samples": 24}
-    rest = [tuple(p.id for p in sealed.open().batch.prompts) for sealed in iterator]
+    everything = ids(whole)
     resumed = loader()
-    resumed.load_state_dict(state)
-    assert ids(resumed) == rest
-    assert len(rest) == 5
+    resumed.go_on(0, samples=24)
+    assert ids(resumed) == everything[3:]
+    assert len(everything) == 8
     assert ids(resumed) == ids(whole)  # and the next epoch
 
 
@@ -433,7 +427,7 @@ def test_fifty_bad_videos_of_a_thousand_are_skipped_counted_and_listed(
     with caplog.at_level("WARNING"):
         watcher, module_ = loading(data, tiny_model, on_bad_video="skip", max_bad_rate=0.2)
     assert len(watcher.seen) == 950
-    assert {error.path for error in module_._bad_videos} == bad
+    assert module_.bad_videos.counts == (1000, 50)
     listed = [r.getMessage() for r in caplog.records if r.getMessage().startswith("skipped bad video")]
     assert len(listed) == 50
     assert all(any(path in line for line in listed) for path in bad)

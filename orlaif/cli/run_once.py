@@ -1,0 +1,98 @@
+"""``orlaif fit`` in a folder: one run at a time, that goes on as what it was; the part of the command line for it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from orlaif.cli.run_folder import lies_in, locked, make_ready, write_state
+from orlaif.distributed.changes import check_changes
+from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint, read_about
+from orlaif.distributed.sync import flattened
+
+log = logging.getLogger(__name__)
+
+
+def recipe_of(config: Any) -> dict[str, str]:
+    """Dotted names and values of a recipe, but where it lies, which may differ from machine to machine."""
+    recipe = flattened(config.as_dict())
+    recipe.pop("config", None)
+    return recipe
+
+
+class RunOnceCLI(LightningCLI):
+    """LightningCLI that guards the folder of a run."""
+
+    def add_folder_arguments(self, parser: LightningArgumentParser) -> None:
+        """``--run_dir``, ``--overwrite`` and ``--resume_changed``."""
+        parser.add_argument(
+            "--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Move what another run left in run_dir aside, and start anew."
+        )
+        parser.add_argument(
+            "--resume_changed",
+            type=str,
+            default="",
+            help="Keys, separated by commas, that may differ from the recipe of the checkpoint, such as lr,batch_size.",
+        )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a signal that ended it is its exit status."""
+        try:
+            if subcommand == "fit" and rank_zero_only.rank in (0, None) and self.trainer.is_global_zero:
+                self._fit_in_folder()
+            else:
+                self._allow()
+                super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            raise SystemExit(143) from None
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes it a 1
+                raise SystemExit(130) from None
+            raise
+
+    def _allow(self) -> tuple[str, ...]:
+        keys = str(self._get(self.config, "resume_changed", default="") or "")
+        allowed = tuple(key.strip() for key in keys.split(",") if key.strip())
+        for part in (self.model, self.datamodule):
+            if hasattr(part, "resume_changed"):
+                part.resume_changed = allowed
+        return allowed
+
+    def _fit_in_folder(self) -> None:
+        run_dir, overwrite = str(self._get(self.config, "run_dir")), bool(self._get(self.config, "overwrite"))
+        asked, allowed = self._get(self.config, "ckpt_path", default=None), self._allow()
+        if overwrite and asked == "last":
+            raise ValueError("--overwrite starts anew and --ckpt_path last goes on; name one of them")
+        with locked(run_dir):
+            path = newest_checkpoint(run_dir) if asked == "last" else asked
+            goes_on = asked == "last" or (path is not None and lies_in(path, Path(run_dir))) or self._is_requeued()
+            recipe = recipe_of(self.config[self.subcommand])
+            inputs = {name: value for name, value in recipe.items() if name.partition(".")[0] in ("model", "data")}
+            if not self.trainer.fast_dev_run:
+                make_ready(run_dir, goes_on, overwrite, inputs)
+            if path is not None and path not in ("best", "hpc") and not is_remote(path):
+                self._compare(read_about(path), recipe, allowed, str(path))
+            write_state(run_dir, finished=False)
+            super()._run_subcommand("fit")
+            write_state(run_dir, finished=not self.trainer.fast_dev_run)
+
+    def _is_requeued(self) -> bool:
+        """Whether Lightning will go on from what it saved when SLURM was about to end the job."""
+        return SLURMEnvironment.detect() and self.trainer._checkpoint_connector._hpc_resume_path is not None
+
+    def _compare(self, checkpoint: dict[str, Any], recipe: dict[str, str], allowed: tuple[str, ...], path: str) -> None:
+        before = checkpoint.get("recipe")
+        if before is None:
+            log.warning("checkpoint %s does not say by which recipe it was written; it is taken on trust", path)
+            return
+        for line in check_changes(before, recipe, allowed):
+            log.info("resumed with another %s", line)

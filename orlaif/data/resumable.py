@@ -1,0 +1,102 @@
+"""The part of the DataModule that checkpoints are about: the place in the training data, and what that data is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+
+from orlaif.data.collator import BadVideos
+from orlaif.data.place import Place, PlaceKeeper
+from orlaif.distributed.changes import is_allowed
+
+
+class ResumableDataModule(LightningDataModule):
+    """A DataModule that keeps its place.
+
+    Args:
+        max_bad_rate: of :class:`~orlaif.data.collator.BadVideos`.
+
+    Attributes:
+        bad_videos: how many there were so far.
+        resume_changed: what may differ from the run that a checkpoint is of (``--resume_changed``).
+    """
+
+    def __init__(self, max_bad_rate: float) -> None:
+        super().__init__()
+        self.max_bad_rate = max_bad_rate
+        self.bad_videos = BadVideos(max_bad_rate)
+        self.resume_changed: tuple[str, ...] = ()
+        self._counts = (0, 0)  # of the bad videos where the place is
+        self._keeper: PlaceKeeper | None = None
+        self._place: Place | None = None
+        self._fingerprint = ""
+
+    def follow(self, trainer: Trainer, batch_size: int, train: Any) -> None:
+        """Keep the place of a run that begins.
+
+        Args:
+            trainer: of the run.
+            batch_size: rows of one process in a batch.
+            train: data set, or None.
+        """
+        self._place, self.bad_videos, self._counts = None, BadVideos(self.max_bad_rate), (0, 0)
+        self._fingerprint = "" if train is None else train.fingerprint()
+        self._keeper = PlaceKeeper(batch_size * trainer.world_size)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [self._keeper, *(one for one in callbacks if not isinstance(one, PlaceKeeper))]
+
+    def note_opened(self) -> None:
+        """A batch is about to be trained on."""
+        if self._keeper is not None and self.trainer is not None and self._keeper.opened(self.trainer):
+            self._counts = self.bad_videos.counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training data, what it is, and how many videos were bad before it."""
+        if self._keeper is None or self.trainer is None:
+            return {}
+        place = self._keeper.now(self.trainer)
+        videos = self._counts if self._keeper.is_within_step else self.bad_videos.counts
+        return {"place": asdict(place), "data": self._fingerprint, "videos": list(videos)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, on any number of processes.
+
+        Raises:
+            ValueError: the training data is not that of the checkpoint.
+        """
+        if self._keeper is None:  # no training
+            return
+        if state["data"] != self._fingerprint and not is_allowed("data.train", self.resume_changed):
+            raise ValueError(
+                f"data.train has {self._fingerprint}, but the checkpoint was trained on {state['data']}; resume with "
+                "the same data, or allow it with --resume_changed data.train"
+            )
+        self._place = Place(**state["place"])
+        videos, bad = state["videos"]
+        self.bad_videos.counts = self._counts = videos, bad
+
+    def go_on(self, trainer: Trainer) -> tuple[int, int, int | None] | None:
+        """Put the loops of Lightning where the checkpoint was.
+
+        Returns:
+            Epoch, rows used of it, and where it ends (None: where the data does); None for a run that begins.
+
+        Raises:
+            ValueError: a checkpoint without a place, or one that batches of this size cannot go on from.
+        """
+        place, self._place = self._place, None
+        if self._keeper is None:
+            return None
+        if place is not None:
+            self._keeper.go_on(trainer, place)
+            # The rows that the epoch had for batches of another size, else as many as there are.
+            resized = place.batch_size != self._keeper.batch_size
+            return place.epoch, place.samples, place.epoch_samples if resized else None
+        if trainer.ckpt_path and trainer.global_step:
+            raise ValueError(
+                f"checkpoint {trainer.ckpt_path} does not hold the place in the data: it was written without an "
+                "orlaif.VideoDataModule, or by an earlier version; start anew from its export"
+            )
+        return None
