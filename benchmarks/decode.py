@@ -31,7 +31,8 @@ import torch
 from benchmarks.harness import about, forget_peak, installed, spread, status
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.datasets import JsonlDataset
-from orlaif.data.loader import ResumableLoader, ResumableSampler, Sealed
+from orlaif.data.epochs import EpochLoader
+from orlaif.data.loader import Sealed
 from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.demo import quiet
 from orlaif.policy.encoding import ProcessorEncoder
@@ -179,8 +180,7 @@ def through_the_datamodule(paths: list[str], frames: int, threads: int, repeats:
             nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
             return Sealed(Delivery(batch=nothing))
 
-        sampler = ResumableSampler(dataset, num_replicas=1, rank=0)
-        loader = ResumableLoader(dataset, batch_size=8, sampler=sampler, collate_fn=collate, ahead=data.ahead)
+        loader = EpochLoader(dataset, batch_size=8, collate_fn=collate, ahead=data.ahead)
         prompts = dataset.prompts
 
         def bare(prompt: VideoPrompt) -> bool:

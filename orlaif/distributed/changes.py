@@ -63,7 +63,7 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: It
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         keys = ",".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in wrong[:5]))
         raise ValueError(
-            f"the recipe is not the one that wrote the checkpoint: {'; '.join(said[name] for name in wrong[:5])}{more}. "
+            f"the checkpoint is of another recipe: {'; '.join(said[name] for name in wrong[:5])}{more}. "
             f"Resume with the same recipe, allow the change with --resume_changed {keys}, or start anew in another "
             "--run_dir"
         )

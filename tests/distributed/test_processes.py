@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from orlaif.data.loader import ResumableSampler
+from orlaif.data.share import Share
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.distributed.sharding import Sharding
@@ -80,8 +80,7 @@ def train_order(job: Any) -> list[str]:
     source = data(job("order").root, 4)
     dataset: Any = source.datasets["train"]
     dataset.load()
-    sampler = ResumableSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=source.seed, drop_last=True)
-    return [dataset[i].id for i in sampler]
+    return [prompt.id for prompt in dataset.epoch(0, source.seed, Share(), False, None)]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
