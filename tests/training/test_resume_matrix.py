@@ -40,7 +40,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-class BrokenOff(Exception):
+class BrokenOffError(Exception):
     """On purpose."""
 
 
@@ -65,14 +65,14 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         here = (trainer.current_epoch, batch_idx) == self.cut
         if here and self.way not in (None, "sigterm", "sigint", "in_step"):
-            raise BrokenOff
+            raise BrokenOffError
         ids = tuple(prompt.id for prompt in batch.batch.prompts)
         self.rows.append((trainer.current_epoch, batch_idx, trainer.global_step, ids))
 
     def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
         here = (trainer.current_epoch, trainer.fit_loop.batch_idx) == self.cut
         if here and self.way == "in_step":
-            raise BrokenOff
+            raise BrokenOffError
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx + 1) == self.cut and self.way == "by_hand":
@@ -162,7 +162,7 @@ class Lab:
         elif case["way"] in ("sigterm", "sigint", "by_hand"):
             how["every_n_train_steps"] = 1000
         watch = Watch(case["way"], case["cut"], str(folder))
-        with heeding_ctrl_c(), pytest.raises((BrokenOff, SystemExit)) as ended:
+        with heeding_ctrl_c(), pytest.raises((BrokenOffError, SystemExit)) as ended:
             self.run(case, watch, [Checkpointing(**how), StopSignals()])
         if isinstance(ended.value, SystemExit):
             assert ended.value.code == {"sigterm": 143, "sigint": 130}[case["way"]]
@@ -228,7 +228,7 @@ def test_nothing_is_saved_between_two_updates_of_a_rollout(lab: Lab, caplog: pyt
     """The weights are those of no step, so that no run could go on from them."""
     case = {"way": "in_step", "stage": "num_updates", "data": "map", "accumulate": 1, "validate": None}
     saves = Checkpointing(dirpath=str(lab.folder / "between"), save_on_exception=True, every_n_train_steps=1000)
-    with pytest.raises(BrokenOff), caplog.at_level("WARNING"):
+    with pytest.raises(BrokenOffError), caplog.at_level("WARNING"):
         lab.run(case, Watch("in_step", (0, 3)), [saves])
     assert newest_checkpoint(lab.folder / "between") is None
     assert "between the updates of a rollout" in caplog.text
