@@ -66,7 +66,11 @@ def check_export(policy: Policy, folder: str, merge: bool) -> None:
         merge: as in :func:`export_policy`.
     """
     check_target(folder, policy.source)
-    if policy.model is not None and policy.folded is not None and not merge:
+    if policy.model is None or policy.lora is None:
+        return
+    if merge:
+        adapters.check_merge(policy.network)
+    elif policy.folded is not None:
         check_sum(policy.folded, policy.network.peft_config[adapters.POLICY].to_dict())
 
 
@@ -151,6 +155,8 @@ def _write_adapter(policy: Policy, folder: str, options: dict[str, Any]) -> None
     policy.network.save_pretrained(folder, selected_adapters=[adapters.POLICY], **options)
     if policy.folded is not None:  # the base of training had another adapter merged into it
         add_adapters(policy.folded, folder)
+    if (policy.lora or {}).get("use_dora"):
+        log.warning("%s: transformers alone drops DoRA's magnitudes; load this adapter with peft.PeftModel", folder)
     path = Path(folder, ADAPTER_CONFIG)
     about = json.loads(path.read_text(encoding="utf-8"))
     revision = source.revision or getattr(policy.config, "_commit_hash", None)

@@ -52,12 +52,11 @@ def merge(model: Any) -> Any:
     tied = head is not None and getattr(head, "weight", None) is not None and head.weight is embedding.weight
     if tied:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    try:
-        plain = model.merge_and_unload()
-    except AttributeError:
-        raise ValueError(
-            f"an adapter of type {model.peft_config[model.active_adapter].peft_type} cannot be merged"
-        ) from None
+        _say_tied(base, False)
+    if not hasattr(model, "merge_and_unload"):
+        kind = model.peft_config[model.active_adapter].peft_type
+        raise ValueError(f"an adapter of type {getattr(kind, 'value', kind)} cannot be merged into its base")
+    plain = model.merge_and_unload()
     if tied:
         embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
         tied = torch.equal(embedding.weight, head.weight)

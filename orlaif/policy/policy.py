@@ -30,6 +30,7 @@ from orlaif.policy.ending import end_ids
 from orlaif.policy.export import export_policy
 from orlaif.policy.families import Family, base_of, family_of
 from orlaif.policy.hub import Source, find_source, load_processor
+from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.positions import PromptPositions
 from orlaif.policy.prefix.attention import PrefixAttention
@@ -173,7 +174,7 @@ class Policy(nn.Module):
                 parameter.requires_grad_(False)
         if self.lora is not None and source.adapter is not None:
             quantized = self.quantization is not None
-            model, self.continued = adapters.start_from(model, self.lora, source.adapter, tower, quantized)
+            model, self.continued = start_from(model, self.lora, source.adapter, tower, quantized)
             self.folded = None if self.continued else source.adapter
         elif self.lora is not None:
             model = adapters.attach(model, self.lora, tower)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from orlaif.policy import lora as adapters
+from orlaif.policy.lora_settings import check_reference, needs_copy
 
 
 @contextmanager
@@ -62,8 +63,8 @@ class FrozenReference(nn.Module):
         if self.lora is None:
             self.model = copy.deepcopy(network).eval().requires_grad_(False)
             return
-        adapters.check_reference(self.lora)
-        if refreshed or continued or adapters.needs_copy(self.lora):
+        check_reference(self.lora)
+        if refreshed or continued or needs_copy(self.lora):
             adapters.add_reference(network, self.lora)
             self.is_adapter = True
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 
 from orlaif.distributed.sync import raise_together
 from orlaif.policy.export import check_export
@@ -49,11 +49,6 @@ class ExportHuggingFace(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look at the folder before anything is loaded."""
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError(
-                "trainer.callbacks has StochasticWeightAveraging, which copies a model before its weights are loaded, "
-                "and would average nothing; use lightning.pytorch.callbacks.WeightAveraging or EMAWeightAveraging"
-            )
         if stage == "fit":
             self._check(trainer, pl_module)
 
