@@ -33,6 +33,7 @@ from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Evaluated, Loop, Stage
 from orlaif.policy import Policy
 from orlaif.policy import lora as adapters
+from orlaif.training.averaging import check_averaging
 from orlaif.training.resume import base_fingerprint, stated_settings, use_stated
 from orlaif.types import AsksQuestions, Delivery, PromptBatch
 
@@ -93,6 +94,12 @@ class PolicyModule(Evaluated):
         self._waited = 0.0
 
     # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Refuse callbacks that cannot work, before anything is loaded."""
+        if stage == "fit":
+            check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+        super().setup(stage)
 
     def configure_model(self) -> None:
         """Load the policy, and shard it where the strategy is FSDP2 (``orlaif.distributed.fsdp2``); idempotent."""

@@ -37,7 +37,7 @@ def _say_again() -> None:
         (2, 2, False),  # <|im_end|>, as the tokenizer says
         ([0, 2], 2, False),
         (0, 0, True),  # <|endoftext|>
-        ([5, 1], 1, True),  # of several that which the chat template writes, <|im_start|>
+        ([7, 1], 1, True),  # of several that which the chat template writes, <|im_start|>
         (None, 2, False),
     ],
 )
