@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
-import tempfile
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from jsonargparse import ArgumentParser
 from lightning import LightningModule
 from transformers import AutoConfig
 
-from orlaif.distributed.checkpoint_io import SafeCheckpointIO, is_sharded_checkpoint
+from orlaif.cli.grammar import sentence
+from orlaif.cli.words import RecipeError, import_from, prepare, read_document
+from orlaif.distributed.checkpoint_io import SafeCheckpointIO, is_sharded_checkpoint, newest_checkpoint
 from orlaif.distributed.sync import flattened
 from orlaif.policy import Policy
 from orlaif.policy.export import check_target
 from orlaif.policy.hub import ADAPTER_CONFIG, find_source
 from orlaif.policy.lora import is_reference
 from orlaif.training.base import PolicyModule
+from orlaif.training.resume import base_fingerprint
 
 #: What a run keeps of its recipe, in its folder.
 RECIPE_FILE = "config.yaml"
@@ -54,13 +58,13 @@ def export_checkpoint(
         return _export_folder(ckpt, folder, merge)
     path = find_checkpoint(ckpt)
     checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=False)
-    with tempfile.TemporaryDirectory() as kept:
-        files = [
-            _model_part(yaml.safe_load(Path(name).read_text(encoding="utf-8")), kept, i)
-            for i, name in enumerate(configs)
-        ]
-        files = files or [_model_part({"model": kept_model(path, checkpoint)}, kept, 0)]
-        module = read_module(files, overrides)
+    if configs:
+        documents = [read_document(name) for name in configs]
+        import_from([os.path.dirname(os.path.abspath(document.path)) for document in documents])
+        models = [yaml.safe_load(document.text).get("model", {}) for document in documents]
+    else:
+        models = [kept_model(path, checkpoint)]
+    module = read_module(models, overrides)
     _find_start(module.policy, path)
     load_weights(module, checkpoint, path)
     module.export(folder, merge)
@@ -76,12 +80,6 @@ def find_checkpoint(ckpt: str) -> Path:
     if (newest := newest_checkpoint(folder)) is None:
         raise ValueError(f"--ckpt is {ckpt!r}: no checkpoint there; name a .ckpt, or the folder of a run that has one")
     return newest
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below ``folder`` that was written last."""
-    written = [path for path in folder.rglob("*.ckpt") if path.is_file() or is_sharded_checkpoint(path)]
-    return max(written, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def kept_model(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -114,21 +112,22 @@ def _nested(recipe: dict[str, str]) -> dict[str, Any]:
     return tree
 
 
-def _model_part(recipe: dict[str, Any], folder: str, number: int) -> str:
-    """A file with what a recipe says of the model, and nothing else."""
-    path = os.path.join(folder, f"{number}.yaml")
-    with open(path, "w", encoding="utf-8") as file:
-        yaml.safe_dump({"model": recipe["model"]}, file)
-    return path
+def read_module(models: Sequence[dict[str, Any]], overrides: Sequence[str]) -> PolicyModule:
+    """The module that recipes name, without weights; raises ValueError for one that cannot be exported.
 
-
-def read_module(files: Sequence[str], overrides: Sequence[str]) -> PolicyModule:
-    """The module that a recipe names, without weights; raises ValueError for one that cannot be exported."""
+    Args:
+        models: what each recipe says of the model, the later over the earlier.
+        overrides: words of a command line.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model", required=True)
-    words = [word for file in files for word in ("--config", file)]
-    module = parser.instantiate_classes(parser.parse_args([*words, *overrides])).model
+    words = [word for model in models for word in ("--config", json.dumps({"model": model}))]
+    prepared = prepare([*words, *overrides])
+    try:
+        module = parser.instantiate_classes(parser.parse_args(list(prepared.words))).model
+    except ArgumentError as error:
+        raise RecipeError(sentence(str(error), prepared.place_of, ["model"])) from error
     if not isinstance(module, PolicyModule):
         raise ValueError(f"model is a {type(module).__name__}, which trains nothing that could be exported")
     return module
@@ -149,9 +148,16 @@ def load_weights(module: PolicyModule, checkpoint: dict[str, Any], path: Path) -
     Raises:
         ValueError: the checkpoint lacks what the recipe trains, or has more.
     """
-    module.policy.quantization, module.policy.prefix, module.policy.prefix_attention = None, "duplicate", "auto"
+    policy, was_quantized = module.policy, module.policy.quantization is not None
+    policy.quantization, policy.prefix, policy.prefix_attention = None, "duplicate", "auto"
     module.prepare_reference = lambda: None  # type: ignore[method-assign]
     module.configure_model()
+    base = checkpoint.get("base")
+    if base is not None and not was_quantized and base != base_fingerprint(policy.network):
+        raise ValueError(
+            f"policy.path is {policy.path}, whose weights are not those that the run of checkpoint {path} started "
+            "from; name its start with --model.init_args.policy.init_args.path"
+        )
     weights = {
         name: value
         for name, value in checkpoint["state_dict"].items()
