@@ -231,7 +231,7 @@ class VideoDataModule(ResumableDataModule):
             ValueError: fewer rows than a batch; a checkpoint that cannot be gone on from, and why not.
         """
         dataset, trainer = self._dataset("train"), self.trainer
-        world, index = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        world, process_index = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         if dataset.num_rows is not None and dataset.num_rows < self.batch_size * world:
             raise ValueError(
                 f"data.batch_size is {self.batch_size} on {world} processes, but train has {dataset.num_rows} rows"
@@ -245,7 +245,7 @@ class VideoDataModule(ResumableDataModule):
             dataset,
             batch_size=self.batch_size,
             seed=self.seed,
-            process_index=index,
+            process_index=process_index,
             num_processes=world,
             start=start,
             curriculum=self.curriculum,

@@ -91,9 +91,14 @@ class ResumableDataModule(LightningDataModule):
             return None
         if place is not None:
             self._keeper.go_on(trainer, place)
-            # The rows that the epoch had for batches of another size, else as many as there are.
+            # Lightning asks for one more batch behind the last, whatever it was limited to; and batches of another size
+            # share the rows that the epoch had.
             resized = place.batch_size != self._keeper.batch_size
-            return place.epoch, place.samples, place.epoch_samples if resized else None
+            return (
+                place.epoch,
+                place.samples,
+                place.samples if place.is_last else place.epoch_samples if resized else None,
+            )
         if trainer.ckpt_path and trainer.global_step:
             raise ValueError(
                 f"checkpoint {trainer.ckpt_path} does not hold the place in the data: it was written without an "

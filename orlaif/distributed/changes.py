@@ -25,8 +25,10 @@ _HARMLESS = (
     *("data.init_args.ahead", "data.init_args.num_workers", "model.init_args.eval_max_new_tokens"),
     *("model.init_args.suite", "model.init_args.order_consistency_every_n_steps"),
 )
-#: Last words of keys that say where something lies; what lies there is compared by its fingerprint.
-_PLACES = ("path", "root", "video_root", "dirpath", "cache_dir", "base_url", "api_key", "processor")
+#: Last words of keys that say where something lies, or how it is reached.
+_PLACES = ("dirpath", "cache_dir", "base_url", "api_key", "concurrency", "timeout_s", "max_retries")
+#: Keys that say where data and base lie, which are compared by their fingerprints.
+_FINGERPRINTED = re.compile(r"data\.init_args\..*\b(path|root|video_root)$|model\.init_args\.policy\.init_args\.path$")
 _MISSING = "(none)"
 
 
@@ -38,7 +40,7 @@ def is_allowed(name: str, allowed: Iterable[str]) -> bool:
 def is_harmless(name: str) -> bool:
     """Whether a key of a recipe may differ when its run goes on."""
     begins = any(name == key or name.startswith(f"{key}.") for key in _HARMLESS)
-    return begins or re.split(r"[.\[\]]", name)[-1] in _PLACES
+    return begins or name.rpartition(".")[2] in _PLACES or _FINGERPRINTED.match(name) is not None
 
 
 def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]) -> list[str]:

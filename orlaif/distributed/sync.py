@@ -62,9 +62,9 @@ def raise_together(error: Exception | None) -> None:
     errors = exchange(None if error is None else _portable(error))
     if error is not None:
         raise error
-    for rank, other in enumerate(errors):
+    for index, other in enumerate(errors):
         if other is not None:
-            raise _elsewhere(other, rank)
+            raise _elsewhere(other, index)
 
 
 def _portable(error: Exception) -> tuple[str, tuple[str, ...]]:
@@ -76,13 +76,13 @@ def _portable(error: Exception) -> tuple[str, tuple[str, ...]]:
     return "value" if isinstance(error, ValueError) else "other", (f"{type(error).__name__}: {error}",)
 
 
-def _elsewhere(portable: tuple[str, tuple[str, ...]], rank: int) -> Exception:
+def _elsewhere(portable: tuple[str, tuple[str, ...]], process: int) -> Exception:
     kind, words = portable
     if kind == "video":
-        return VideoError(words[0], f"{words[1]} (on process {rank})")
+        return VideoError(words[0], f"{words[1]} (on process {process})")
     if kind == "oracle":
-        return OracleError(words[0], words[1], f"{words[2]} (on process {rank})")
-    return (ValueError if kind == "value" else RuntimeError)(f"process {rank} stopped: {words[0]}")
+        return OracleError(words[0], words[1], f"{words[2]} (on process {process})")
+    return (ValueError if kind == "value" else RuntimeError)(f"process {process} stopped: {words[0]}")
 
 
 def check_same(what: str, values: Mapping[str, Any]) -> None:
@@ -98,13 +98,13 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     """
     everyone = exchange(dict(values))
     first = everyone[0]
-    for rank, other in enumerate(everyone):
+    for index, other in enumerate(everyone):
         pairs = {name: (first.get(name, _NONE), other.get(name, _NONE)) for name in sorted(first.keys() | other.keys())}
         names = [name for name, (here, there) in pairs.items() if here != there]
         if not names:
             continue
         shown = "; ".join(
-            f"{name}: {pairs[name][0]} on process 0, {pairs[name][1]} on process {rank}" for name in names[:5]
+            f"{name}: {pairs[name][0]} on process 0, {pairs[name][1]} on process {index}" for name in names[:5]
         )
         more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
         raise ValueError(f"the processes of this run disagree on the {what}: {shown}{more}")
@@ -113,8 +113,8 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted names; other values as they print."""
     if isinstance(tree, Mapping):
-        found: dict[str, Any] = {}
+        flat: dict[str, Any] = {}
         for name, value in tree.items():
-            found |= flattened(value, f"{prefix}{name}.")
-        return found
+            flat |= flattened(value, f"{prefix}{name}.")
+        return flat
     return {prefix.rstrip("."): repr(tree)}

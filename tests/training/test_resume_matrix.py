@@ -136,8 +136,9 @@ class Lab:
             settings["val_check_interval"] = case["validate"] if case["data"] == "map" or case["validate"] == 3 else 1.0
         if callbacks:
             settings["enable_checkpointing"] = True
+        size = more.pop("batch_size", 2)
         self.last = trainer(self.folder, **{**settings, **more})
-        self.last.fit(module, self.data(case["data"], more.pop("batch_size", 2)), ckpt_path=resume)
+        self.last.fit(module, self.data(case["data"], size), ckpt_path=resume)
         return module
 
     def uninterrupted(self, case: dict[str, Any]) -> Any:
