@@ -39,11 +39,8 @@ def check_data(data: VideoDataModule, sample: int | None, seed: int = 0) -> tupl
         dataset.prepare()
         problems = dataset.problems()
         wrong += problems
-        prompts: list[VideoPrompt]
-        if dataset.num_rows is None:
-            prompts = dataset.source.prompts
-        else:
-            prompts = [] if problems and not _has_rows(dataset) else [dataset[i] for i in range(len(dataset))]
+        unread = problems and dataset.num_rows is not None and not _has_rows(dataset)
+        prompts: list[VideoPrompt] = [] if unread else dataset.all_rows()
         tried = prompts if sample is None or sample >= len(prompts) else random.Random(seed).sample(prompts, sample)
         with ThreadPoolExecutor(data.decode_threads) as pool:
             bad = [error for error in pool.map(lambda prompt: _tried(prompt, data), tried) if error is not None]

@@ -47,7 +47,7 @@ class RunOnceCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; a signal that ended it is its exit status."""
         try:
-            if subcommand == "fit" and rank_zero_only.rank in (0, None) and self.trainer.is_global_zero:
+            if subcommand == "fit" and getattr(rank_zero_only, "rank", 0) in (0, None) and self.trainer.is_global_zero:
                 self._fit_in_folder()
             else:
                 self._allow()
@@ -77,13 +77,14 @@ class RunOnceCLI(LightningCLI):
             goes_on = asked == "last" or (path is not None and lies_in(path, Path(run_dir))) or self._is_requeued()
             recipe = recipe_of(self.config[self.subcommand])
             inputs = {name: value for name, value in recipe.items() if name.partition(".")[0] in ("model", "data")}
-            if not self.trainer.fast_dev_run:
+            is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+            if not is_trial:
                 make_ready(run_dir, goes_on, overwrite, inputs)
             if path is not None and path not in ("best", "hpc") and not is_remote(path):
                 self._compare(read_about(path), recipe, allowed, str(path))
             write_state(run_dir, finished=False)
             super()._run_subcommand("fit")
-            write_state(run_dir, finished=not self.trainer.fast_dev_run)
+            write_state(run_dir, finished=not is_trial)
 
     def _is_requeued(self) -> bool:
         """Whether Lightning will go on from what it saved when SLURM was about to end the job."""

@@ -239,7 +239,7 @@ class VideoDataModule(ResumableDataModule):
         start: tuple[int, int, int | None] = (0, 0, None)
         settings: dict[str, Any] = {}
         if isinstance(trainer, Trainer):
-            settings = {"epoch": lambda: trainer.current_epoch, "fixed": trainer.overfit_batches > 0}
+            settings = {"epoch": lambda: trainer.current_epoch, "fixed": trainer.overfit_batches > 0}  # type: ignore[attr-defined]
             start = self.go_on(trainer) or start
         return EpochLoader(
             dataset,

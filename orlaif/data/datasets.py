@@ -55,6 +55,10 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
         """How many there are; None for a stream, which does not know."""
         return len(self)
 
+    def all_rows(self) -> list[VideoPrompt]:
+        """All of them at once."""
+        return [self[i] for i in range(len(self))]
+
     def indexed(self, what: str) -> PromptDataset:
         """This, for a use that needs rows by number; a stream raises a ValueError that names ``what``."""
         return self
@@ -282,6 +286,10 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
     def num_rows(self) -> int | None:
         """Unknown."""
         return None
+
+    def all_rows(self) -> list[VideoPrompt]:
+        """All of them at once, which a run never does."""
+        return self.source.prompts
 
     def indexed(self, what: str) -> PromptDataset:
         """Refused: a stream has no rows by number."""

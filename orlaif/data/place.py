@@ -138,7 +138,7 @@ class PlaceKeeper(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = {**asdict(place), "is_last": is_last, "metrics": metrics}
         values["validated"] = self._open > 0 or self._validated == (place.epoch, place.batches)
-        epochs = fit.epoch_progress.current
+        epochs: Any = fit.epoch_progress.current
         if is_last and epochs.processed > place.epoch:  # the epoch is over, but for what looks at its metrics
             due = epochs.completed <= place.epoch
             values |= {"epoch": place.epoch + 1, "batches": 0, "samples": 0, "is_last": False, "plateau_due": due}
@@ -155,13 +155,9 @@ class PlaceKeeper(Callback):
         fit = trainer.fit_loop
         loop, within = fit.epoch_loop, place.batches > 0
         for epochs in (fit.epoch_progress.total, fit.epoch_progress.current):
-            epochs.ready = epochs.started = place.epoch + within
-            epochs.processed = epochs.completed = place.epoch
-        for tracker, number in (
-            (loop.batch_progress.total, place.total_batches),
-            (loop.batch_progress.current, place.batches),
-        ):
-            tracker.ready = tracker.started = tracker.processed = tracker.completed = number
+            _count(epochs, place.epoch, begun=place.epoch + within)
+        _count(loop.batch_progress.total, place.total_batches)
+        _count(loop.batch_progress.current, place.batches)
         loop.batch_progress.is_last_batch = place.is_last
         steps = loop.automatic_optimization.optim_progress.optimizer.step
         steps.total.ready = steps.total.completed = place.steps
@@ -191,6 +187,7 @@ class PlaceKeeper(Callback):
             if place.plateau_due:
                 _step_plateaus(trainer, place.epoch)
         else:
+            assert fit._data_fetcher is not None
             checks = loop._should_check_val_fx(fit._data_fetcher)
             if checks and not place.validated:
                 loop.val_loop._restart_stage = EvaluationStage.RESTARTED_MID_EVALUATION
@@ -211,8 +208,13 @@ class PlaceKeeper(Callback):
                 f"limited to {number} (trainer.limit_train_batches); resume with the batch size of then"
             )
         self._set(batches=int(number) - rest)
-        current = trainer.fit_loop.epoch_loop.batch_progress.current
-        current.ready = current.started = current.processed = current.completed = self.place.batches
+        _count(trainer.fit_loop.epoch_loop.batch_progress.current, self.place.batches)
+
+
+def _count(tracker: Any, done: int, begun: int | None = None) -> None:
+    """Have one of Lightning's counters say that so many are done, and so many begun."""
+    tracker.ready = tracker.started = done if begun is None else begun
+    tracker.processed = tracker.completed = done
 
 
 def _step_plateaus(trainer: Trainer, epoch: int) -> None:

@@ -49,7 +49,7 @@ class Checkpointing(ModelCheckpoint):
 
         With ``monitor`` it is ``stopped.ckpt``, which does not compete with the best ones.
         """
-        if trainer.fast_dev_run or not trainer.global_step:
+        if trainer.fast_dev_run or not trainer.global_step:  # type: ignore[attr-defined]
             return None
         if self._last_global_step_saved != trainer.global_step:
             if self.monitor is None and self.save_top_k:
@@ -61,7 +61,8 @@ class Checkpointing(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of a run; among the best of a ``monitor`` only where nothing was saved at all."""
         is_saved = self._last_global_step_saved == trainer.global_step
-        if not trainer.fast_dev_run and trainer.global_step and self.save_top_k and not is_saved:
+        is_run = trainer.global_step and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_run and self.save_top_k and not is_saved:
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
                 self._save_topk_checkpoint(trainer, candidates)
