@@ -1,6 +1,6 @@
 # make demo [SEED=n]   fine-tune a tiny video-language model from an oracle's ranking, and show that it got better
 # make test            the tests that any machine runs
-# make check           lint, formatting, type check
+# make check           lint, formatting, which room imports which, type check
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
 BIN := .venv/bin
@@ -22,6 +22,7 @@ slow: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=kernels $(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: setup

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
-from orlaif.policy.prefix.layout import completion_positions
+from orlaif.policy.positions import completion_positions
 from orlaif.types import PromptBatch, VideoClip
 
 #: Of a config: tokens in whose place features are put.

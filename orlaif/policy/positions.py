@@ -1,16 +1,35 @@
-"""Position ids of a batch's prompts, computed once for rollout, reference and policy.
+"""Position ids: of a batch's prompts, computed once for rollout, reference and policy, and of completions behind them.
 
 Shapes: P prompts of S tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from orlaif.policy.families import Family
 from orlaif.types import PromptBatch
+
+if TYPE_CHECKING:
+    from orlaif.policy.families import Family
+
+
+def completion_positions(prompt_positions: Tensor, length: int) -> Tensor:
+    """Positions of a completion of ``length`` tokens: it goes on after the prompt's largest position.
+
+    Args:
+        prompt_positions: i64[P, S], or i64[3, P, S] for multimodal RoPE.
+        length: T.
+
+    Returns:
+        i64[P, T] or i64[3, P, T].
+    """
+    largest = prompt_positions.amax(-1, keepdim=True)
+    if prompt_positions.ndim == 3:  # text after a video starts behind the largest of its three coordinates
+        largest = largest.amax(0, keepdim=True).expand(prompt_positions.shape[0], -1, -1)
+    return largest + 1 + torch.arange(length, device=prompt_positions.device)
 
 
 class PromptPositions:

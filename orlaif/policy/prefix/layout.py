@@ -110,22 +110,6 @@ class GroupRows:
         return (same_group & (prompt | same_segment) & (order[:, None] >= order)).unsqueeze(1)
 
 
-def completion_positions(prompt_positions: Tensor, length: int) -> Tensor:
-    """Positions of a completion of ``length`` tokens: it goes on after the prompt's largest position.
-
-    Args:
-        prompt_positions: i64[P, S], or i64[3, P, S] for multimodal RoPE.
-        length: T.
-
-    Returns:
-        i64[P, T] or i64[3, P, T].
-    """
-    largest = prompt_positions.amax(-1, keepdim=True)
-    if prompt_positions.ndim == 3:  # text after a video starts behind the largest of its three coordinates
-        largest = largest.amax(0, keepdim=True).expand(prompt_positions.shape[0], -1, -1)
-    return largest + 1 + torch.arange(length, device=prompt_positions.device)
-
-
 def _spans(prompts: list[int], completions: list[list[int]], one_row: bool) -> list[GroupSpan]:
     """Put each group behind the one before it, in a new row where the row is full."""
     lengths = [prompt + sum(group) for prompt, group in zip(prompts, completions, strict=True)]

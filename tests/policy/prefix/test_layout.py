@@ -11,8 +11,9 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.policy import FUSED_HEAD_FAMILIES
+from orlaif.policy.positions import completion_positions
 from orlaif.policy.prefix.attention import choose_attention, flex_attention
-from orlaif.policy.prefix.layout import GroupRows, completion_positions, group_rows
+from orlaif.policy.prefix.layout import GroupRows, group_rows
 from orlaif.policy.prefix.split import split_attention
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import make_policy, random_completions
