@@ -201,8 +201,10 @@ class ChatClient:
             cause = f"no connection to {self.base_url}, or no reply from it, within {self.timeout_s:g} s {tries}"
             raise UnreachableError(f"{cause} (client.timeout_s)") from None
         if isinstance(error, openai.APIConnectionError):
-            cause = str(error.__cause__ or "").strip() or type(error.__cause__ or error).__name__
-            raise UnreachableError(f"no connection to {self.base_url} {tries}: {cause}; is the server up?") from None
+            problem = error.__cause__ or error
+            cause = f"{type(problem).__name__}: {problem}".strip(": ")
+            what = "no connection to" if "Connect" in type(problem).__name__ else "lost the connection to"
+            raise UnreachableError(f"{what} {self.base_url} {tries}: {cause}; is the server up?") from None
         if isinstance(error, openai.APIStatusError):
             words = _words(error.response.text)
             words = words.replace(key, "[key]") if key else words  # some servers repeat it

@@ -103,7 +103,9 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     while start >= 0:
         try:
             value, end = decoder.raw_decode(reply, start)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            raise ValueError(f"objects without end in the reply {_short(reply)}") from None
+        except ValueError:
             end = start + 1
         else:
             if isinstance(value, dict) and "ranking" in value:
