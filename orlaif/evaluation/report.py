@@ -1,7 +1,8 @@
 """Results as files: graded records, JSON, a page of Markdown tables, a plot; and two runs side by side.
 
 The comparison is paired: for each group of answers that both runs gave, the mean difference with the 95 % percentile
-interval of a bootstrap over the questions (Efron & Tibshirani 1993).
+interval of a bootstrap over the questions (Efron & Tibshirani 1993). Its ten lines are written out here, for orlaif
+needs scipy, which has them as well, for nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from orlaif.evaluation.suite import Record, Suite, Table, is_count, shown
 
 log = logging.getLogger(__name__)
+#: Scores that no judge gives.
+JUDGE_FREE = ("exact_match", "token_f1", "official", "strict", "unreadable")
 RESULTS, GRADED, PAGE, PLOT = "results.json", "graded.jsonl", "results.md", "results.png"
 
 
@@ -25,18 +28,23 @@ def write_results(folder: str, suite: Suite, graded: Sequence[Record], about: di
     """Write ``results.json``, ``graded.jsonl``, ``results.md`` and ``results.png``; returns the suite's metrics."""
     os.makedirs(folder, exist_ok=True)
     tables, metrics = suite.tables(graded), suite.metrics(graded)
-    with open(os.path.join(folder, GRADED), "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in graded)
+    _write(os.path.join(folder, GRADED), "".join(json.dumps(record) + "\n" for record in graded))
     results = {"metrics": metrics, "about": about, "tables": [asdict(one) for one in tables]}
-    with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2)
+    _write(os.path.join(folder, RESULTS), json.dumps(results, indent=2))
     pinned = json.dumps(about, indent=2)
     plotted = plot_rows(os.path.join(folder, PLOT), tables[0].title, _bars(tables[0]))
     picture = [f"![{tables[0].title}]({PLOT})"] if plotted else []
     page = ["# Results", *picture, *(one.markdown() for one in tables), f"```json\n{pinned}\n```"]
-    with open(os.path.join(folder, PAGE), "w", encoding="utf-8") as file:
-        file.write("\n\n".join(page) + "\n")
+    _write(os.path.join(folder, PAGE), "\n\n".join(page) + "\n")
     return metrics
+
+
+def _write(path: str, text: str) -> None:
+    """A file that is whole, or the one that was there before."""
+    unfinished = f"{path}.unfinished"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(unfinished, path)
 
 
 def _bars(one: Table) -> dict[str, list[tuple[str, float | None, float, float]]]:
@@ -88,6 +96,16 @@ def read_graded(folder: str) -> dict[str, Record]:
         return {record["id"]: record for record in map(json.loads, file)}
 
 
+def judge_of(folder: str) -> Any:
+    """The judge that a run's results are pinned to, wherever it ran; None where there was none."""
+    path = os.path.join(folder, RESULTS)
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        judge = json.load(file)["about"].get("judge")
+    return {name: value for name, value in judge.items() if name != "base_url"} if isinstance(judge, dict) else judge
+
+
 def paired_difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
     """Mean of ``b - a`` over questions, and the 95 % percentile interval of its bootstrap.
 
@@ -131,7 +149,7 @@ def compare(
         Rows ``label, n, a, b, difference, low, high``, the last over all.
 
     Raises:
-        ValueError: nothing in common, or a score or tag that is not there.
+        ValueError: nothing in common, a score or tag that is not there, or a score that two judges gave.
     """
     left, right = read_graded(a), read_graded(b)
     common = [key for key in left if key in right]
@@ -145,6 +163,12 @@ def compare(
         score = known[0]
     if score not in known:
         raise ValueError(f"score {score!r} is not in both runs; in both are {', '.join(known) or 'none'}")
+    if score not in JUDGE_FREE and judge_of(a) != judge_of(b):
+        free = [name for name in known if name in JUDGE_FREE]
+        raise ValueError(
+            f"{names[0]} and {names[1]} were graded by judges of different settings ({RESULTS}: about.judge), whose "
+            f"{score!r} is not comparable; grade one of them anew" + (f", or --score {free[0]}" if free else "")
+        )
     scored = [key for key in common if left[key]["scores"].get(score) is not None]
     scored = [key for key in scored if right[key]["scores"].get(score) is not None]
     if not scored:
@@ -154,7 +178,7 @@ def compare(
         record = left[key]
         return record.get("category") if by in (None, "category") else record.get("tags", {}).get(by)
 
-    labels = sorted({found for key in scored if (found := label(key))})
+    labels = sorted({name for key in scored if (name := label(key))})
     if by is not None and not labels:
         raise ValueError(f"no record has a {by!r} to break down by")
     rows = []

@@ -166,8 +166,8 @@ class ExactMatch(Suite):
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """``accuracy``, ``token_f1``, and ``accuracy/<category>``."""
-        found = {"accuracy": mean_of(records, "exact_match"), "token_f1": mean_of(records, "token_f1")}
+        means = {"accuracy": mean_of(records, "exact_match"), "token_f1": mean_of(records, "token_f1")}
         for category in sorted({record["category"] for record in records if record.get("category")}):
-            own = [record for record in records if record.get("category") == category]
-            found[f"accuracy/{category}"] = mean_of(own, "exact_match")
-        return {name: value for name, value in found.items() if value is not None}
+            members = [record for record in records if record.get("category") == category]
+            means[f"accuracy/{category}"] = mean_of(members, "exact_match")
+        return {name: value for name, value in means.items() if value is not None}

@@ -42,8 +42,8 @@ def rouge_l(answer: str, reference: str) -> float:
         return float(words == expected)
     from torchmetrics.functional.text.rouge import rouge_score  # slow to import
 
-    both = {"normalizer": normalize_answer, "tokenizer": str.split}
-    return float(rouge_score(answer, reference, rouge_keys="rougeL", **both)["rougeL_fmeasure"])
+    scores = rouge_score(answer, reference, normalizer=normalize_answer, tokenizer=str.split, rouge_keys="rougeL")
+    return float(scores["rougeL_fmeasure"])
 
 
 def same_number(answer: str, reference: str, tolerance: float = 1e-6) -> float:

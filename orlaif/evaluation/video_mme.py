@@ -42,8 +42,8 @@ def official_letter(response: str) -> str:
         text = text.replace(prefix, "")
     if len(text.split()) > 10 and not re.search("[ABCD]", text):
         return ""
-    found = re.search("[ABCD]", text)
-    return found[0] if found else ""
+    letter = re.search("[ABCD]", text)
+    return letter[0] if letter else ""
 
 
 class VideoMMESuite(Suite):
@@ -71,14 +71,14 @@ class VideoMMESuite(Suite):
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """By duration; then, for each breakdown, durations side by side with all of them pooled."""
-        found = [self._by_duration(records)]
+        tables = [self._by_duration(records)]
         for tag, name in BREAKDOWNS:
             columns = []
             for scoring in ("official", "strict"):
                 columns += [(f"{duration} {scoring} %", f"{duration}/{scoring}") for duration in (*DURATIONS, "all")]
             spread = [self._spread(record) for record in records]
-            found.append(table(f"Video-MME by {name}", spread, columns, lambda record, tag=tag: record["tags"][tag]))  # type: ignore[misc]
-        return found
+            tables.append(table(f"Video-MME by {name}", spread, columns, lambda record, tag=tag: record["tags"][tag]))  # type: ignore[misc]
+        return tables
 
     def _by_duration(self, records: Sequence[Record]) -> Table:
         columns = (*self.COLUMNS, ("n unreadable", "unreadable"))
@@ -98,10 +98,10 @@ class VideoMMESuite(Suite):
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """``accuracy`` (strict), ``accuracy_official``, ``unreadable_rate``, and ``accuracy/<duration>``."""
-        found = {"accuracy": mean_of(records, "strict"), "accuracy_official": mean_of(records, "official")}
+        means = {"accuracy": mean_of(records, "strict"), "accuracy_official": mean_of(records, "official")}
         for duration in DURATIONS:
-            own = [record for record in records if record["tags"]["duration"] == duration]
-            found[f"accuracy/{duration}"] = mean_of(own, "strict")
+            members = [record for record in records if record["tags"]["duration"] == duration]
+            means[f"accuracy/{duration}"] = mean_of(members, "strict")
         if records:
-            found["unreadable_rate"] = sum(record["scores"]["unreadable"] for record in records) / len(records)
-        return {name: value for name, value in found.items() if value is not None}
+            means["unreadable_rate"] = sum(record["scores"]["unreadable"] for record in records) / len(records)
+        return {name: value for name, value in means.items() if value is not None}

@@ -86,13 +86,13 @@ class PairwiseJudge(LocalJudge):
         questions = [f"{self.instructions}\n\n{opening(group.prompt.question)}\n{CUT}" for group in groups]
         prompts = self._batch(groups, questions, cut=True)
         if self.pairs == "all":
-            wanted = [list(permutations(range(len(own)), 2)) for own in texts]
+            wanted = [list(permutations(range(len(members)), 2)) for members in texts]
             values = [self._aggregated(wins) for wins in self._wins(prompts, texts, wanted)]
         else:
             values = self._sorted(prompts, texts)
         return [
-            torch.stack([value[own.index(answer)] for answer in group.answers])
-            for group, own, value in zip(groups, texts, values, strict=True)
+            torch.stack([value[members.index(answer)] for answer in group.answers])
+            for group, members, value in zip(groups, texts, values, strict=True)
         ]
 
     def _aggregated(self, wins: Tensor) -> Tensor:
@@ -102,10 +102,12 @@ class PairwiseJudge(LocalJudge):
 
     def _sorted(self, prompts: tuple[PromptBatch, str], texts: list[list[str]]) -> list[Tensor]:
         """Places in the order that the network makes, all groups one stage at a time."""
-        orders = [list(range(len(own))) for own in texts]
-        stages = [sorting_network(len(own)) for own in texts]
-        for stage in range(max(len(own) for own in stages)):
-            comparisons: list[list[tuple[int, int]]] = [own[stage] if stage < len(own) else [] for own in stages]
+        orders = [list(range(len(members))) for members in texts]
+        stages = [sorting_network(len(members)) for members in texts]
+        for stage in range(max(len(members) for members in stages)):
+            comparisons: list[list[tuple[int, int]]] = [
+                members[stage] if stage < len(members) else [] for members in stages
+            ]
             wanted: list[list[tuple[int, int]]] = []
             for order, pairs in zip(orders, comparisons, strict=True):
                 meets = [(order[i], order[j]) for i, j in pairs]
@@ -120,23 +122,26 @@ class PairwiseJudge(LocalJudge):
         self, prompts: tuple[PromptBatch, str], texts: list[list[str]], pairs: list[list[tuple[int, int]]]
     ) -> list[Tensor]:
         """f64[n, n] of each group: probability that i is better than j, summed over the orders that were asked."""
-        wins = [torch.zeros(len(own), len(own), dtype=torch.float64) for own in texts]
+        wins = [torch.zeros(len(members), len(members), dtype=torch.float64) for members in texts]
         most = max(len(asked) for asked in pairs)
         if not most:
             return wins
         judge, (batch, tail) = self.judge, prompts
         letters = letter_ids(judge, 2)
         tokenizer = judge.processor.tokenizer
-        shown = [[quoted(text, self.markup) for text in own] for own in texts]
+        shown = [[quoted(text, self.markup) for text in members] for members in texts]
         rows = [
             [
-                [*tokenizer(f"A: {own[i]}\nB: {own[j]}{tail}", add_special_tokens=False).input_ids, int(letters[0])]
+                [
+                    *tokenizer(f"A: {members[i]}\nB: {members[j]}{tail}", add_special_tokens=False).input_ids,
+                    int(letters[0]),
+                ]
                 for i, j in asked
             ]
-            for own, asked in zip(shown, pairs, strict=True)
+            for members, asked in zip(shown, pairs, strict=True)
         ]
         # Groups with fewer pairs than others are filled up with rows of no token.
-        filled = [[*own, *[[]] * (most - len(own))] for own in rows]
+        filled = [[*members, *[[]] * (most - len(members))] for members in rows]
         completions = Completions.padded(filled, (("",) * most,) * len(batch), judge.pad_id, judge.device)
         with evaluating(judge.network), self._adapter_off():
             hidden, head = judge.completion_hidden(batch, completions)

@@ -144,11 +144,13 @@ def answer_completions(
         Completions [P, G, T], and bool[P, G], which of them are answers; the rest fill the groups up.
     """
     markup = special_tokens(policy.processor.tokenizer, policy.placeholder_ids)
-    most = max(len(own) for own in answers)
-    filled = tuple((*own, *[""] * (most - len(own))) for own in answers)
-    closed = [[answer_ids(policy, without_tokens(text, markup)) for text in own] for own in filled]
-    rows = [[[*ids, ids[-1]] for ids in own] for own in closed]
-    real = torch.arange(most, device=device) < torch.tensor([len(own) for own in answers], device=device)[:, None]
+    most = max(len(members) for members in answers)
+    filled = tuple((*members, *[""] * (most - len(members))) for members in answers)
+    closed = [[answer_ids(policy, without_tokens(text, markup)) for text in members] for members in filled]
+    rows = [[[*ids, ids[-1]] for ids in members] for members in closed]
+    real = (
+        torch.arange(most, device=device) < torch.tensor([len(members) for members in answers], device=device)[:, None]
+    )
     return Completions.padded(rows, filled, policy.pad_id, device), real
 
 
@@ -205,8 +207,8 @@ class PreferenceRanker(Oracle):
             parts.append(
                 torch.stack(
                     [
-                        row[[own.index(answer) for answer in group.answers]]
-                        for row, own, group in zip(scores, different, part, strict=True)
+                        row[[members.index(answer) for answer in group.answers]]
+                        for row, members, group in zip(scores, different, part, strict=True)
                     ]
                 )
             )

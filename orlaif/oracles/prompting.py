@@ -76,12 +76,12 @@ def ballots(group: CandidateGroup, number: int, seed: int) -> list[Ballot]:
     if len(texts) > len(string.ascii_uppercase):
         raise ValueError(f"{len(texts)} different answers; a judge of lists takes at most 26")
     generator = random.Random(json.dumps([seed, group.prompt.id]))
-    found: list[Ballot] = []
+    drawn: list[Ballot] = []
     for i in range(number):
-        order = list(reversed(found[-1].texts)) if i % 2 else generator.sample(texts, len(texts))
+        order = list(reversed(drawn[-1].texts)) if i % 2 else generator.sample(texts, len(texts))
         places = tuple(order.index(answer) for answer in group.answers)
-        found.append(Ballot(group=group, texts=tuple(order), places=places))
-    return found
+        drawn.append(Ballot(group=group, texts=tuple(order), places=places))
+    return drawn
 
 
 def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
@@ -97,7 +97,7 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     Raises:
         ValueError: nothing, or more than one thing, to read; a letter missing, twice or unknown.
     """
-    found = []
+    rankings = []
     decoder = json.JSONDecoder(object_pairs_hook=_once)
     start = reply.find("{")
     while start >= 0:
@@ -109,11 +109,11 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
             end = start + 1
         else:
             if isinstance(value, dict) and "ranking" in value:
-                found.append(value["ranking"])
+                rankings.append(value["ranking"])
         start = reply.find("{", end)
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} rankings in the reply {_short(reply)}")
-    levels = found[0]
+    if len(rankings) != 1:
+        raise ValueError(f"{len(rankings)} rankings in the reply {_short(reply)}")
+    levels = rankings[0]
     if not isinstance(levels, list):
         raise ValueError(f"the ranking is no list in the reply {_short(reply)}")
     order = [[level] if isinstance(level, str) else level for level in levels]

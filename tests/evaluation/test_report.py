@@ -89,6 +89,25 @@ def test_what_only_one_run_answered_is_left_out(tmp_path: Path) -> None:
     assert (row["n"], row["a"], row["b"]) == (2, 1.0, 0.0)
 
 
+def test_scores_of_two_judges_are_not_compared(tmp_path: Path) -> None:
+    """What no judge has given still is; so is the same judge at another address."""
+
+    class Judged(ExactMatch):
+        def grade(self, records: Any) -> list[dict[str, Any]]:
+            return [{**r, "scores": {"judged": 1.0, **r["scores"]}} for r in super().grade(records)]
+
+    folders = []
+    for name, model in (("a", "m-1"), ("b", "m-2"), ("c", "m-1")):
+        folders.append(str(tmp_path / name))
+        judge = {"model": model, "base_url": f"http://{name}/v1"}
+        write_results(folders[-1], Judged(), Judged().grade(records([True] * 4)), {"judge": judge})
+    a, b, c = folders
+    with pytest.raises(ValueError, match=r"a and b were graded by judges of different .*, or --score exact_match"):
+        compare(a, b, ("a", "b"))
+    assert compare(a, b, ("a", "b"), score="token_f1")[-1]["a"] == 1.0
+    assert compare(a, c, ("a", "c"))[-1]["score"] == "judged"
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a", [True] * 4), run(tmp_path / "b", [True] * 4)
     with pytest.raises(ValueError, match=r"graded.jsonl: no such file; run `orlaif test`"):

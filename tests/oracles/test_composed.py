@@ -10,11 +10,15 @@ import torch
 from transformers import StableLmConfig, StableLmForSequenceClassification
 
 from orlaif.demo.tiny import tiny_tokenizer
+from orlaif.openai_client import ChatClient
 from orlaif.oracles import (
     EnsembleOracle,
     FunctionOracle,
+    HTTPJudge,
     Oracle,
     OracleFailure,
+    PairwiseJudge,
+    PreferenceRanker,
     ReferenceAnswerOracle,
     ScoreOracle,
     TextRewardModel,
@@ -176,6 +180,22 @@ def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- partial failure
+
+
+def test_an_oracle_says_which_models_it_holds() -> None:
+    """The plan counts none of them; the policy's base and a server are no further models."""
+    client = ChatClient("http://localhost/v1", "m")
+    held = EnsembleOracle(
+        [
+            PreferenceRanker("folder"),
+            PairwiseJudge("model"),
+            PairwiseJudge(None),
+            HTTPJudge(client),
+            ScoreOracle(TextRewardModel("model")),
+            ScoreOracle(lambda group: [0.0]),
+        ]
+    ).held_models()
+    assert held == ("PreferenceRanker", "PairwiseJudge", "TextRewardModel")
 
 
 def test_a_partial_failure_asks_again_only_for_what_failed() -> None:
