@@ -8,7 +8,9 @@ where the adapter's base lies: an absolute path, or one relative to where we are
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoProcessor
 from transformers.utils import cached_file
+
+log = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -96,6 +100,7 @@ def find_source(path: str) -> Source:
         raise ValueError(
             f"checkpoint path is {path!r}: no such folder (expected a Hugging Face checkpoint or a hub id)"
         )
+    ask_the_hub_once()
     try:
         cached_file(path, "config.json")
     except OSError as error:
@@ -104,6 +109,24 @@ def find_source(path: str) -> Source:
         cached_file(path, ADAPTER_CONFIG)  # else its error says that there is neither
         return _adapter_source(path, snapshot_download(path, allow_patterns=["adapter_*", *PROCESSOR_FILES]))
     return Source(path=path, model=path)
+
+
+@functools.cache
+def ask_the_hub_once(timeout_s: float = 5.0) -> None:
+    """Work offline where the hub cannot be reached, instead of asking six times for each file.
+
+    What is in the cache is then used at once, and what is not is refused at once. Asked once per process.
+
+    Args:
+        timeout_s: for an answer, whatever it is.
+    """
+    if constants.is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout_s)
+    except Exception as error:  # of the HTTP library in use
+        log.warning("%s cannot be reached (%s): only models in the cache can be used", constants.ENDPOINT, error)
+        constants.HF_HUB_OFFLINE = True
 
 
 def looks_local(path: str) -> bool:
