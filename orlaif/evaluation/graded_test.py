@@ -164,7 +164,8 @@ def made_by(module: Evaluated, data: AsksQuestions) -> dict[str, Any]:
     """What all answers of a test depend on: the model, its settings, and those of the data."""
     policy = module.policy
     path = policy.path
-    files = sorted(glob(os.path.join(escape(path), "*"))) if os.path.isdir(path) else []
+    folders = [policy.source.adapter, policy.source.model] if os.path.isdir(path) else []
+    files = [file for folder in folders if folder for file in sorted(glob(os.path.join(escape(folder), "*")))]
     stats = [(os.path.basename(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files]
     ckpt = getattr(module.trainer, "ckpt_path", None)
     there = ckpt is not None and os.path.exists(ckpt)

@@ -18,6 +18,7 @@ from orlaif.evaluation.quoting import special_tokens
 from orlaif.oracles.base import Oracle
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.lora_settings import check_reference
 from orlaif.types import CandidateGroup, PromptBatch, VideoPrompt
 
 CUT = "\u241e"  # where a rendered prompt is cut in two; no tokenizer needs to know it
@@ -59,6 +60,7 @@ class LocalJudge(Oracle):
                     "oracle.model is null: the judge is then the policy's base with the adapter off, and "
                     "this policy has no adapter; set policy.lora, or name a model"
                 )
+            check_reference(policy.lora)
             self._borrowed = policy
 
     @property

@@ -13,6 +13,8 @@ import torch
 
 from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.policy.hub import find_source
+from orlaif.policy.merging import fold
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 Score = Callable[[CandidateGroup], Sequence[float]]
@@ -82,7 +84,7 @@ class TextRewardModel:
     """A Hugging Face reward model over question and answer, for :class:`ScoreOracle`; it does not see the video.
 
     Args:
-        path: folder or hub id of an ``AutoModelForSequenceClassification`` with one output.
+        path: folder or hub id of an ``AutoModelForSequenceClassification`` with one output, or a PEFT adapter.
         dtype: of its weights.
         device: where it runs; by default CUDA where there is one.
 
@@ -99,8 +101,15 @@ class TextRewardModel:
         if self._loaded is None:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(self.path)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=getattr(torch, self.dtype))
+            source = find_source(self.path)
+            place, revision = source.tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+            head = {} if source.adapter is None else {"num_labels": 1}  # an adapter brings its own
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                source.model, revision=source.revision, dtype=getattr(torch, self.dtype), **head
+            )
+            if source.adapter is not None:
+                model = fold(model, source.adapter)
             if model.config.num_labels != 1:
                 raise ValueError(f"oracle.score: {self.path} has {model.config.num_labels} outputs; a reward has one")
             if tokenizer.chat_template is None:

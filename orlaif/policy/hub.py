@@ -65,7 +65,16 @@ class Source:
     @property
     def processor(self) -> tuple[str, str | None]:
         """Folder or hub id of the processor, and its revision: the adapter's where it has one, else the model's."""
-        if self.adapter and any(os.path.exists(os.path.join(self.adapter, name)) for name in _PROCESSOR_CONFIGS):
+        return self._place(*_PROCESSOR_CONFIGS)
+
+    @property
+    def tokenizer(self) -> tuple[str, str | None]:
+        """The same of the tokenizer alone, of a model that has no processor."""
+        return self._place("tokenizer_config.json")
+
+    def _place(self, *names: str) -> tuple[str, str | None]:
+        """The adapter's folder, if it has one of these files, else the model's, with its revision."""
+        if self.adapter and any(os.path.exists(os.path.join(self.adapter, name)) for name in names):
             return self.adapter, None
         return self.model, self.revision
 

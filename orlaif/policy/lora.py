@@ -184,7 +184,9 @@ def quantization_config(quantization: dict[str, Any]) -> Any:
         ValueError: bitsandbytes is not installed, or an argument that it does not know.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("policy.quantization needs bitsandbytes, which is not installed: pip install orlaif[qlora]")
+        raise ValueError(
+            "policy.quantization needs bitsandbytes, which is not installed: pip install '.[qlora]' in a checkout"
+        )
     settings = dict(quantization)
     for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
         if isinstance(value := settings.get(name), str):

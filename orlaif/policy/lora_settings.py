@@ -50,5 +50,5 @@ def check_reference(lora: dict[str, Any]) -> None:
     if lora.get("bias", "none") != "none":
         raise ValueError(
             f"policy.lora.bias is {lora['bias']!r}, which trains biases of the base itself: with the adapter off they "
-            "would still be there, and it would be no reference; use 'none' (or loss.kl_coef: 0, for no reference)"
+            "would still be there, and it would be neither reference nor judge; use 'none' (or loss.kl_coef: 0)"
         )

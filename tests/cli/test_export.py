@@ -68,6 +68,34 @@ def test_the_checkpoint_knows_its_recipe_whatever_lies_beside_it(adapted: Path, 
         assert equal(tmp_path / "out", adapted / "export")
 
 
+def test_a_checkpoint_of_averaged_weights(tiny_model: str, data_root: str, tmp_path: Path) -> None:
+    average = ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    run(small("demo_sft.yaml", "fit", tmp_path / "run", tiny_model, data_root, *FEW, LORA, *average))
+    main(["--ckpt", str(tmp_path / "run"), "--to", str(tmp_path / "out")])
+    assert equal(tmp_path / "out", tmp_path / "run" / "export")
+
+
+def test_a_warm_start_is_an_adapter_and_so_is_what_comes_of_it(
+    adapted: Path, tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    """RL from a supervised adapter, on the adapter itself and on one of another rank; tested, and merged."""
+    larger = LORA.replace('"r": 4', '"r": 8')
+    start = str(adapted / "export")
+    for lora, rank in ((LORA, 4), (larger, 12)):
+        words = [*FEW, lora, "--model.init_args.loss.kl_coef=0.02"]
+        run(small("demo_rlaif.yaml", "fit", tmp_path / f"r{rank}", start, data_root, *words))
+        export = tmp_path / f"r{rank}" / "export"
+        about = json.loads((export / "adapter_config.json").read_text())
+        assert (about["r"], about["base_model_name_or_path"]) == (rank, str(Path(tiny_model).absolute()))
+        main(["--ckpt", str(export), "--to", str(tmp_path / f"merged{rank}"), "--merge"])
+        again = tmp_path / f"again{rank}"
+        main(["--ckpt", str(tmp_path / f"r{rank}"), "--to", str(again)])
+        assert equal(again, export)
+        limited = ["--trainer.limit_test_batches=1", "--trainer.logger=false"]
+        run(small("demo_rlaif.yaml", "test", tmp_path / f"test{rank}", str(export), data_root, *limited))
+        assert (tmp_path / f"test{rank}" / "results.json").exists()
+
+
 def test_all_of_a_policy(tiny_model: str, data_root: str, tmp_path: Path) -> None:
     """Full fine-tuning with a frozen copy as reference, which is no part of the export."""
     run(

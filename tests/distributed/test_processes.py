@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from orlaif.cli.export import main as export
 from orlaif.data.share import Share
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
@@ -199,6 +202,34 @@ def test_sharded_weights_are_exported_whole(job: Any, tmp_path: Path, lora: Any,
         assert float((weights[1][name] - weight).abs().max()) <= 1e-6, name
     if lora is None or merge:
         assert max(float((weights[0][name] - weight).abs().max()) for name, weight in start.items()) > 1e-4
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_sharded_checkpoint_is_exported_by_one_process_and_by_going_on(job: Any, tmp_path: Path, lora: Any) -> None:
+    settings: dict[str, Any] = {"steps": 2, "lora": lora, "rate": 0.1 if lora is None else 10.0, "save_every": 2}
+    settings |= {"strategy": "fsdp2", "export": True}
+    run(job("two", **settings), world=2)
+    folder = tmp_path / "two" / "export"
+    (saved,) = (tmp_path / "two" / "checkpoints").glob("*.ckpt")
+    assert saved.is_dir()
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return load_file(next(folder.glob("*.safetensors")))
+
+    before = weights(folder)
+    policy = {"path": job("x").folder, "dtype": "float32", "lora": lora}
+    module = {
+        "policy": {"class_path": "orlaif.policy.Policy", "init_args": policy},
+        "oracle": {"class_path": "orlaif.oracles.ReferenceAnswerOracle"},
+    }
+    recipe = {"model": {"class_path": "orlaif.OracleRLAIF", "init_args": module}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    export(["--ckpt", str(saved), "--to", str(tmp_path / "alone"), "--config", str(tmp_path / "recipe.yaml")])
+    shutil.rmtree(folder)
+    run(job("two", **settings, resume=str(saved)), world=2)
+    for other in (weights(tmp_path / "alone"), weights(folder)):
+        assert other.keys() == before.keys()
+        assert all(torch.equal(other[name], weight) for name, weight in before.items())
 
 
 def test_uneven_predictions_of_sharded_weights(job: Any, tmp_path: Path) -> None:

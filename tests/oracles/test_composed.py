@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import StableLmConfig, StableLmForSequenceClassification
+from peft import LoraConfig, get_peft_model
+from transformers import StableLmConfig, StableLmForCausalLM, StableLmForSequenceClassification
 
 from orlaif.demo.tiny import tiny_tokenizer
 from orlaif.openai_client import ChatClient
@@ -251,3 +252,36 @@ def test_a_reward_model_of_hugging_face(tmp_path: Path) -> None:
         assert score == pytest.approx(float(alone[0, 0]), abs=1e-5)
     assert ranking.scores[0, 0] == ranking.scores[0, 3]
     assert ranking.scores.unique().numel() == 3
+
+
+def test_a_reward_model_may_be_an_adapter(tmp_path: Path) -> None:
+    """On a language model, with the head beside it, as TRL's reward trainer saves it."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(["which", "red", "blue", "ball"])
+    config = StableLmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    StableLmForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = StableLmForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapter")
+    oracle = ScoreOracle(TextRewardModel(str(tmp_path / "adapter"), dtype="float32", device="cpu"))
+    ranking = oracle.rank([group("red", "blue ball")])
+    assert ranking.scores is not None
+    for answer, score in zip(("red", "blue ball"), ranking.scores[0].tolist(), strict=True):
+        messages = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        with torch.no_grad():
+            alone = model.eval()(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
+        assert score == pytest.approx(float(alone[0, 0]), abs=1e-5)

@@ -138,6 +138,8 @@ def test_trained_biases_have_no_reference(tiny_model: str) -> None:
     policy = Policy(tiny_model, lora={**LORA, "bias": "all"}).load()
     with pytest.raises(ValueError, match=r"policy.lora.bias is 'all'.*use 'none'"):
         policy.load_reference()
+    with pytest.raises(ValueError, match=r"policy.lora.bias is 'all'.*nor judge"):  # the base, which they changed
+        ListwiseJudge(None).bind(policy)
 
 
 @pytest.mark.parametrize(
