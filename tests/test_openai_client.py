@@ -157,6 +157,14 @@ def test_a_reply_that_is_no_object_is_unreadable_and_no_crash(reply: str) -> Non
             ask(server.url)
 
 
+def test_what_a_judge_thinks_aloud_is_not_what_it_says() -> None:
+    """An order that it considers is no second ranking; thoughts that were cut off say nothing."""
+    assert parse_order('<think>{"ranking": ["B", "A"]}?</think>\n{"ranking": ["A", "B"]}', ("A", "B")) == [[0], [1]]
+    assert read_object('<think>{"score": 1} or so</think> {"score": 4}') == {"score": 4}
+    with pytest.raises(ValueError, match="0 rankings"):
+        parse_order('<think>maybe {"ranking": ["B", "A"]}', ("A", "B"))
+
+
 # ------------------------------------------------------------------------------------------------------ graders
 
 

@@ -132,10 +132,7 @@ def final_answer(text: str) -> str:
     Returns:
         ``B``; empty where thoughts have no end, or two answers that differ are marked.
     """
-    text = unicodedata.normalize("NFKC", text)
-    text = re.split(r"</think(?:ing)?>|◁/think▷", text)[-1]
-    if re.search(r"<think(?:ing)?>|◁think▷", text):
-        return ""
+    text = without_thoughts(unicodedata.normalize("NFKC", text))
     for marked in (r"<answer>(.*?)(?:</answer>|$)", r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"):
         inner = list(dict.fromkeys(part.strip() for part in re.findall(marked, text, re.DOTALL | re.IGNORECASE)))
         if len(inner) > 1:
@@ -143,6 +140,12 @@ def final_answer(text: str) -> str:
         text = inner[0] if inner else text
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()
+
+
+def without_thoughts(text: str) -> str:
+    """What follows the thoughts of a model that thinks aloud; empty where they have no end."""
+    text = re.split(r"</think(?:ing)?>|◁/think▷", text)[-1]
+    return "" if re.search(r"<think(?:ing)?>|◁think▷", text) else text
 
 
 @dataclass(frozen=True)

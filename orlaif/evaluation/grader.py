@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from orlaif.evaluation.choices import without_thoughts
 from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
 from orlaif.openai_client import ChatClient, UnansweredError, UnreachableError
 
@@ -129,11 +130,12 @@ def comparison(question: str, answer: str, prediction: str) -> str:
 
 
 def read_object(reply: str) -> dict[str, Any]:
-    """The one object in a reply, as JSON or as a Python dictionary, prose around it or not.
+    """The one object in a reply, as JSON or as a Python dictionary, with thoughts before it and prose around it or not.
 
     Raises:
         ValueError: none, or more than one.
     """
+    reply = without_thoughts(reply)
     objects: list[dict[str, Any]] = []
     place = reply.find("{")
     while place >= 0:

@@ -8,6 +8,7 @@ import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from orlaif.evaluation.choices import without_thoughts
 from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
 from orlaif.types import CandidateGroup
 
@@ -88,7 +89,7 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     """The order in a judge's reply.
 
     Args:
-        reply: text with exactly one JSON object that has ``ranking``; prose around it does not matter.
+        reply: text with exactly one JSON object that has ``ranking``; thoughts and prose around it do not matter.
         labels: the letters to be ordered.
 
     Returns:
@@ -97,6 +98,7 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     Raises:
         ValueError: nothing, or more than one thing, to read; a letter missing, twice or unknown.
     """
+    reply = without_thoughts(reply)
     rankings = []
     decoder = json.JSONDecoder(object_pairs_hook=_once)
     start = reply.find("{")
