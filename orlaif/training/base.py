@@ -82,6 +82,7 @@ class PolicyModule(Evaluated):
         self._counted: dict[str, float] = {}
         self._at_step: tuple[int, dict[str, float]] = (-1, {})  # the totals behind that step of the optimizer
         self._changed_at = -1  # the step within which weights have begun to change
+        self._is_sampling = False
         #: What may differ from the run that a checkpoint is of (``--resume_changed``).
         self.resume_changed: tuple[str, ...] = ()
         self._base = ""  # fingerprint of the policy's checkpoint
@@ -154,7 +155,7 @@ class PolicyModule(Evaluated):
 
     def on_train_start(self) -> None:
         """Of a run that goes on: use the learning rate and the other settings that its recipe states."""
-        self._at_step, self._changed_at = (-1, {}), -1
+        self._at_step, self._changed_at, self._is_sampling = (-1, {}), -1, False
         before, self._stated_before = self._stated_before, {}
         if before:
             scheduler = self.trainer.lr_scheduler_configs[0].scheduler if self.trainer.lr_scheduler_configs else None
@@ -232,12 +233,14 @@ class PolicyModule(Evaluated):
         """Free the gradients of the step before, so that a rollout has their memory; keep the totals behind it."""
         if self.global_step != self._at_step[0]:
             self._at_step = self.global_step, dict(self.totals)
+        self._is_sampling = True
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
 
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
+        self._is_sampling = False
         self.log("time/policy", self._elapsed(self._policy_start), prog_bar=True)
         if not self._stepping:
             return
@@ -330,6 +333,11 @@ class PolicyModule(Evaluated):
     def is_between_updates(self) -> bool:
         """Whether the weights are those of no step: some updates of a rollout are done, or one is under way."""
         return self._changed_at == self.global_step
+
+    @property
+    def is_interruptible(self) -> bool:
+        """Whether all is as the last step of the optimizer left it: from a batch's start to the end of its passes."""
+        return self._is_sampling and not self.is_between_updates
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what the run starts from anyway: frozen weights of the policy's checkpoint, and the reference.

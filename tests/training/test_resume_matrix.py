@@ -31,7 +31,7 @@ from tests.training.test_rlaif import rlaif, sft, trainer, weights
 #: Batches of two rows in an epoch, and epochs.
 BATCHES, EPOCHS = 6, 3
 VALUES: dict[str, tuple[Any, ...]] = {
-    "way": ("epoch", "steps", "monitor", "exception", "in_step", "sigterm", "sigint", "by_hand"),
+    "way": ("epoch", "steps", "monitor", "exception", "in_step", "sigterm", "sigterm_in_step", "sigint", "by_hand"),
     "stage": ("sft", "rlaif", "num_updates"),
     "data": ("map", "stream"),
     "accumulate": (1, 4),
@@ -64,7 +64,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         here = (trainer.current_epoch, batch_idx) == self.cut
-        if here and self.way not in (None, "sigterm", "sigint", "in_step"):
+        if here and self.way not in (None, "sigterm", "sigterm_in_step", "sigint", "in_step"):
             raise BrokenOffError
         ids = tuple(prompt.id for prompt in batch.batch.prompts)
         self.rows.append((trainer.current_epoch, batch_idx, trainer.global_step, ids))
@@ -73,6 +73,8 @@ class Watch(Callback):
         here = (trainer.current_epoch, trainer.fit_loop.batch_idx) == self.cut
         if here and self.way == "in_step":
             raise BrokenOffError
+        if here and self.way == "sigterm_in_step":
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx + 1) == self.cut and self.way == "by_hand":
@@ -160,13 +162,13 @@ class Lab:
             how |= {"monitor": "val/accuracy", "mode": "max", "filename": "{step}-{val/accuracy:.2f}"}
         elif case["way"] in ("exception", "in_step"):
             how |= {"save_on_exception": True, "every_n_train_steps": 1000}
-        elif case["way"] in ("sigterm", "sigint", "by_hand"):
+        elif case["way"] in ("sigterm", "sigterm_in_step", "sigint", "by_hand"):
             how["every_n_train_steps"] = 1000
         watch = Watch(case["way"], case["cut"], str(folder))
         with heeding_ctrl_c(), pytest.raises((BrokenOffError, SystemExit)) as ended:
             self.run(case, watch, [Checkpointing(**how), StopSignals()])
         if isinstance(ended.value, SystemExit):
-            assert ended.value.code == {"sigterm": 143, "sigint": 130}[case["way"]]
+            assert ended.value.code == (130 if case["way"] == "sigint" else 143)
         path = newest_checkpoint(folder)
         assert path is not None
         rest = Watch()
@@ -192,6 +194,8 @@ def is_possible(case: dict[str, Any]) -> bool:
         return False
     if case["way"] == "by_hand" and case["cut"][1] == 0:
         return False
+    if case["way"] == "sigterm_in_step" and case["stage"] == "num_updates" and case["cut"] == (2, 5):
+        return False  # heeded behind the updates, when the run is over
     if case["way"] == "in_step" and case["stage"] == "num_updates":
         return False  # between two updates, where nothing is saved
     return not (case["way"] in ("sigterm", "sigint") and case["cut"] == (2, 5))  # the run is over

@@ -1,8 +1,9 @@
 """SIGTERM, as schedulers send it to a job that they preempt, and Ctrl-C: a checkpoint, and the signal's exit status.
 
-A signal is heeded between two batches, where all processes of a run can agree on it; it may reach only one of them. A
-second Ctrl-C ends a run at once, without a checkpoint of that moment. Validation is broken off, and done again by the
-run that goes on. ``orlaif test`` and ``predict``, which write what they have as they go, end at once.
+A run of several processes heeds a signal between two batches, where they can agree on it; it may reach only one. A run
+of one does so within a step as well, as long as no weights have changed: a rollout may take longer than a scheduler
+waits. A second Ctrl-C ends a run at once, without a checkpoint of that moment. Validation is broken off, and done again
+by the run that goes on. ``orlaif test`` and ``predict``, which write what they have as they go, end at once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class StopSignals(Callback):
     def __init__(self) -> None:
         self._received: int | None = None
         self._at_once = False
+        self._trainer: Trainer | None = None
 
     # Lightning sets handlers of its own behind setup, which are replaced here, and puts the old ones back at the end.
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,6 +45,7 @@ class StopSignals(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
         self._listen(at_once=False)
+        self._trainer = trainer
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, where this is no validation while training."""
@@ -69,7 +72,11 @@ class StopSignals(Callback):
             raise SystemExit(128 + number)
         if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = number
+        is_first, self._received = self._received is None, number
+        trainer = self._trainer
+        alone = trainer is not None and trainer.world_size == 1 and trainer.training
+        if is_first and alone and getattr(trainer.lightning_module, "is_interruptible", False):  # type: ignore[union-attr]
+            self._heed(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop here, if any process was told to."""
