@@ -22,6 +22,7 @@ from orlaif.data.share import Share
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.distributed.sharding import Sharding
+from orlaif.oracles import OracleFailure
 from orlaif.oracles.preference import Ranker
 from tests.processes import LORA, Job, errors_of, kill, run, start
 from tests.training.test_rlaif import data
@@ -148,7 +149,8 @@ def test_an_error_of_one_process_is_everyones(job: Any, strategy: str) -> None:
     assert errors[0] == errors[1]
     assert "the processes of this run disagree on the data: train: 64 rows with hash " in errors[0]
 
-    errors = errors_of(job("oracle", oracle_fails_on=lost[0], **settings), 2)
+    strict = {"on_oracle_failure": OracleFailure(action="error")}
+    errors = errors_of(job("oracle", oracle_fails_on=lost[0], module=strict, **settings), 2)
     assert errors[1].startswith(f"OracleError: oracle ByText gave no ranking for prompt '{lost[0]}': no idea")
     assert errors[0] == f"{errors[1]} (on process 1)"
 

@@ -58,6 +58,13 @@ class Checkpointing(ModelCheckpoint):
                 self._save_checkpoint(trainer, os.path.join(self.dirpath or "", f"stopped{self.FILE_EXTENSION}"))
         return self._last_checkpoint_saved
 
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save where it is time, and after the last of ``max_steps``."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        ends = trainer.global_step == trainer.max_steps
+        if ends and self._every_n_train_steps and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of a run; among the best of a ``monitor`` only where nothing was saved at all."""
         is_saved = self._last_global_step_saved == trainer.global_step
