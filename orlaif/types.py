@@ -420,6 +420,17 @@ class PromptEncoder(Protocol):
 
 
 @runtime_checkable
+class KnowsSpecialTexts(Protocol):
+    """An encoder that says which texts its model takes for more than text; a row that spells one is refused.
+
+    Attributes:
+        special_texts: such as the tokens that stand for a video, or end a turn.
+    """
+
+    special_texts: frozenset[str]
+
+
+@runtime_checkable
 class BringsEncoder(Protocol):
     """What the DataModule needs of a LightningModule."""
 

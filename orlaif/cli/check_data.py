@@ -1,27 +1,107 @@
 """``orlaif check-data --config recipe.yaml``: everything that can be wrong with a recipe's data, before a run meets it.
 
-Every row of every data file is read, and all that is broken is listed by file, line and field; then the videos of a
-sample of rows are decoded as the run would. Exits with 1 where anything is wrong.
+Every row of every data file is read, and all that is broken is listed by file, line and field: also what the model does
+not take for text, answers that are none of their options, and what the oracle, or the stage, needs and a row has not.
+Then the videos of a sample of rows are decoded as the run would, and their prompts measured against the context of the
+model. Exits with 1 where anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.video import decode_clip, require_ffmpeg
-from orlaif.types import VideoError, VideoPrompt
+from orlaif.evaluation.choices import choice
+from orlaif.policy.ending import answer_ids
+from orlaif.training.preference_sampling import PreferenceSampling
+from orlaif.training.ranker import PreferenceRankerTraining
+from orlaif.training.rlaif import OracleRLAIF
+from orlaif.training.supervised import SupervisedFineTuning
+from orlaif.types import BringsEncoder, PreferencePrompt, VideoError, VideoPrompt
 
 
-def check_data(data: VideoDataModule, sample: int | None, seed: int = 0) -> tuple[list[str], list[str]]:
+class _Model:
+    """What the recipe's model has to say of prompts, without its weights.
+
+    Args:
+        module: of the recipe.
+        data: of the recipe; its processor and system prompt count.
+
+    Attributes:
+        encoder: of prompts; None where the processor is not there, and ``why_not`` says why.
+    """
+
+    def __init__(self, module: Any, data: VideoDataModule) -> None:
+        self.module = module
+        self.encoder: Any = data.encoder
+        self.why_not = ""
+        self._alone = threading.Lock()  # processors promise nothing to threads
+        if self.encoder is None and isinstance(module, BringsEncoder):
+            try:
+                self.encoder = module.prompt_encoder(data.processor, data.system_prompt)
+            except (OSError, ValueError, RuntimeError, ImportError) as error:  # such as a warm start still to be made
+                self.why_not = str(error).strip().split("\n")[0]
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """Texts that no row may spell."""
+        return getattr(self.encoder, "special_texts", frozenset())
+
+    def lacks(self, name: str, prompt: VideoPrompt) -> str | None:
+        """What the stage that reads the data set ``name`` needs, and a prompt has not."""
+        module = self.module
+        if isinstance(module, SupervisedFineTuning) and name == "train" and prompt.answer is None:
+            return "field 'answer' is missing; supervised fine-tuning needs one for every prompt"
+        if (
+            isinstance(module, PreferenceRankerTraining)
+            and name == "train"
+            and not isinstance(prompt, PreferencePrompt)
+        ):
+            return "there are no ranked answers; a ranker is trained on those (orlaif.data.preferences)"
+        asked = "predict" if isinstance(module, PreferenceSampling) else "train"
+        if isinstance(module, OracleRLAIF) and name == asked and (lack := module.oracle.lacks(prompt)) is not None:
+            return f"{lack}, which {type(module.oracle).__name__} needs"
+        return None
+
+    def check_length(self, name: str, prompt: VideoPrompt, clip: Any) -> None:
+        """Raise ValueError where the prompt, and what comes behind it, is longer than the model's context."""
+        policy = getattr(self.module, "policy", None)
+        if self.encoder is None or policy is None:
+            return
+        with self._alone:
+            policy.check_context(self.encoder([prompt], [clip]), self._behind(name, prompt))
+
+    def _behind(self, name: str, prompt: VideoPrompt) -> int:
+        """Most tokens behind a prompt."""
+        module = self.module
+        if name != "train":
+            return int(module.greedy.max_new_tokens)
+        if isinstance(module, SupervisedFineTuning):
+            return len(answer_ids(module.policy, prompt.answer or ""))
+        return int(module.rollout.sampling.max_new_tokens) if isinstance(module, OracleRLAIF) else 1
+
+
+def _odd_answer(prompt: VideoPrompt) -> str | None:
+    if not prompt.options or prompt.answer is None or prompt.answer in prompt.options:
+        return None
+    if choice(prompt.answer, prompt.options) is not None:
+        return None
+    return f"field 'answer' is {prompt.answer!r}, which names none of its 'options' {list(prompt.options)}"
+
+
+def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int = 0) -> tuple[list[str], list[str]]:
     """Read and try the data of a recipe.
 
     Args:
         data: the recipe's DataModule.
+        module: the recipe's LightningModule.
         sample: videos of each data set to decode, drawn by ``seed``; None decodes all.
         seed: of the draw.
 
@@ -31,38 +111,52 @@ def check_data(data: VideoDataModule, sample: int | None, seed: int = 0) -> tupl
     require_ffmpeg()
     report: list[str] = []
     wrong: list[str] = []
+    model = _Model(module, data)
+    if model.encoder is None:
+        report.append(f"placeholder texts and lengths are not checked: {model.why_not or 'no processor'}")
     seen: set[int] = set()
     for name, dataset in data.datasets.items():
         if dataset is None or id(dataset) in seen:
             continue
         seen.add(id(dataset))
+        dataset.forbid(model.special_texts)
         dataset.prepare()
-        problems = dataset.problems()
-        wrong += problems
-        unread = problems and dataset.num_rows is not None and not _has_rows(dataset)
-        prompts: list[VideoPrompt] = [] if unread else dataset.all_rows()
+        broken = dataset.problems()
+        prompts = dataset.readable()
+        odd = [
+            f"{dataset.where(prompt)}: {problem}"
+            for prompt in prompts
+            for problem in (model.lacks(name, prompt), _odd_answer(prompt))
+            if problem is not None
+        ]
         tried = prompts if sample is None or sample >= len(prompts) else random.Random(seed).sample(prompts, sample)
         with ThreadPoolExecutor(data.decode_threads) as pool:
-            bad = [error for error in pool.map(lambda prompt: _tried(prompt, data), tried) if error is not None]
-        wrong += bad
+            outcomes = list(pool.map(lambda prompt, name=name: _tried(name, prompt, data, model), tried))
+        bad = [str(error) for error in outcomes if isinstance(error, VideoError)]
+        long = [
+            f"{dataset.where(prompt)}: {error}"
+            for prompt, error in zip(tried, outcomes, strict=True)
+            if isinstance(error, ValueError)
+        ]
+        wrong += [*broken, *odd, *bad, *long]
         answers = sum(prompt.answer is not None for prompt in prompts)
         videos = len({prompt.video for prompt in prompts})
         report.append(
-            f"{name}: {len(prompts)} questions about {videos} videos, {answers} with an answer; {len(problems)} broken "
+            f"{name}: {len(prompts)} questions about {videos} videos, {answers} with an answer; {len(broken)} broken "
             f"rows; {len(tried)} clips decoded, {len(bad)} bad"
         )
     return report, wrong
 
 
-def _has_rows(dataset: object) -> bool:
-    return bool(getattr(dataset, "_prompts", None))
-
-
-def _tried(prompt: VideoPrompt, data: VideoDataModule) -> str | None:
+def _tried(name: str, prompt: VideoPrompt, data: VideoDataModule, model: _Model) -> VideoError | ValueError | None:
     try:
-        decode_clip(prompt, data.sampling, data.decode_device, data.budget)
+        clip = decode_clip(prompt, data.sampling, data.decode_device, data.budget)
     except VideoError as error:
-        return f"{prompt.id}: {error}"
+        return VideoError(f"{prompt.id}: {error.path}", error.cause)
+    try:
+        model.check_length(name, prompt, clip)
+    except ValueError as error:
+        return error
     return None
 
 
@@ -77,10 +171,11 @@ def main(arguments: Sequence[str]) -> int:
     known, rest = parser.parse_known_args(arguments)
     if known.sample != "all" and not known.sample.isdigit():
         raise ValueError(f"--sample is {known.sample!r}; it must be a number, or 'all'")
-    data = read_recipe(rest).datamodule
+    recipe = read_recipe(rest)
+    data = recipe.datamodule
     if not isinstance(data, VideoDataModule):
         raise ValueError(f"data is a {type(data).__name__}; check-data knows orlaif.VideoDataModule")
-    report, wrong = check_data(data, None if known.sample == "all" else int(known.sample))
+    report, wrong = check_data(data, recipe.model, None if known.sample == "all" else int(known.sample))
     for line in [*report, *wrong]:
         print(line)
     print(f"{len(wrong)} problems" if wrong else "no problems")

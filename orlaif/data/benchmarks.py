@@ -12,6 +12,7 @@ from typing import Any
 
 from orlaif.data.datasets import RowDataset
 from orlaif.data.rows import find_video, folder_of, id_field, named, object_row, read_rows, text_field, texts_field
+from orlaif.data.text_files import whole_text
 from orlaif.types import VideoPrompt
 
 VIDEO_MME_INSTRUCTION = (
@@ -24,9 +25,13 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 def read_subtitles(path: str) -> list[tuple[float, str]]:
-    """Seconds at which a line of an SRT file begins, and its text without tags, in order."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        blocks = re.split(r"\n\s*\n", file.read().strip())
+    """Seconds at which a line of an SRT file begins, and its text without tags, in order.
+
+    Raises:
+        ValueError: a line that is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        blocks = re.split(r"\n\s*\n", whole_text(path, file).replace("\r\n", "\n").strip())
     lines = []
     for block in blocks:
         rows = block.splitlines()
@@ -241,4 +246,5 @@ class VideoChatGPT(RowDataset):
             own = f"{file}-{number}" + (f"/{name[1]}" if file == "consistency" else "")
             question = text_field(row, name, where)
             tags = {"file": file}
+            self.places[own] = where
             yield named(where, VideoPrompt, id=own, video=video, question=question, answer=answer, tags=tags)

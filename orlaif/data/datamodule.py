@@ -14,13 +14,15 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, Subset
 
 from orlaif.data.collator import Collator, OnBadVideo
-from orlaif.data.datasets import AnswerLengthCurriculum, PromptDataset, StreamingDataset
+from orlaif.data.curriculum import AnswerLengthCurriculum
+from orlaif.data.datasets import PromptDataset, StreamingDataset
 from orlaif.data.epochs import EpochLoader
 from orlaif.data.loader import NothingLeft, PrefetchLoader, Sealed, SealingCollator
 from orlaif.data.resumable import ResumableDataModule
+from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
-from orlaif.types import BringsEncoder, Delivery, PromptEncoder, Prompts, VideoPrompt
+from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, PromptEncoder, Prompts, VideoPrompt
 
 TrainingData: TypeAlias = PromptDataset | StreamingDataset
 
@@ -137,9 +139,15 @@ class VideoDataModule(ResumableDataModule):
         """
         error = None
         try:
+            encoder = self._encoder()
+            special = encoder.special_texts if isinstance(encoder, KnowsSpecialTexts) else frozenset()
+            if token := spelled_in(self.system_prompt or "", special):
+                raise ValueError(f"data.system_prompt spells {token!r}, which is no text to this model")
             for dataset in self._wanted(stage):
+                dataset.forbid(special)
                 dataset.load()
-            self.collator = self.make_collator(self._encoder())
+                dataset.check_texts()
+            self.collator = self.make_collator(encoder)
         except Exception as problem:
             error = problem
         raise_together(error)

@@ -6,145 +6,20 @@ starts: a broken row is a ValueError that names file, line and field.
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 
 from orlaif.data.curriculum import AnswerLengthCurriculum
-from orlaif.data.rows import folder_of, join, read_rows
+from orlaif.data.fields import parse_row
+from orlaif.data.prompts import PromptDataset
+from orlaif.data.rows import folder_of, read_rows
 from orlaif.data.share import Share, StreamedRows, fingerprint
 from orlaif.types import VideoPrompt
-
-_FIELDS = {f.name: f for f in dataclasses.fields(VideoPrompt)}
-_REQUIRED = ("id", "video", "question")
-
-
-class PromptDataset(Dataset[VideoPrompt], ABC):
-    """A dataset that a recipe names by ``class_path``."""
-
-    def prepare(self) -> None:
-        """Write what must be on disk before :meth:`load`; called once, on one process."""
-
-    @abstractmethod
-    def load(self) -> None:
-        """Read and check all rows; called on every process, after :meth:`prepare`. May be called again."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with the rows, a line each; empty where :meth:`load` succeeds."""
-        try:
-            self.load()
-        except ValueError as error:
-            return [str(error)]
-        return []
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> VideoPrompt: ...
-
-    @property
-    def num_rows(self) -> int | None:
-        """How many there are; None for a stream, which does not know."""
-        return len(self)
-
-    def all_rows(self) -> list[VideoPrompt]:
-        """All of them at once."""
-        return [self[i] for i in range(len(self))]
-
-    def indexed(self, what: str) -> PromptDataset:
-        """This, for a use that needs rows by number; a stream raises a ValueError that names ``what``."""
-        return self
-
-    def fingerprint(self) -> str:
-        """How many rows, and a hash of what they say; the same wherever the files lie."""
-        return fingerprint(self[i] for i in range(len(self)))
-
-    def epoch(
-        self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
-    ) -> Dataset[VideoPrompt]:
-        """The rows of one process in one epoch, in order.
-
-        Args:
-            number: of the epoch.
-            seed: of the order.
-            share: of this process.
-            fixed: the file's order in every epoch.
-            curriculum: orders the rows, if given; else all are shuffled.
-        """
-        if fixed:
-            order = list(range(len(self)))
-        elif curriculum is not None:
-            order = curriculum.order(self, seed + number)
-        else:  # as torch's DistributedSampler does
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + number)).tolist()
-        return Subset(self, share.of(order))
-
-
-def _field_error(name: str, value: Any) -> str | None:
-    if value is None:
-        return f"field {name!r} is missing or null" if name in _REQUIRED else None
-    if name in ("start_s", "end_s"):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return None if good else f"field {name!r} is {value!r}; it must be a number of seconds"
-    if name == "frames_fps":
-        return None if type(value) in (int, float) else f"field {name!r} is {value!r}; it must be a number per second"
-    if name == "frames":
-        good = isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
-        return None if good else f"field {name!r} is {value!r}; it must be a list of paths"
-    if name == "history":
-        good = isinstance(value, list) and all(
-            isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
-        )
-        return None if good else f"field {name!r} is {value!r}; it must be a list of [question, answer]"
-    if name == "tags":
-        good = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-        return None if good else f"field {name!r} is {value!r}; it must be an object of texts"
-    if name == "options":
-        good = isinstance(value, list) and len(value) >= 2 and all(isinstance(v, str) and v.strip() for v in value)
-        return None if good else f"field 'options' is {value!r}; it must be a list of 2 or more texts"
-    if not isinstance(value, str) or not value.strip():
-        return f"field {name!r} is {value!r}; it must be a text that is not empty"
-    return None
-
-
-def parse_row(row: Any, where: str, video_root: str) -> VideoPrompt:
-    """One row of the project's own JSONL as a prompt.
-
-    Args:
-        row: the parsed JSON value; keys as the fields of :class:`~orlaif.types.VideoPrompt`.
-        where: file and line, for errors.
-        video_root: folder that a relative ``video`` is resolved against.
-
-    Raises:
-        ValueError: naming ``where`` and the field.
-    """
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a row must be a JSON object, found {type(row).__name__}")
-    if unknown := sorted(set(row) - set(_FIELDS)):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
-    for name in _FIELDS:
-        if problem := _field_error(name, row.get(name)):
-            raise ValueError(f"{where}: {problem}")
-    values = {name: value for name, value in row.items() if value is not None}
-    values["video"] = join(video_root, row["video"])
-    if "frames" in values:
-        values["frames"] = tuple(join(video_root, frame) for frame in values["frames"])
-    if "options" in values:
-        values["options"] = tuple(values["options"])
-    if "history" in values:
-        values["history"] = tuple((question, answer) for question, answer in values["history"])
-    try:
-        return VideoPrompt(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 class RowDataset(PromptDataset):
@@ -161,6 +36,8 @@ class RowDataset(PromptDataset):
     def __init__(self, path: str, video_root: str | None = None) -> None:
         self.path = path
         self.video_root = video_root
+        #: Where the prompts stand that have been read, by their ids.
+        self.places: dict[str, str] = {}
         self._prompts: list[VideoPrompt] | None = None
 
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
@@ -183,7 +60,7 @@ class RowDataset(PromptDataset):
     def read(self) -> Iterator[VideoPrompt | ValueError]:
         """Prompts and what is wrong with the others, in order; a file that cannot be read at all raises ValueError."""
         root = folder_of(self.path) if self.video_root is None else self.video_root
-        places: dict[str, str] = {}
+        places = self.places = {}
         for where, row in read_rows(self.path):
             if isinstance(row, ValueError):
                 yield row
@@ -195,18 +72,32 @@ class RowDataset(PromptDataset):
                 continue
             for prompt in prompts:
                 if prompt.id in places:
-                    yield ValueError(f"{where}: id {prompt.id!r} was used before, on {places[prompt.id]}")
+                    yield ValueError(
+                        f"{where}: id {prompt.id!r} was used before, on {places[prompt.id].rsplit(', ', 1)[-1]}"
+                    )
                     continue
-                places[prompt.id] = where.rsplit(", ", 1)[-1]
+                places[prompt.id] = where
                 yield prompt
+
+    def where(self, prompt: VideoPrompt) -> str:
+        """File and line, or row, of a prompt that has been read."""
+        return self.places.get(prompt.id) or super().where(prompt)
+
+    def rows(self) -> Iterator[VideoPrompt | ValueError]:
+        """As :meth:`read`; prompts that spell what is forbidden are wrong as well."""
+        for row in self.read():
+            yield row if isinstance(row, ValueError) else self.checked(row)
+
+    def check_texts(self) -> None:
+        """Nothing: rows are checked as they are read."""
 
     def load(self) -> None:
         """Read and check the whole file."""
         prompts: list[VideoPrompt] = []
-        for found in self.read():
-            if isinstance(found, ValueError):
-                raise found
-            prompts.append(found)
+        for row in self.rows():
+            if isinstance(row, ValueError):
+                raise row
+            prompts.append(row)
         if not prompts:
             raise ValueError(f"data file {self.path}: no rows")
         self._prompts = prompts
@@ -216,7 +107,7 @@ class RowDataset(PromptDataset):
         found: list[str] = []
         prompts: list[VideoPrompt] = []
         try:
-            for one in self.read():
+            for one in self.rows():
                 if isinstance(one, ValueError):
                     found.append(str(one))
                 else:
@@ -227,6 +118,10 @@ class RowDataset(PromptDataset):
             found.append(f"data file {self.path}: no rows")
         self._prompts = prompts
         return found
+
+    def readable(self) -> list[VideoPrompt]:
+        """Those that were read, without the broken ones."""
+        return list(self._prompts or ())
 
     @property
     def prompts(self) -> list[VideoPrompt]:
@@ -282,14 +177,25 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         """As the source does."""
         return self.source.problems()
 
+    def readable(self) -> list[VideoPrompt]:
+        """After :meth:`problems`, all of the source's prompts that are not broken, in memory."""
+        return self.source.readable()
+
+    def where(self, prompt: VideoPrompt) -> str:
+        """As the source says."""
+        return self.source.where(prompt)
+
+    def forbid(self, texts: frozenset[str]) -> None:
+        """As for the source, whose rows are checked as they are read."""
+        self.source.forbid(texts)
+
+    def check_texts(self) -> None:
+        """Nothing: rows are checked as they are read."""
+
     @property
     def num_rows(self) -> int | None:
         """Unknown."""
         return None
-
-    def all_rows(self) -> list[VideoPrompt]:
-        """All of them at once, which a run never does."""
-        return self.source.prompts
 
     def indexed(self, what: str) -> PromptDataset:
         """Refused: a stream has no rows by number."""
@@ -311,7 +217,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
     def in_order(self) -> Iterator[VideoPrompt]:
         """All rows as they lie in the file; raises ValueError at a broken one, or if there is none."""
         empty = True
-        for row in self.source.read():
+        for row in self.source.rows():
             empty = False
             if isinstance(row, ValueError):
                 raise row

@@ -12,14 +12,43 @@ from collections.abc import Iterable
 from typing import Any
 
 from orlaif.data.datasets import RowDataset
-from orlaif.data.rows import find_video, id_field, join, named, object_row, text_field, texts_field
+from orlaif.data.rows import (
+    find_video,
+    id_field,
+    join,
+    named,
+    object_row,
+    refuse_others,
+    refuse_unused,
+    text_field,
+    texts_field,
+)
 from orlaif.types import VideoPrompt
 
-_MEDIA = re.compile(r"<(?:video|image)>")
+_TAG = r"<(video|image)>"
+_LEADING, _TRAILING = re.compile(rf"\A(?:\s*{_TAG})+"), re.compile(rf"(?:{_TAG}\s*)+\Z")
+
+
+def question_text(text: str, where: str) -> str:
+    """A question without the ``<video>`` or ``<image>`` (once per frame) that stands for the video before or after it.
+
+    Raises:
+        ValueError: naming ``where``, for two videos, or such a tag within the text, which could mean either.
+    """
+    rest = _TRAILING.sub("", _LEADING.sub("", text))
+    if len(re.findall("<video>", text)) - len(re.findall("<video>", rest)) > 1:
+        raise ValueError(f"{where} has two videos or more, in {text!r}; a question is about one")
+    if tag := re.search(_TAG, rest):
+        raise ValueError(
+            f"{where} has {tag.group()!r} within its text; it stands for the video only at its beginning or its end"
+        )
+    return rest.strip()
 
 
 def turns(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str]]:
-    """LLaVA's conversation ``[{"from": "human" | "gpt", "value": ...}, ...]`` as (speaker, text), placeholders gone.
+    """LLaVA's conversation ``[{"from": "human" | "gpt", "value": ...}, ...]`` as (speaker, text).
+
+    Questions come without the tag that stands for the video; an answer keeps it, where it is text.
 
     Raises:
         ValueError: naming ``where`` and the field, where it is none that alternates, or a text is missing.
@@ -27,16 +56,18 @@ def turns(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str]]:
     value = row.get(name)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a list of turns")
-    found = []
+    said = []
     for place, turn in enumerate(value):
         speaker = ("human", "gpt")[place % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise ValueError(f"{where}: field {name!r}, turn {place + 1} is {turn!r}; it must be from {speaker!r}")
-        text = _MEDIA.sub("", turn["value"]).strip()
+        place_of = f"{where}: field {name!r}, turn {place + 1}"
+        refuse_others(turn, place_of, ("from", "value"))
+        text = question_text(turn["value"], place_of) if speaker == "human" else turn["value"].strip()
         if not text:
-            raise ValueError(f"{where}: field {name!r}, turn {place + 1} has no text")
-        found.append((speaker, text))
-    return found
+            raise ValueError(f"{place_of} has no text")
+        said.append((speaker, text))
+    return said
 
 
 def frame_list(row: dict[str, Any], where: str, root: str, fps: float) -> dict[str, Any]:
@@ -57,6 +88,8 @@ class LLaVAConversations(RowDataset):
     its history. Videos may be named without their extension.
     """
 
+    media_fields: tuple[str, ...] = ("video",)
+
     def media(self, row: dict[str, Any], where: str, root: str) -> dict[str, Any]:
         """The fields of a VideoPrompt that say what is seen."""
         return {"video": find_video(root, text_field(row, "video", where))}
@@ -64,6 +97,7 @@ class LLaVAConversations(RowDataset):
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """See :meth:`RowDataset.parse_all`."""
         row = object_row(row, where)
+        refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)
         if len(said) % 2:
             raise ValueError(f"{where}: field 'conversations' ends with a question; it must end with an answer")
@@ -84,6 +118,8 @@ class VLMRLAIFInstructions(LLaVAConversations):
         fps: pictures per second of video, which the file does not say.
     """
 
+    media_fields = ("images", "video")  # which it may name as well: the pictures are taken from it
+
     def __init__(self, path: str, video_root: str | None = None, fps: float = 1.0) -> None:
         super().__init__(path, video_root)
         self.fps = fps
@@ -94,12 +130,15 @@ class VLMRLAIFInstructions(LLaVAConversations):
 
 
 class VLMRLAIFPrompts(VLMRLAIFInstructions):
-    """VLM-RLAIF's RL file: as its SFT file with ``uid``; the first question of a row, and its answer if any."""
+    """VLM-RLAIF's RL file: as its SFT file with ``uid``; one question a row, and its answer if any."""
 
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """See :meth:`RowDataset.parse_all`."""
         row = object_row(row, where)
+        refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)
+        if len(said) > 2:
+            raise ValueError(f"{where}: field 'conversations' has {len(said)} turns; a row asks one question")
         answer = said[1][1] if len(said) > 1 else None
         name = id_field(row, "uid" if "uid" in row else "id", where)
         media = self.media(row, where, video_root)
@@ -116,41 +155,70 @@ class ChatMessages(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
         """See :meth:`RowDataset.parse`."""
         row = object_row(row, where)
-        messages = row.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise ValueError(f"{where}: field 'messages' is {messages!r}; it must be a list of messages")
-        videos: list[str] = []
-        said: list[tuple[str, str]] = []
-        for place, message in enumerate(messages):
-            role = message.get("role") if isinstance(message, dict) else None
-            if role == "system":
-                raise ValueError(f"{where}: field 'messages' has a system message; say it as data.system_prompt")
-            if role != ("user", "assistant")[place % 2]:
-                raise ValueError(
-                    f"{where}: field 'messages', message {place + 1} is of role {role!r}; user and assistant take turns"
-                )
-            text, found = words_and_videos(message.get("content"), f"{where}: field 'messages', message {place + 1}")
-            said.append((role, text))
-            videos += found
+        refuse_unused(row, where, ())
+        said, videos = talk(row, "messages", where)
         if len(videos) != 1:
             raise ValueError(f"{where}: field 'messages' has {len(videos)} videos; a row has exactly one")
-        answer = said.pop()[1] if said[-1][0] == "assistant" else None
-        if len(said) % 2 == 0:
-            raise ValueError(f"{where}: field 'messages' has no question")
-        history = tuple((said[i][1], said[i + 1][1]) for i in range(0, len(said) - 1, 2))
+        answer = said.pop() if len(said) % 2 == 0 else None
+        history = tuple(zip(said[:-1:2], said[1::2], strict=True))
         name = id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1]
         video = join(video_root, videos[0])
-        return named(where, VideoPrompt, id=name, video=video, question=said[-1][1], answer=answer, history=history)
+        return named(where, VideoPrompt, id=name, video=video, question=said[-1], answer=answer, history=history)
+
+
+def talk(row: dict[str, Any], name: str, where: str) -> tuple[list[str], list[str]]:
+    """What user and assistant say in turn, from a list of chat messages, and the videos of the user's messages.
+
+    Raises:
+        ValueError: naming ``where``, the field and the message, for anything else, which would be left out.
+    """
+    messages = row.get(name)
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}: field {name!r} is {messages!r}; it must be a list of messages")
+    said: list[str] = []
+    videos: list[str] = []
+    for place, message in enumerate(messages):
+        place_of = f"{where}: field {name!r}, message {place + 1}"
+        role = message.get("role") if isinstance(message, dict) else None
+        if role == "system":
+            raise ValueError(f"{where}: field {name!r} has a system message; say it as data.system_prompt")
+        if role != ("user", "assistant")[place % 2]:
+            raise ValueError(f"{place_of} is of role {role!r}; user and assistant take turns")
+        refuse_others(message, place_of, ("role", "content"))
+        text, sources = words_and_videos(message.get("content"), place_of)
+        if sources and role == "assistant":
+            raise ValueError(f"{place_of} has a video; only the user shows one")
+        said.append(text)
+        videos += sources
+    return said, videos
 
 
 def words_and_videos(content: Any, where: str) -> tuple[str, list[str]]:
-    """Text and videos of a message's content, a text or a list of parts; raises ValueError naming ``where``."""
+    """Text and videos of a message's content, a text or a list of parts.
+
+    Raises:
+        ValueError: naming ``where``, without text, or for parts of another kind (images, audio), which would be left
+            out.
+    """
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{where} has a message whose content is {parts!r}")
-    texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
-    sources = [part.get(key) for part in parts if part.get("type") == "video" for key in ("path", "video", "url")]
+    texts: list[str] = []
+    videos: list[str] = []
+    for part in parts:
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            refuse_others(part, f"{where}, a text part,", ("type", "text"))
+            texts.append(part["text"])
+        elif kind == "video":
+            refuse_others(part, f"{where}, a video part,", ("type", "path", "video", "url"))
+            sources = [part[key] for key in ("path", "video", "url") if part.get(key) is not None]
+            if len(sources) != 1 or not isinstance(sources[0], str):
+                raise ValueError(f"{where} has the video {part!r}; it must name one file, as path, video or url")
+            videos += sources
+        else:
+            raise ValueError(f"{where} has a part of type {kind!r}; a prompt is made of text and one video")
     text = " ".join(texts).strip()
     if not text:
         raise ValueError(f"{where} has no text")
-    return text, [source for source in sources if isinstance(source, str)]
+    return text, videos

@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from orlaif.data.datasets import RowDataset, parse_row
-from orlaif.data.formats import VLMRLAIFInstructions, turns, words_and_videos
-from orlaif.data.rows import find_video, id_field, join, named, object_row, text_field
+from orlaif.data.datasets import RowDataset
+from orlaif.data.fields import parse_row
+from orlaif.data.formats import VLMRLAIFInstructions, question_text, talk, turns, words_and_videos
+from orlaif.data.rows import (
+    find_video,
+    id_field,
+    join,
+    named,
+    object_row,
+    refuse_others,
+    refuse_unused,
+    text_field,
+)
 from orlaif.types import PreferencePrompt, VideoPrompt
 
 
@@ -38,12 +48,13 @@ class LLaVAHoundPreferences(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
         """See :meth:`RowDataset.parse`."""
         row = object_row(row, where)
+        refuse_unused(row, where, ("video",))
         return named(
             where,
             PreferencePrompt,
             id=text_field(row, "id", where),
             video=find_video(video_root, text_field(row, "video", where)),
-            question=text_field(row, "prompt", where).replace("<video>", "").strip(),
+            question=question_text(text_field(row, "prompt", where), f"{where}: field 'prompt'"),
             answers=(text_field(row, "chosen", where), text_field(row, "rejected", where)),
             ranks=(0, 1),
         )
@@ -59,30 +70,44 @@ class TRLPreferences(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
         """See :meth:`RowDataset.parse`."""
         row = object_row(row, where)
-        question, videos = _words(row, "prompt", where)
-        videos += [row["video"]] if isinstance(row.get("video"), str) else []
+        refuse_unused(row, where, ("video",))
+        if isinstance(row.get("prompt"), str):
+            said, videos = [text_field(row, "prompt", where)], []
+        else:
+            said, videos = talk(row, "prompt", where)
+        if len(said) % 2 == 0:
+            raise ValueError(f"{where}: field 'prompt' ends with the assistant; it must end with a question")
+        videos += [text_field(row, "video", where)] if row.get("video") is not None else []
         if len(videos) != 1:
             raise ValueError(f"{where}: {len(videos)} videos in 'prompt' and 'video'; a row has exactly one")
-        answers = tuple(_words(row, name, where)[0] for name in ("chosen", "rejected"))
         return named(
             where,
             PreferencePrompt,
-            id=str(row.get("id", where.rsplit(" ", 1)[-1])),
+            id=id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1],
             video=join(video_root, videos[0]),
-            question=question,
-            answers=answers,
+            question=said[-1],
+            history=tuple(zip(said[:-1:2], said[1::2], strict=True)),
+            answers=tuple(_answer(row, name, where) for name in ("chosen", "rejected")),
             ranks=(0, 1),
         )
 
 
-def _words(row: dict[str, Any], name: str, where: str) -> tuple[str, list[str]]:
-    """Text and videos of a field that is a text or a list of messages, of which the last one counts."""
+def _answer(row: dict[str, Any], name: str, where: str) -> str:
+    """A field that is a text, or the one message of the assistant."""
     value = row.get(name)
     if isinstance(value, str):
-        return text_field(row, name, where), []
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a text or a list of messages")
-    return words_and_videos(value[-1].get("content"), f"{where}: field {name!r}")
+        return text_field(row, name, where)
+    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
+        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a text or a list of one message")
+    if value[0].get("role", "assistant") != "assistant":
+        raise ValueError(
+            f"{where}: field {name!r} is a message of role {value[0]['role']!r}; it must be the assistant's"
+        )
+    refuse_others(value[0], f"{where}: field {name!r}", ("role", "content"))
+    text, videos = words_and_videos(value[0].get("content"), f"{where}: field {name!r}")
+    if videos:
+        raise ValueError(f"{where}: field {name!r} has a video; an answer is text")
+    return text
 
 
 class VLMRLAIFRewards(VLMRLAIFInstructions):
@@ -91,6 +116,7 @@ class VLMRLAIFRewards(VLMRLAIFInstructions):
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """See :meth:`RowDataset.parse_all`."""
         row = object_row(row, where)
+        refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)
         if len(said) % 2 == 0:
             said = said[:-1]  # the answer to the last question is what is compared

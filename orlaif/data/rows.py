@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
+from orlaif.data.text_files import check_texts, text_lines, whole_text
+
 DATASETS = "datasets://"
 
 Row = tuple[str, Any]
@@ -91,28 +93,45 @@ def _datasets(path: str) -> Iterator[Row]:
 
 
 def _jsonl(path: str) -> Iterator[tuple[str, Any | ValueError]]:
-    with open_file(path, "r") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
+    with open_file(path) as file:
+        for number, line in text_lines(path, file):
             where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield where, ValueError(f"{where}: not valid JSON ({error})")
+            if isinstance(line, ValueError):
+                yield where, line
+            elif line.strip():
+                yield where, _parsed(line, where)
 
 
-def _json(path: str) -> Iterator[Row]:
-    with open_file(path, "r") as file:
-        try:
-            value = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+def _parsed(line: str, where: str) -> Any | ValueError:
+    try:
+        row = json.loads(line)
+        if "\\u" in line:
+            check_texts(row, where)
+    except json.JSONDecodeError as error:
+        return ValueError(f"{where}: not valid JSON ({error})")
+    except ValueError as error:
+        return error
+    return row
+
+
+def _json(path: str) -> Iterator[tuple[str, Any | ValueError]]:
+    with open_file(path) as file:
+        text = whole_text(path, file)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise ValueError(f"data file {path}: it must hold a list of rows, found {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", row
+        where = f"{path}, row {number}"
+        try:
+            check_texts(row, where)
+        except ValueError as error:
+            yield where, error
+        else:
+            yield where, row
 
 
 def _parquet(path: str) -> Iterator[Row]:
@@ -148,6 +167,34 @@ def object_row(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row must be a JSON object, found {type(row).__name__}")
     return row
+
+
+#: Fields of published formats that say what a model is shown or told, each in some of them.
+_CONTENT = (
+    *("image", "images", "audio", "audios", "video", "videos", "frames", "documents"),
+    *("tools", "functions", "tool_calls", "system", "history"),
+    *("start_s", "end_s", "video_start", "video_end", "start_time", "end_time"),
+)
+
+
+def refuse_unused(row: dict[str, Any], where: str, used: tuple[str, ...]) -> None:
+    """Raise ValueError for a field that says what the model is shown, and that its adapter would leave out.
+
+    Args:
+        row: as read; a field that is null or empty says nothing.
+        where: file and line.
+        used: fields that the adapter reads. Others that only describe the row (its source, its length) may be there.
+    """
+    for name in _CONTENT:
+        if name not in used and row.get(name) not in (None, "", [], {}):
+            raise ValueError(f"{where}: field {name!r} is {row[name]!r}; this format has no use for it: remove it")
+
+
+def refuse_others(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for keys of a message or a part, beyond the ``known`` ones, that say anything."""
+    for name, other in value.items():
+        if name not in known and other not in (None, "", [], {}):
+            raise ValueError(f"{where} has {name!r}: {other!r}, which has no use here: remove it")
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orlaif.types import CandidateGroup, OracleError, Ranking
+from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
 
 
 class Oracle(ABC):
@@ -42,6 +42,10 @@ class Oracle(ABC):
             OracleError: a group could not be ranked. An oracle that can rank the others may instead return them, with
                 -1 throughout for the group and the error in ``failures``.
         """
+
+    def lacks(self, prompt: VideoPrompt) -> str | None:
+        """What :meth:`rank` needs of a prompt and this one has not, in words; by default nothing."""
+        return None
 
     def bind(self, policy: Any) -> None:
         """Called once before training, with the policy; for oracles that use it."""

@@ -76,11 +76,17 @@ class ReferenceAnswerOracle(Oracle):
         scores = [[sum(values[i] for i in counted) / max(1, len(counted)) for values in group] for group in graded]
         return Ranking(ranks=dense_ranks(places.float()), scores=torch.tensor(scores))
 
-    def _graded(self, group: CandidateGroup) -> list[tuple[float, ...]]:
-        prompt, name = group.prompt, type(self).__name__
+    def lacks(self, prompt: VideoPrompt) -> str | None:
+        """A reference answer; options, where criteria compare with them."""
         if prompt.answer is None:
-            raise OracleError(name, prompt.id, "the prompt has no reference answer")
+            return "the prompt has no reference answer"
         if not prompt.options and any(criterion in _NEEDS_OPTIONS for criterion in self.criteria):
-            raise OracleError(name, prompt.id, "the prompt has no options, which oracle.criteria ask for")
+            return "the prompt has no options, which oracle.criteria ask for"
+        return None
+
+    def _graded(self, group: CandidateGroup) -> list[tuple[float, ...]]:
+        prompt = group.prompt
+        if (lack := self.lacks(prompt)) is not None:
+            raise OracleError(type(self).__name__, prompt.id, lack)
         criteria = [CRITERIA[criterion] for criterion in self.criteria]
         return [tuple(grade(answer, prompt) for grade in criteria) for answer in group.answers]

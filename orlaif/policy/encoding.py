@@ -78,6 +78,14 @@ class ProcessorEncoder:
         self.system_prompt = system_prompt
         self.family = family or Family()
 
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """Texts that the tokenizer takes for special tokens, or the processor for a picture, a video or a sound."""
+        tokenizer = self.processor.tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        media = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        return frozenset(t for t in (*added, *tokenizer.all_special_tokens, *media) if isinstance(t, str) and t.strip())
+
     def render(self, prompt: VideoPrompt) -> str:
         """The prompt by the model's chat template."""
         return render(self.processor, prompt, self.system_prompt)

@@ -278,3 +278,27 @@ def test_everything_wrong_with_the_data_is_listed(tmp_path: Path, data_root: str
     code, output = checked("--sample=many")
     assert code == 1
     assert "--sample is 'many'; it must be a number, or 'all'" in output
+
+
+def test_what_the_run_would_miss_is_listed(tmp_path: Path, data_root: str, tiny_model: str) -> None:
+    """Answers that the oracle needs, an answer that is no option, a special token, and a prompt beyond the context."""
+    good = next(Path(data_root).glob("*/train-64.jsonl"))
+    rows = [json.loads(line) for line in good.read_text().splitlines()[:4]]
+    for row in rows:
+        row["video"] = str(good.parent / row["video"])
+    del rows[0]["answer"]
+    rows[1]["answer"] = "a violin"
+    rows[2]["question"] = "what is <|video_pad|> ?"
+    rows[3]["question"] = "what color " * 1100
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = json.dumps({"class_path": "orlaif.data.datasets.JsonlDataset", "init_args": {"path": str(path)}})
+    none = ["--data.init_args.val=null", "--data.init_args.test=null"]
+    model = f"--model.init_args.policy.init_args.path={tiny_model}"
+    code, output = checked("--sample=all", f"--data.init_args.train={dataset}", model, *none)
+    assert code == 1
+    assert f"{path}, line 1: the prompt has no reference answer, which ReferenceAnswerOracle needs" in output
+    assert f"{path}, line 2: field 'answer' is 'a violin', which names none of its 'options'" in output
+    assert f"{path}, line 3: field 'question' spells '<|video_pad|>'" in output
+    assert f"{path}, line 4: prompts longer than the context: 'train-00003'" in output
+    assert "\n4 problems\n" in output

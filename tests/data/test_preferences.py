@@ -64,7 +64,7 @@ def test_trl(tmp_path: Path) -> None:
         (TRLPreferences, {**TRL, "video": "c.mp4"}, "2 videos"),
         (TRLPreferences, {**TRL, "chosen": []}, "field 'chosen' is"),
         (TRLPreferences, {**TRL, "rejected": [{"role": "assistant", "content": 3}]}, "whose content is 3"),
-        (TRLPreferences, {**TRL, "prompt": [{"role": "user", "content": [PART]}]}, "field 'prompt' has no text"),
+        (TRLPreferences, {**TRL, "prompt": [{"role": "user", "content": [PART]}]}, "message 1 has no text"),
     ],
 )
 def test_broken_rows_are_named_by_line_and_field(kind: Any, row: Any, message: str, tmp_path: Path) -> None:
