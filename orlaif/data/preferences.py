@@ -71,8 +71,9 @@ class TRLPreferences(RowDataset):
         """See :meth:`RowDataset.parse`."""
         row = object_row(row, where)
         refuse_unused(row, where, ("video",))
+        videos: list[str] = []
         if isinstance(row.get("prompt"), str):
-            said, videos = [text_field(row, "prompt", where)], []
+            said = [text_field(row, "prompt", where)]
         else:
             said, videos = talk(row, "prompt", where)
         if len(said) % 2 == 0:
