@@ -104,6 +104,8 @@ class ProcessorEncoder:
             The batch, padded on the left.
         """
         texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
+        if len(prompts) > 1:
+            self.family.learn(self.processor, texts[0])
         encoded = [
             self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
             for prompt, clip, text in zip(prompts, clips, texts, strict=True)
@@ -126,10 +128,14 @@ def to_batch(
     return ProcessorEncoder(processor)(prompts, clips, texts)
 
 
-def sub_batches(batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
+def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, PromptBatch]]:
     """Parts of a batch that a model can take in one pass each, with the places i64[p] of their prompts.
 
     One, the batch itself, unless some inputs come in lists, a tensor for each prompt, whose shapes differ.
+
+    Args:
+        batch: P prompts.
+        family: that collated them, or one of the same class.
     """
     everything = torch.arange(len(batch), device=batch.input_ids.device)
     lists = {name: value for name, value in batch.mm_inputs.items() if isinstance(value, (list, tuple))}
@@ -137,7 +143,7 @@ def sub_batches(batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
         return [(everything, batch)]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i in range(len(batch)):
-        groups.setdefault(tuple(values[i].shape[1:] for values in lists.values()), []).append(i)
+        groups.setdefault(tuple(family.shape_beside(name, lists[name][i]) for name in lists), []).append(i)
     parts = []
     for places in groups.values():
         at = everything[places]
@@ -146,7 +152,7 @@ def sub_batches(batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
         inputs: dict[str, Any] = {}
         for name, value in batch.mm_inputs.items():
             if name in lists:
-                inputs[name] = torch.cat([value[i] for i in places])
+                inputs[name] = family.joined(name, [value[i] for i in places])
             elif isinstance(value, Tensor) and value.shape[:2] == batch.input_ids.shape:
                 inputs[name] = value[at, s - kept :]
             else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.positions import completion_positions
@@ -93,9 +93,12 @@ class Family:
 
     #: Whether clips of unequal lengths may need passes of their own (:meth:`collate`).
     may_split = True
+    #: Frames of a synthetic clip that the model takes, as the check at load found out.
+    probe_frames = 4
 
     def __init__(self) -> None:
         self._asks_decoder = False
+        self._places: dict[str, int] | None = None
 
     # ------------------------------------------------------------------ loading
 
@@ -105,7 +108,16 @@ class Family:
         Args:
             path: folder or hub id.
             options: of ``from_pretrained``.
+
+        Raises:
+            ValueError: a model type that transformers has no such class for.
         """
+        config = AutoConfig.from_pretrained(path, revision=options.get("revision"))
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(
+                f"{path!r} holds a model of type {config.model_type!r}, which takes no video: transformers knows none "
+                "of that type that sees and speaks (AutoModelForImageTextToText); name a video-language model"
+            )
         return AutoModelForImageTextToText.from_pretrained(path, **options)
 
     # ----------------------------------------------------------------- encoding
@@ -123,24 +135,35 @@ class Family:
             ``input_ids`` i64[1, S], ``attention_mask`` i64[1, S], and whatever else the processor returns for the
             model.
         """
-        tokenizer = processor.tokenizer
-        begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-        returned = processor(
-            text=[prompt],
-            videos=[[clip.frames.clone()]],  # transformers 5.17 wants it said for SmolVLM whose video it is
-            video_metadata=[metadata],
-            do_sample_frames=False,
-            return_tensors="pt",
-            # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
-            **({"add_special_tokens": False} if begins else {}),
-        )
-        inputs = {}
-        for name, value in dict(returned).items():
-            if isinstance(value, Tensor):
-                inputs[name] = value
-            elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
-                inputs[name] = torch.tensor(value)
-        return inputs
+        return _process(processor, [prompt], [clip.frames.clone()], [metadata])
+
+    def learn(self, processor: Any, prompt: str) -> None:
+        """Ask the processor, once, how it lays the videos of two prompts one behind the other.
+
+        Args:
+            processor: of transformers.
+            prompt: as the chat template renders it; its video is replaced by a small synthetic one.
+        """
+        if self._places is not None:
+            return
+        self._places = {}
+        for num_frames in (4, 8, 16):  # some know one number of frames only
+            frames = torch.zeros(num_frames, 3, 56, 56, dtype=torch.uint8)
+            seconds = VideoMetadata(
+                total_num_frames=num_frames, fps=1.0, duration=num_frames, frames_indices=list(range(num_frames))
+            )
+            try:
+                one, two = (_process(processor, [prompt] * n, [frames] * n, [seconds] * n) for n in (1, 2))
+            except Exception:  # such a clip does not suit it; along the first dimension, then
+                continue
+            for name, value in one.items():
+                pair = two.get(name)
+                if pair is not None and pair.ndim == value.ndim:
+                    grown = [d for d in range(value.ndim) if pair.shape[d] == 2 * value.shape[d] > 0]
+                    same = [d for d in range(value.ndim) if pair.shape[d] == value.shape[d]]
+                    if len(grown) == 1 and len(same) == value.ndim - 1:
+                        self._places[name] = grown[0]
+            return
 
     def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
         """P encoded prompts as one batch.
@@ -173,8 +196,18 @@ class Family:
                 batch[name] = torch.cat(padded)
             else:
                 rest[name] = [v.reshape(1) if v.ndim == 0 else v for v in values]
-        ragged = any(len({v.shape[1:] for v in values}) > 1 for values in rest.values())
-        return batch | (rest if ragged else {name: torch.cat(values) for name, values in rest.items()})
+        if any(len({self.shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
+            return batch | rest
+        return batch | {name: self.joined(name, values) for name, values in rest.items()}
+
+    def shape_beside(self, name: str, value: Tensor) -> tuple[int, ...]:
+        """The shape of an input without the dimension along which prompts lie one behind the other."""
+        d = (self._places or {}).get(name, 0)
+        return (value.ndim, *value.shape[:d], *value.shape[d + 1 :])
+
+    def joined(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """The tensors of several prompts, whose :meth:`shape_beside` agree, as one."""
+        return torch.cat(list(values), (self._places or {}).get(name, 0))
 
     def inputs(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
         """Those of ``batch.mm_inputs`` that the model's ``forward`` takes."""
@@ -221,12 +254,13 @@ class Family:
         """Position ids by the model's ``get_rope_index``, else one for each token; neither runs the model."""
         base = base_of(model)
         inner = getattr(base, "model", base)
-        ask = getattr(inner, "get_rope_index", None)
-        if ask is None:
-            return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        names = inspect.signature(ask).parameters
-        inputs = {name: value for name, value in batch.mm_inputs.items() if name in names}
-        return ask(batch.input_ids, attention_mask=batch.attention_mask, **inputs)[0]
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **batch.mm_inputs}
+        if (ask := getattr(inner, "get_rope_index", None)) is not None:
+            names = inspect.signature(ask).parameters
+            needed = {name for name, p in names.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+            if needed <= given.keys():
+                return ask(**{name: value for name, value in given.items() if name in names})[0]
+        return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def completion_positions(self, positions: Tensor, length: int) -> Tensor:
         """Positions of a completion of ``length`` tokens behind prompts at ``positions``: i64[P, T] or i64[3, P, T]."""
@@ -274,6 +308,30 @@ class Family:
         names = [name for name in vars(config) if _PLACEHOLDER.fullmatch(name)]
         ids = [getattr(config, name) for name in names]
         return sorted({int(i) for i in ids if isinstance(i, int) and i >= 0})
+
+
+def _process(
+    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata]
+) -> dict[str, Tensor]:
+    """What a processor returns for the model, as tensors."""
+    begin = processor.tokenizer.bos_token
+    # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
+    begins = begin is not None and prompts[0].startswith(begin)
+    returned = processor(
+        text=prompts,
+        videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is
+        video_metadata=metadata,
+        do_sample_frames=False,
+        return_tensors="pt",
+        **({"add_special_tokens": False} if begins else {}),
+    )
+    inputs = {}
+    for name, value in dict(returned).items():
+        if isinstance(value, Tensor):
+            inputs[name] = value
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
+            inputs[name] = torch.tensor(value)
+    return inputs
 
 
 def _same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:

@@ -41,8 +41,6 @@ from orlaif.policy.reference import FrozenReference
 from orlaif.policy.vision import VisionFeatures
 from orlaif.types import Completions, PromptBatch
 
-#: Families for which tests show that the LM head on the last hidden states is all that makes the logits.
-FUSED_HEAD_FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava_onevision", "smolvlm")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -243,7 +241,7 @@ class Policy(nn.Module):
     @property
     def reads_prompt_once(self) -> bool:
         """Whether decoding can share a prompt's cache: full attention in every layer, by our attention function."""
-        return self.layout == "shared" and self.attn_implementation == "sdpa"
+        return self.layout == "shared" and self.choice is not None and self.choice.shares_cache
 
     @property
     def source(self) -> Source:
@@ -307,7 +305,7 @@ class Policy(nn.Module):
         if self._parts is None or self._parts[0] is not batch:
             self.positions.forget()
             self.features.forget()
-            self._parts = (batch, sub_batches(batch))
+            self._parts = (batch, sub_batches(batch, self.family))
         return self._parts[1]
 
     def check_context(self, batch: PromptBatch, length: int) -> None:
@@ -370,17 +368,18 @@ class Policy(nn.Module):
             ``softcap`` as ``orlaif_kernels.linear_grpo_rank_loss`` takes them.
 
         Raises:
-            ValueError: a family that is not tested, a head that is more than a matrix (LoRA on the LM head), or as
+            ValueError: a model whose logits are more than its LM head makes, LoRA on the LM head, or as
                 :meth:`completion_logits`.
         """
         with self._model(reference) as model:
-            base = base_of(model)
-            if base.config.model_type not in FUSED_HEAD_FAMILIES:
+            head: Any = self.family.head(model)
+            assert self.choice is not None
+            plain = self.choice.head
+            if plain.reason is not None:
                 raise ValueError(
-                    f"loss.fused_head: tests show it equal for {', '.join(FUSED_HEAD_FAMILIES)} only, and this is "
-                    f"{base.config.model_type}, which may do more to its logits; set it to false"
+                    f"loss.fused_head: not for model type {base_of(model).config.model_type!r}: {plain.reason}; set it "
+                    "to false"
                 )
-            head = base.get_output_embeddings()
             if type(head) is not nn.Linear:
                 raise ValueError(
                     f"loss.fused_head: the LM head is a {type(head).__name__}, not a plain nn.Linear; set it to false"
@@ -390,8 +389,10 @@ class Policy(nn.Module):
         if ids := self.placeholder_ids:
             bias = torch.zeros_like(head.weight[:, 0]) if bias is None else bias
             bias = bias.index_fill(0, torch.tensor(ids, device=bias.device), -torch.inf)
-        softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
-        return hidden, {"weight": head.weight, "bias": bias, "softcap": softcap}
+        if plain.scale != 1.0:
+            hidden = hidden * plain.scale
+            bias = None if bias is None else bias * plain.scale
+        return hidden, {"weight": head.weight, "bias": bias, "softcap": plain.softcap}
 
     def _model(self, reference: bool) -> contextlib.AbstractContextManager[nn.Module]:
         """The policy, or its reference without gradient."""

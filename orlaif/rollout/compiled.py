@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from orlaif.rollout.decoding import SharedDecoder, decode_step
-from orlaif.rollout.group_cache import GroupCache
+from orlaif.policy.prefix.decode import shared_step
+from orlaif.policy.prefix.group_cache import GroupCache
+from orlaif.rollout.decoding import SharedDecoder
 from orlaif.types import PromptBatch
 
 #: Finished rows are dropped when at most this share of the rows would be left; every size is another graph.
@@ -29,7 +30,7 @@ BUCKET = 256
 @cached
 def _compiled_decode() -> Any:
     """Compiled once per process; a graph for each size of a batch."""
-    return torch.compile(decode_step, mode="reduce-overhead", dynamic=False)
+    return torch.compile(shared_step, mode="reduce-overhead", dynamic=False)
 
 
 def _power_of_two(n: int, limit: int) -> int:

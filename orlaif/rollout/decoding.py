@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from orlaif.rollout.group_cache import GroupCache, padding_bias, prefilled
+from orlaif.policy.prefix.decode import expanded_step, shared_step
+from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
 from orlaif.types import PromptBatch
 
 #: Finished rows are dropped when at most this share of the rows would be left.
@@ -62,14 +63,7 @@ class ExpandedDecoder:
     def advance(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Decoder`."""
         self.attention = torch.nn.functional.pad(self.attention, (0, 1), value=1)
-        return self.model(
-            input_ids=tokens[:, None],
-            attention_mask=self.attention,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        return expanded_step(self.model, self.cache, tokens, positions, self.attention)
 
     def drop(self, alive: Tensor) -> bool:
         """See :class:`Decoder`."""
@@ -116,7 +110,7 @@ class SharedDecoder:
 
     def one_step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits [N, V] behind one token of each row."""
-        return decode_step(self.model, self.cache, tokens, positions, self.mask)
+        return shared_step(self.model, self.cache, tokens, positions, self.mask)
 
     def new_shape(self, prompts: int, width: int) -> tuple[int, int] | None:
         """What the batch becomes when this many prompts with up to this many rows are unfinished; None: it stays."""
@@ -148,16 +142,3 @@ class SharedDecoder:
     def shrink(self, prompts: Tensor, rows: Tensor, shape: tuple[int, int]) -> None:
         """Go on with these ``prompts`` and ``rows`` of the cache, which make ``shape``."""
         self.cache.keep(None if len(prompts) == self.shape[0] else prompts, rows)
-
-
-def decode_step(model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-    """Logits [N, V] behind one token per row."""
-    return model(
-        input_ids=tokens[:, None],
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        grouping=cache,
-    ).logits[:, -1]

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from orlaif.policy import Policy, evaluating
+from orlaif.policy.prefix.decode import prefill
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.compiled import CompiledDecoder
 from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
@@ -45,34 +46,26 @@ def choose_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor | None
     return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def prefill(
+def start(
     policy: Policy, batch: PromptBatch, group_size: int, limit: int, compile_decode: bool = False
 ) -> tuple[Tensor, Decoder]:
     """Logits [P, V] of the first token, and what decodes the rest."""
     model = policy.network
     with policy.features.reused(policy.family, model, batch):
-        first = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=policy.prompt_positions(batch),
-            past_key_values=DynamicCache(config=policy.config.get_text_config(decoder=True)),
-            use_cache=True,
-            logits_to_keep=1,
-            **policy.family.inputs(model, batch),
-        )
+        logits, cache = prefill(model, batch, policy.prompt_positions(batch), policy.family)
     decoder: Decoder
     if compile_decode:
         if not policy.reads_prompt_once:
             raise ValueError(
-                "rollout.compile_decode is true; it needs prefix 'shared' and attn_implementation 'sdpa', and this "
-                f"policy has {policy.layout!r} and {policy.attn_implementation!r}"
+                "rollout.compile_decode is true; it needs prefix 'shared' and attn_implementation 'sdpa', and a model "
+                f"whose cache can be shared; this policy has {policy.layout!r} and {policy.attn_implementation!r}"
             )
-        decoder = CompiledDecoder(model, first.past_key_values, batch, group_size, limit, policy.decode_caches)
+        decoder = CompiledDecoder(model, cache, batch, group_size, limit, policy.decode_caches)
     elif policy.reads_prompt_once:
-        decoder = SharedDecoder(model, first.past_key_values, batch, group_size, limit)
+        decoder = SharedDecoder(model, cache, batch, group_size, limit)
     else:
-        decoder = ExpandedDecoder(model, first.past_key_values, batch, group_size)
-    return first.logits[:, -1], decoder
+        decoder = ExpandedDecoder(model, cache, batch, group_size)
+    return logits, decoder
 
 
 @torch.no_grad()
@@ -144,7 +137,7 @@ def _sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens i64, mask bool and log-probs f32 [P, G, T] for prompts that go through the model together."""
     p, limit = len(batch), sampling.max_new_tokens
-    logits, decoder = prefill(policy, batch, g, limit, compile_decode)
+    logits, decoder = start(policy, batch, g, limit, compile_decode)
     logits = logits.repeat_interleave(g, 0)
     device = logits.device
     positions = policy.family.completion_positions(policy.prompt_positions(batch), limit)

@@ -70,7 +70,7 @@ def test_parts_keep_the_prompts_whose_shapes_agree(tmp_path: Path) -> None:
     """LLaVA-OneVision stacks frames: three lengths are three passes, in the order in which they first occur."""
     FAMILIES["llava_onevision"](str(tmp_path))
     processor = Policy(str(tmp_path)).processor
-    parts = sub_batches(ProcessorEncoder(processor)(*prompts_and_clips()))
+    parts = sub_batches(ProcessorEncoder(processor)(*prompts_and_clips()), Family())
     assert [at.tolist() for at, _ in parts] == [[0, 2], [1], [3]]
     assert [part.mm_inputs["pixel_values_videos"].shape[:2] for _, part in parts] == [(2, 4), (1, 10), (1, 6)]
     assert all(bool(part.attention_mask[:, -1].all()) and bool(part.attention_mask[:, 0].any()) for _, part in parts)

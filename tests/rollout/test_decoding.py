@@ -11,13 +11,14 @@ from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.prefix import decode
 from orlaif.policy.prefix.choice import PrefixChoice
-from orlaif.rollout import SamplingParams, decoding, generate
+from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
+from orlaif.rollout import SamplingParams, generate
 from orlaif.rollout import compiled as compiled_decoding
 from orlaif.rollout.compiled import CompiledDecoder
 from orlaif.rollout.decoding import ExpandedDecoder, SharedDecoder
-from orlaif.rollout.group_cache import GroupCache, padding_bias, prefilled
-from orlaif.rollout.local import prefill
+from orlaif.rollout.local import start
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import make_policy
 from tests.families import FAMILIES
@@ -127,7 +128,7 @@ def test_attention_over_prompt_and_own_tokens_by_the_formula(fixed: bool) -> Non
 def test_which_rows_are_kept_by_hand(policy: Policy, batch: PromptBatch) -> None:
     """Five prompts of four: two are done, one has two rows left, two have one, which is filled up."""
     with torch.no_grad():
-        _, decoder = prefill(policy, batch, 4, 2)
+        _, decoder = start(policy, batch, 4, 2)
     assert isinstance(decoder, SharedDecoder)
     alive = torch.zeros(20, dtype=torch.bool)
     alive[[1, 6, 7, 18]] = True
@@ -151,7 +152,7 @@ def compiled(policy: Policy, batch: PromptBatch, group_size: int = 6) -> Complet
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"], indirect=True)
 def test_a_fixed_cache_gives_the_same(family: Policy, shapes: ShapesDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler: caches of fixed size, bucketed and shrunk to powers of two; and again from used ones."""
-    monkeypatch.setattr(compiled_decoding, "_compiled_decode", lambda: decoding.decode_step)
+    monkeypatch.setattr(compiled_decoding, "_compiled_decode", lambda: decode.shared_step)
     monkeypatch.setattr(compiled_decoding, "BUCKET", 32)
     batch = five(family, shapes)
     expected = sample(family, batch)

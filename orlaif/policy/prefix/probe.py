@@ -1,14 +1,16 @@
-"""Whether a loaded model gives the same log-probs with a shared prefix: asked of the model, with its own weights.
+"""What a loaded model does with a video, asked of the model at load, with its own weights.
 
-A group of two random completions behind one synthetic video prompt goes through the model in a row, and each completion
-alone through the model as transformers runs it, with the model's own positions and mask. The two must agree, and a
-change of one completion must not move the other at all, which also finds a leak that low precision would hide.
+Two synthetic prompts of unequal lengths, two random completions behind each. Every completion alone, unpadded, through
+the model as transformers runs it, is the truth; a layout must give the same log-probs for the padded batch of both. A
+change of one completion must not move the other at all, which also finds a leak that low precision would hide; a change
+of the video must move something, or the model is blind. The LM head on the last hidden states must make the logits, or
+a fused head is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +18,15 @@ from torch import Tensor, nn
 
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.families import Family, per_token
-from orlaif.policy.prefix.forward import shared_forward
+from orlaif.policy.prefix.decode import expanded_step, prefill, shared_step
+from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 
 #: Largest difference of a log-prob that is rounding.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
+#: Seconds between the frames of the synthetic video: long and low, so that time exceeds height and width.
+SPACING_S = 4.0
+Forward = Callable[[PromptBatch, Completions, bool], Tensor]
 
 
 def structural_reason(config: Any) -> str | None:
@@ -39,102 +45,211 @@ def structural_reason(config: Any) -> str | None:
     return None
 
 
+def synthetic_batch(
+    processor: Any,
+    questions: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    family: Family | None = None,
+    num_frames: int = 4,
+    seed: int = 0,
+) -> PromptBatch:
+    """Short questions about videos of noise, the same every time.
+
+    Args:
+        processor: of the model.
+        questions: P of them.
+        device: of the tensors.
+        dtype: of the pixels.
+        family: where the model differs from others.
+        num_frames: of each video.
+        seed: of the noise of the first; the next have the next ones.
+    """
+    prompts, clips = [], []
+    for i, question in enumerate(questions):
+        generator = torch.Generator().manual_seed(seed + i)
+        frames = torch.randint(0, 256, (num_frames, 3, 56, 56), generator=generator, dtype=torch.uint8)
+        pts_s = torch.arange(num_frames, dtype=torch.float64) * SPACING_S
+        clips.append(VideoClip(frames=frames, pts_s=pts_s, duration_s=num_frames * SPACING_S, path="probe"))
+        prompts.append(VideoPrompt(id="probe", video="probe", question=question, answer="a"))
+    batch = ProcessorEncoder(processor, family=family)(prompts, clips)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(one) for one in value]
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return replace(batch, mm_inputs={name: cast(value) for name, value in batch.mm_inputs.items()}).to(device)
+
+
 def synthetic_prompt(
     processor: Any, device: torch.device, dtype: torch.dtype, family: Family | None = None
 ) -> PromptBatch:
-    """A short question about a video of noise, the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (4, 3, 56, 56), generator=generator, dtype=torch.uint8)
-    clip = VideoClip(frames=frames, pts_s=torch.arange(4.0, dtype=torch.float64) / 2, duration_s=2.0, path="probe")
-    prompt = VideoPrompt(id="probe", video="probe", question="what is this", answer="a")
-    batch = ProcessorEncoder(processor, family=family)([prompt], [clip])
-    pixels = {
-        k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.mm_inputs.items()
-    }
-    return replace(batch, mm_inputs=pixels).to(device)
+    """A short question about a video of noise; see :func:`synthetic_batch`."""
+    num_frames = 4 if family is None else family.probe_frames
+    return synthetic_batch(processor, ("what is this",), device, dtype, family, num_frames)
 
 
-def _groups(processor: Any, placeholders: list[int], device: torch.device) -> tuple[Completions, Completions]:
-    """Two groups of random completions that differ in one of them only."""
-    generator = torch.Generator().manual_seed(0)
+def random_tokens(processor: Any, placeholders: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Ordinary tokens i64[shape], the same every time."""
     special = {*placeholders, *processor.tokenizer.all_special_ids}
     vocabulary = torch.tensor([i for i in range(len(processor.tokenizer)) if i not in special])
-    groups = []
-    first = torch.randint(len(vocabulary), (1, 1, 3), generator=generator)
-    for _ in range(2):
-        ids = vocabulary[torch.cat([first, torch.randint(len(vocabulary), (1, 1, 3), generator=generator)], 1)]
-        # The completion that changes lies first, so that what follows it would see the change.
-        mask = torch.ones(1, 2, 3, dtype=torch.bool)
-        groups.append(Completions(ids=ids.flip(1).to(device), mask=mask.to(device), texts=(("a", "b"),)))
-    return groups[0], groups[1]
+    return vocabulary[torch.randint(len(vocabulary), shape, generator=torch.Generator().manual_seed(0))]
 
 
-def _logps(logits: Tensor, completions: Completions) -> Tensor:
-    """f[G, T] of one group."""
-    logps = logits.double().log_softmax(-1).view(*completions.ids.shape, -1)
-    return logps.gather(-1, completions.ids.unsqueeze(-1))[0, ..., 0]
-
-
-def _alone(model: nn.Module, batch: PromptBatch, completions: Completions, family: Family) -> Tensor:
-    """f[G, T]: each completion behind the prompt, by transformers' own forward."""
-    rows = []
+def alone(model: nn.Module, batch: PromptBatch, ids: Tensor, family: Family) -> Tensor:
+    """Logits f[T, V] that predict ``ids`` i64[T] behind one prompt, unpadded, by transformers' own forward."""
+    t = len(ids)
     positions = family.prompt_positions(model, batch)
-    t = completions.ids.shape[-1]
-    for own in completions.ids[0]:
-        ids = torch.cat([batch.input_ids, own[None]], 1)
-        ahead = family.completion_positions(positions, t)
-        given = family.inputs(model, batch)
-        inputs = given | {name: nn.functional.pad(value, (0, t)) for name, value in per_token(batch, given).items()}
-        places = torch.cat([positions, ahead], -1)
-        mask = torch.ones_like(ids)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **inputs).logits
-        rows.append(logits[0, -t - 1 : -1])
-    return _logps(torch.stack(rows), completions)
+    given = family.inputs(model, batch)
+    tokens = torch.cat([batch.input_ids, ids[None]], 1)
+    logits = model(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        position_ids=torch.cat([positions, family.completion_positions(positions, t)], -1),
+        use_cache=False,
+        **given | {name: nn.functional.pad(value, (0, t)) for name, value in per_token(batch, given).items()},
+    ).logits
+    return logits[0, -t - 1 : -1]
 
 
-@torch.no_grad()
-def usable_attentions(
-    model: Any, processor: Callable[[], Any], wanted: tuple[str, ...], family: Family
-) -> tuple[tuple[str, ...], str]:
-    """Which implementations of a shared prefix give this model's own log-probs.
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a fused head may take for the LM head.
 
     Args:
-        model: a loaded video-language model, in eval mode.
-        processor: gives its processor.
-        wanted: names to try (``orlaif.policy.prefix.attention``).
-        family: where the model differs from others.
-
-    Returns:
-        Those of ``wanted`` that do, and in words what was found.
+        scale: of the logits, before a cap.
+        softcap: of the logits.
+        reason: why it must not be fused; None where it may.
     """
-    if reason := structural_reason(model.config.get_text_config(decoder=True)):
-        return (), reason
-    parameter = next(model.parameters())
-    tolerance = TOLERANCE[parameter.dtype]
-    found, usable, errors = [], [], []
-    try:
-        batch = synthetic_prompt(processor(), parameter.device, parameter.dtype, family)
-        family.settle(model, batch)
-        group, changed = _groups(processor(), family.placeholder_ids(model.config), parameter.device)
-        expected = _alone(model, batch, group, family)
-        positions = family.prompt_positions(model, batch)
-    except Exception as error:  # whatever a model or processor we do not know may raise: it is then not shared
-        return (), f"the check could not be made: {type(error).__name__}: {error}"
-    for name in wanted:
-        try:
-            shared = _logps(shared_forward(model, batch, group, positions, (name,), family), group)
-            moved = _logps(shared_forward(model, batch, changed, positions, (name,), family), changed)
-        except Exception as error:  # as above
-            found.append(f"{name} fails: {type(error).__name__}: {error}")
-            continue
-        difference, leak = float((shared - expected).abs().max()), float((shared[1] - moved[1]).abs().max())
-        if not difference <= tolerance:
-            found.append(f"{name} gives log-probs that differ from the model's own by {difference:.2g}")
-        elif leak > 1e-6:
-            found.append(f"{name} lets one completion see another (log-probs move by {leak:.2g})")
+
+    scale: float = 1.0
+    softcap: float | None = None
+    reason: str | None = None
+
+
+class Probe:
+    """The truth about one loaded model, to compare layouts with.
+
+    Args:
+        model: of transformers, in eval mode.
+        processor: its processor.
+        family: where the model differs from others; it is told what was found out.
+
+    Raises:
+        ValueError: the model or its processor cannot take a video, or does not look at it.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, processor: Any, family: Family) -> None:
+        self.model, self.processor, self.family = model, processor, family
+        self.kind = model.config.model_type
+        parameter = next(model.parameters())
+        self.dtype = parameter.dtype
+        #: Largest difference of log-probs that is rounding.
+        self.tolerance = TOLERANCE[parameter.dtype]
+        error: Exception | None = None
+        for num_frames in (4, 8, 16):  # some know one number of frames only
+            try:
+                self._ask(parameter.device, num_frames)
+                break
+            except Exception as problem:  # whatever a model or processor that we do not know may raise
+                error = error or problem
         else:
-            usable.append(name)
-            errors.append(difference)
-    if usable:
-        found.append(f"log-probs equal the model's own to {max(errors):.1g} ({', '.join(usable)})")
-    return tuple(usable), "; ".join(found)
+            raise ValueError(
+                f"model type {self.kind!r} cannot be shown a video: {type(error).__name__}: {error}"
+            ) from error
+        if not self.sees:
+            raise ValueError(
+                f"model type {self.kind!r} takes no video: its log-probs are the same for another one (image and text "
+                "models swallow 'videos'); name a video-language model in policy.path"
+            )
+
+    def _ask(self, device: torch.device, num_frames: int) -> None:
+        def synthetic(*questions: str, seed: int = 0) -> PromptBatch:
+            return synthetic_batch(self.processor, questions, device, self.dtype, self.family, num_frames, seed)
+
+        questions = ("what is this", "what")
+        singles = [synthetic(question, seed=i) for i, question in enumerate(questions)]
+        self.batch, other = synthetic(*questions), synthetic(questions[0], seed=1)
+        self.family.settle(self.model, singles[0])
+        self.family.probe_frames = num_frames
+        tokens = random_tokens(self.processor, self.family.placeholder_ids(self.model.config), (2, 3, 3)).to(device)
+        self.ids = tokens[:, 1:]
+        # The completion that changes lies first, so that what follows it would see the change.
+        self.changed = torch.stack([tokens[:, 0], tokens[:, 2]], 1)
+        rows = [
+            [alone(self.model, single, ids, self.family) for ids in self.ids[p]] for p, single in enumerate(singles)
+        ]
+        self.expected = self._logps(torch.stack([torch.stack(row) for row in rows]), self.ids)
+        self.sees = not torch.equal(alone(self.model, other, self.ids[0, 0], self.family), rows[0][0])
+
+    def _logps(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """f64[P, G, T]."""
+        logps = logits.double().log_softmax(-1).view(*ids.shape, -1)
+        return logps.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+    def _completions(self, ids: Tensor) -> Completions:
+        texts = ((("a",) * ids.shape[1]),) * ids.shape[0]
+        return Completions(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), texts=texts)
+
+    @torch.no_grad()
+    def compare(self, forward: Forward) -> tuple[float, float]:
+        """How far a layout is from the truth, and how far one completion moves when another changes.
+
+        Args:
+            forward: a pass over P prompts and their completions: logits, or hidden states where told so.
+        """
+        logps, moved = (
+            self._logps(forward(self.batch, self._completions(ids), False), ids) for ids in (self.ids, self.changed)
+        )
+        return float((logps - self.expected).abs().max()), float((logps[:, 1] - moved[:, 1]).abs().max())
+
+    @torch.no_grad()
+    def decode(self, share: bool) -> float:
+        """How far log-probs of the second and third token of each completion are from the truth, behind a cache.
+
+        Args:
+            share: the rows of a group read one cache of its prompt, instead of one each.
+        """
+        p, g, t = self.ids.shape
+        positions = self.family.prompt_positions(self.model, self.batch)
+        _, cache = prefill(self.model, self.batch, positions, self.family)
+        ahead = self.family.completion_positions(positions, t).repeat_interleave(g, -2)
+        attention = self.batch.attention_mask.repeat_interleave(g, 0)
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.ids.device)
+        if share:
+            group = GroupCache(prefilled(cache), padding_bias(self.batch.attention_mask), g, t)
+        else:
+            cache.reorder_cache(torch.arange(p, device=self.ids.device).repeat_interleave(g))
+        tokens, logits = self.ids.flatten(0, 1), []
+        for step in range(t - 1):
+            places = ahead[..., step : step + 1]
+            if share:
+                logits.append(shared_step(self.model, group, tokens[:, step], places, mask))
+                group.advance()
+            else:
+                attention = nn.functional.pad(attention, (0, 1), value=1)
+                logits.append(expanded_step(self.model, cache, tokens[:, step], places, attention))
+        logps = self._logps(torch.stack(logits, 1), self.ids[..., 1:])
+        return float((logps - self.expected[..., 1:]).abs().max())
+
+    @torch.no_grad()
+    def head(self, forward: Forward) -> Head:
+        """Whether the LM head on hidden states makes the logits, with which scale and soft cap."""
+        head: Any = self.family.head(self.model)
+        if type(head) is not nn.Linear:
+            return Head(reason=f"the LM head is a {type(head).__name__}, not a plain nn.Linear")
+        completions = self._completions(self.ids)
+        logits, hidden = (forward(self.batch, completions, taken).double() for taken in (False, True))
+        plain = hidden @ head.weight.double().T + (0.0 if head.bias is None else head.bias.double())
+        softcap = getattr(self.model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+        allowed = {torch.float64: 1e-6, torch.float32: 1e-4}.get(self.dtype, 0.03) * float(logits.abs().max())
+        fitted = float((logits * plain).sum() / (plain * plain).sum())
+        differences = []
+        for scale, cap in ((1.0, softcap), (1.0, None), (fitted, None)):
+            made = scale * plain if cap is None else cap * torch.tanh(scale * plain / cap)
+            differences.append(float((made - logits).abs().max()))
+            if differences[-1] <= allowed:
+                return Head(scale=scale, softcap=cap)
+        return Head(reason=f"its logits are not what its LM head makes of hidden states (off by {differences[0]:.2g})")

@@ -10,7 +10,6 @@ from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.policy import FUSED_HEAD_FAMILIES
 from orlaif.policy.positions import completion_positions
 from orlaif.policy.prefix.attention import choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, group_rows
@@ -266,7 +265,6 @@ def test_the_group_pays_once_and_only_completions_get_logits(
 def test_hidden_states_and_head_make_the_logits(folder: str, shapes: ShapesDataset, prefix: str) -> None:
     """What a fused head starts from, for every family that is said to allow one."""
     policy = make_policy(folder, prefix=prefix)
-    assert policy.config.model_type in FUSED_HEAD_FAMILIES
     batch, completions = the_batch(policy, shapes), random_completions(policy, 5, 3, 4)
     hidden, head = policy.completion_hidden(batch, completions)
     logits = hidden @ head["weight"].T + head["bias"]

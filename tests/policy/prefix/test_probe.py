@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from transformers import (
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLForConditionalGeneration,
+)
 
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import tiny_processor
 from orlaif.policy import Policy
+from orlaif.policy.families import Family
 from orlaif.policy.prefix import probe as prefix_check
+from orlaif.policy.prefix.group_cache import GroupCache
 from orlaif.policy.prefix.layout import GroupRows
 from orlaif.policy.prefix.probe import structural_reason
 from orlaif.rollout import SamplingParams, generate
-from tests.conftest import make_policy
+from orlaif.rollout.decoding import ExpandedDecoder, SharedDecoder
+from orlaif.rollout.local import start
+from orlaif.types import PromptBatch
+from tests.conftest import make_policy, random_completions
 from tests.families import FAMILIES, decoder, qwen_tokens, save
 from tests.rollout.test_local import five
 
@@ -118,9 +132,9 @@ def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.Mo
         raise RuntimeError("no such video")
 
     monkeypatch.setattr(prefix_check, "ProcessorEncoder", broken)
-    with pytest.raises(ValueError, match="the check could not be made: RuntimeError: no such video"):
-        Policy(tiny_model, dtype="float32", prefix="shared").load()
-    assert Policy(tiny_model, dtype="float32").load().layout == "duplicate"
+    for prefix in ("shared", "auto", "duplicate"):
+        with pytest.raises(ValueError, match="model type 'qwen3_vl' cannot be shown a video: RuntimeError: no such"):
+            Policy(tiny_model, dtype="float32", prefix=prefix).load()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -166,3 +180,108 @@ def test_attention_by_name(tiny_model: str) -> None:
 def test_mistakes_are_named(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy("nowhere", **settings)  # type: ignore[arg-type]
+
+
+class Blind(Family):
+    """A processor that is given no video, and a prompt that has no place for one."""
+
+    def encode(self, processor: Any, prompt: str, clip: Any, metadata: Any) -> dict[str, Any]:
+        inputs = processor.tokenizer(prompt.replace("<|video_pad|>", ""), return_tensors="pt")
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("prefix", ["auto", "shared", "duplicate"])
+def test_a_model_that_does_not_see_is_refused(prefix: Any, tiny_model: str) -> None:
+    with pytest.raises(
+        ValueError, match="model type 'qwen3_vl' takes no video: its log-probs are the same for another"
+    ):
+        Policy(tiny_model, dtype="float32", prefix=prefix, family=Blind()).load()
+
+
+def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    config = Qwen3Config(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, head_dim=8)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model of type 'qwen3', which takes no video"):
+        Policy(str(tmp_path)).load()
+
+
+class Neighbourly(Family):
+    """Batches in which the second prompt is shown the first one's video."""
+
+    def joined(self, name: str, values: Any) -> torch.Tensor:
+        return super().joined(name, [values[0]] * len(values))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"), [("duplicate", "gives other log-probs in a batch"), ("shared", "not for")]
+)
+def test_a_batch_that_is_not_its_prompts_is_refused(prefix: Any, message: str, tiny_model: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(tiny_model, dtype="float32", prefix=prefix, family=Neighbourly()).load()
+
+
+def test_a_cache_that_cannot_be_shared_is_kept_for_each_row(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row layout stays; decoding falls back one step and says why; what must have a shared cache is refused."""
+
+    def wrong(self: GroupCache, layer: int, query: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(GroupCache, "attend", wrong)
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = Policy(tiny_model, dtype="float32").load()
+    assert (policy.layout, policy.reads_prompt_once) == ("shared", False)
+    assert (
+        "each completion has a cache of its own for model type 'qwen3_vl': a shared one: log-probs differ"
+        in caplog.text
+    )
+    assert isinstance(decoder_of(policy), ExpandedDecoder)
+    monkeypatch.undo()
+    assert isinstance(decoder_of(Policy(tiny_model, dtype="float32").load()), SharedDecoder)
+
+
+def decoder_of(policy: Policy) -> Any:
+    return start(policy, policy.stand_in(torch.device("cpu")), 2, 3)[1]
+
+
+def test_decoding_that_is_wrong_either_way_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_check, "expanded_step", lambda model, cache, tokens, *_: torch.zeros(len(tokens), 5000))
+    with pytest.raises(ValueError, match="model type 'qwen3_vl' cannot decode behind a cache: log-probs differ"):
+        Policy(tiny_model, dtype="float32", prefix="duplicate").load()
+
+
+@pytest.mark.parametrize("prefix", ["shared", "duplicate"])
+def test_a_head_with_a_scale_is_fused_with_it(
+    prefix: Any, tiny_model: str, batch: PromptBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits that the model multiplies by 0.25 behind its head."""
+    scaled(monkeypatch, lambda logits: 0.25 * logits)
+    policy = make_policy(tiny_model, prefix=prefix)
+    assert policy.choice is not None
+    assert policy.choice.head.scale == pytest.approx(0.25, rel=1e-5)
+    completions = random_completions(policy, 5, 2, 3)
+    fused = policy.completion_logps(batch, completions, fused_head=True)
+    torch.testing.assert_close(fused, policy.completion_logps(batch, completions).detach(), atol=1e-4, rtol=0)
+
+
+def test_a_head_that_does_more_is_not_fused(
+    tiny_model: str, batch: PromptBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled(monkeypatch, lambda logits: logits + 0.1 * logits.abs().sqrt())
+    policy = make_policy(tiny_model)
+    with pytest.raises(ValueError, match=r"loss.fused_head: not for model type 'qwen3_vl': its logits are not what"):
+        policy.completion_hidden(batch, random_completions(policy, 5, 2, 3))
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let Qwen3-VL do something to its logits behind the LM head."""
+    forward = Qwen3VLForConditionalGeneration.forward
+
+    @functools.wraps(forward)
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        out.logits = change(out.logits)
+        return out
+
+    monkeypatch.setattr(Qwen3VLForConditionalGeneration, "forward", changed)
