@@ -21,7 +21,12 @@ class Advantage(ABC):
 
     @abstractmethod
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
-        """Advantages f32[P, G], zero-mean within each group."""
+        """Advantages f32[P, G], zero-mean within each group.
+
+        Args:
+            ranking: of P groups, on the device of the completions.
+            completions: of the same groups.
+        """
 
 
 class DCG(Advantage):

@@ -326,6 +326,11 @@ class Completions:
         return cls(ids=torch.tensor(ids, device=device), mask=mask, texts=texts)
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.ids.device
+
+    @property
     def group_size(self) -> int:
         """G."""
         return int(self.ids.shape[1])
@@ -409,6 +414,21 @@ class Ranking:
         _check(
             self.scores is None or self.scores.shape == ranks.shape,
             f"Ranking.scores must have the shape of ranks, {list(ranks.shape)}",
+        )
+        _check(
+            self.scores is None or self.scores.device == ranks.device,
+            f"Ranking.scores must be on the device of ranks, {ranks.device}",
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are: that of the oracle, mostly the CPU."""
+        return self.ranks.device
+
+    def to(self, device: torch.device | str) -> Ranking:
+        """The same order on ``device``."""
+        return replace(
+            self, ranks=self.ranks.to(device), scores=None if self.scores is None else self.scores.to(device)
         )
 
 

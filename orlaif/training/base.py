@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,14 +26,15 @@ from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.changes import is_allowed
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
-from orlaif.distributed.sync import exchange
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
 from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Evaluated, Loop, Stage
 from orlaif.policy import Policy
 from orlaif.policy import lora as adapters
 from orlaif.training.averaging import check_averaging
+from orlaif.training.notes import StepNotes
 from orlaif.training.resume import base_fingerprint, stated_settings, use_stated
+from orlaif.training.step_state import Given, StepState
 from orlaif.types import AsksQuestions, Delivery, PromptBatch
 
 log = logging.getLogger(__name__)
@@ -76,10 +76,8 @@ class PolicyModule(Evaluated):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        #: Counted over all steps and processes so far.
-        self.totals: dict[str, float] = {}
-        self._noted: dict[str, tuple[float, float]] = {}
-        self._counted: dict[str, float] = {}
+        self.notes = StepNotes()
+        self.step_state = StepState()
         self._at_step: tuple[int, dict[str, float]] = (-1, {})  # the totals behind that step of the optimizer
         self._changed_at = -1  # the step within which weights have begun to change
         self._is_sampling = False
@@ -88,11 +86,15 @@ class PolicyModule(Evaluated):
         self._base = ""  # fingerprint of the policy's checkpoint
         self._stated: dict[str, Any] = {}  # by the recipe, of optimizer and scheduler
         self._stated_before: dict[str, Any] = {}  # by the recipe of the checkpoint that this run goes on from
-        self._normalizer: Tensor | None = None
-        self._stepping = False
-        self._policy_start = 0.0
-        self._first_batch_at: float | None = None
-        self._waited = 0.0
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Counted over all steps and processes so far."""
+        return self.notes.totals
+
+    @totals.setter
+    def totals(self, totals: dict[str, float]) -> None:
+        self.notes.totals = totals
 
     # ---------------------------------------------------------------- set-up
 
@@ -185,9 +187,13 @@ class PolicyModule(Evaluated):
             normalizer: 0-dim, what those tokens count together.
             batch_idx: of the training step.
         """
-        self._normalizer = normalizer if self._normalizer is None else self._normalizer + normalizer
-        self._stepping = self.is_stepping(batch_idx)
+        self.step_state.hand_over(normalizer, self.is_stepping(batch_idx))
         return total
+
+    def postponed(self) -> Tensor:
+        """For a batch whose loss comes with a later one: a zero, since Lightning wants something to go back from."""
+        self.step_state.postpone()
+        return torch.zeros((), device=self.device, requires_grad=True)
 
     def backward_part(self, total: Tensor) -> None:
         """Backward pass of a part of a batch, whose last part goes to Lightning by :meth:`accumulate`.
@@ -198,7 +204,6 @@ class PolicyModule(Evaluated):
             total: 0-dim weighted sum over the part's tokens, with gradient.
         """
         n = self.trainer.accumulate_grad_batches
-        self._stepping = False
         strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
         scaler = getattr(precision, "scaler", None)
         total = total / n if scaler is None else scaler.scale(total / n)
@@ -241,12 +246,10 @@ class PolicyModule(Evaluated):
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
         self._is_sampling = False
-        self.log("time/policy", self._elapsed(self._policy_start), prog_bar=True)
-        if not self._stepping:
-            return
-        assert self._normalizer is not None
-        self._divide_gradients(self._normalizer)
-        self._normalizer = None
+        self.log("time/policy", self.step_state.policy_s(self.device), prog_bar=True)
+        normalizer = self.step_state.take()
+        if normalizer is not None:
+            self._divide_gradients(normalizer)
 
     def _divide_gradients(self, normalizer: Tensor) -> None:
         normalizer = self.trainer.strategy.reduce(normalizer, reduce_op="sum")
@@ -256,11 +259,30 @@ class PolicyModule(Evaluated):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def empty_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
-        """The step of a batch whose videos were all left out, where the weights are not sharded."""
-        self.note_delivery(delivery, 0)
+    def given(self, delivery: Delivery, generators: list[torch.Generator], always: bool = False) -> Given | None:
+        """What the step works on; None for an empty batch where no pass is needed: then :meth:`empty_step` is the step.
+
+        Args:
+            delivery: of the step; one that is empty is noted here.
+            generators: of its prompts.
+            always: a pass is needed in any case, not only where weights are sharded.
+        """
+        if len(delivery.batch):
+            return Given(batch=delivery.batch, generators=generators, counts=True)
+        self.notes.delivery(delivery, 0)
+        if not always and not self.policy.is_sharded:
+            return None
+        batch = self.stand_in()
+        return Given(batch=batch, generators=prompt_generators(batch, "stand-in", self.device), counts=False)
+
+    def stand_in(self) -> PromptBatch:
+        """A synthetic prompt that this stage can work on."""
+        return self.policy.stand_in(self.device)
+
+    def empty_step(self, batch_idx: int) -> Tensor:
+        """The step of an empty batch that needs no pass."""
         self.log_noted()
-        self._policy_start = time.perf_counter()
+        self.step_state.begin_policy()
         return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
 
     def zero_loss(self) -> Tensor:
@@ -275,57 +297,10 @@ class PolicyModule(Evaluated):
         norm = nn.utils.get_total_norm(grads)
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def _elapsed(self, start: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
-
-    # --------------------------------------------------------------- metrics
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Note the seconds spent inside as ``time/<name>``."""
-        start = time.perf_counter()
-        yield
-        self.note(f"time/{name}", self._elapsed(start))
-
-    def note(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
-        """Keep a metric of this step for :meth:`log_noted`: a mean of what counts ``weight`` on this process."""
-        if weight := float(weight):
-            self._noted[name] = float(value), weight
-
-    def count(self, name: str, number: float) -> None:
-        """Add to a total over all steps and processes, logged by :meth:`log_noted`."""
-        self._counted[name] = self._counted.get(name, 0.0) + number
-
     def log_noted(self) -> None:
-        """Log what was noted, as means and totals over all processes, which must all call."""
-        everyone = exchange((self._noted, self._counted))
-        self._noted, self._counted = {}, {}
-        sums: dict[str, tuple[float, float]] = {}
-        for noted, counted in everyone:
-            for name, (value, weight) in noted.items():
-                total, weights = sums.get(name, (0.0, 0.0))
-                sums[name] = total + value * weight, weights + weight
-            for name, number in counted.items():
-                self.totals[name] = self.totals.get(name, 0.0) + number
-        for name, (total, weights) in sums.items():
-            self.log(name, total / weights, prog_bar=name in _SHOWN or name.startswith("time/"))
-        for name in ("train/num_tokens", "data/bad_videos"):
-            self.log(name, self.totals.get(name, 0.0))
-
-    def note_delivery(self, delivery: Delivery, num_tokens: int) -> None:
-        """Note what every stage logs: decoding time, waiting for data; bad videos and tokens seen so far."""
-        self.count("train/num_tokens", num_tokens)
-        self.count("data/bad_videos", len(delivery.skipped))
-        self.note("time/decode", delivery.decode_s)
-        self.note("time/data_wait", delivery.wait_s)
-        now = time.perf_counter()
-        if self._first_batch_at is None:  # nothing can be decoded ahead of the first
-            self._first_batch_at, self._waited = now, 0.0
-            return
-        self._waited += delivery.wait_s
-        self.note("time/data_wait_share", self._waited / (now - self._first_batch_at))
+        """Log what was noted, of all processes, which must all call."""
+        for name, value in self.notes.take().items():
+            self.log(name, value, prog_bar=name in _SHOWN or name.startswith("time/"))
 
     # ----------------------------------------------------------- checkpoints
 

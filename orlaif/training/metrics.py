@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.functional import kendall_rank_corrcoef
 
 
 def kendall_tau(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
@@ -17,11 +18,14 @@ def kendall_tau(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     Returns:
         f32[P]; NaN where one of the two does not order the group at all.
     """
-    pair = valid.unsqueeze(-1) & valid.unsqueeze(-2)
-    dx = (x.unsqueeze(-1) - x.unsqueeze(-2)).sign().masked_fill(~pair, 0).float()
-    dy = (y.unsqueeze(-1) - y.unsqueeze(-2)).sign().masked_fill(~pair, 0).float()
-    norm = (dx.square().sum((-1, -2)) * dy.square().sum((-1, -2))).sqrt()
-    return (dx * dy).sum((-1, -2)) / norm.where(norm > 0, norm.new_full((), torch.nan))
+    taus = torch.full((len(x),), torch.nan)
+    for i, (first, second, kept) in enumerate(zip(x.float(), y.float(), valid, strict=True)):
+        first, second = first[kept], second[kept]
+        if all(len(order.unique()) > 1 for order in (first, second)):
+            tau = kendall_rank_corrcoef(first, second, variant="b")
+            assert isinstance(tau, Tensor)  # a pair, where a test of significance is asked for
+            taus[i] = tau
+    return taus
 
 
 def _mean(values: Tensor) -> Tensor:

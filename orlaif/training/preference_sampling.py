@@ -13,7 +13,8 @@ from typing import Any
 from orlaif.evaluation.loop import Evaluated, Loop
 from orlaif.evaluation.predictions import Predictions
 from orlaif.oracles import rank_groups
-from orlaif.training.rlaif import OracleRLAIF, candidate_groups
+from orlaif.training.experience import candidate_groups
+from orlaif.training.rlaif import OracleRLAIF
 from orlaif.types import CandidateGroup, Delivery
 
 log = logging.getLogger(__name__)

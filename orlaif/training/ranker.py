@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -104,30 +104,26 @@ class PreferenceRankerTraining(PolicyModule):
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch of compared answers."""
-        batch = delivery.batch
-        self.seed_step(batch, batch_idx)
-        empty = not len(batch)
-        if empty:
-            if not self.policy.is_sharded:
-                return self.empty_step(delivery, batch_idx)
-            self.note_delivery(delivery, 0)
-        self._policy_start = time.perf_counter()
-        scores, ranks = self._stand_in_scored() if empty else self.scored(batch)
+        given = self.given(delivery, self.seed_step(delivery.batch, batch_idx))
+        if given is None:
+            return self.empty_step(batch_idx)
+        self.step_state.begin_policy()
+        scores, ranks = self.scored(given.batch)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
-        total, count = likelihood(scores, ranks)
-        if empty:  # sharded processes run the same layers
-            total, count = total * 0.0, count * 0
-        self.note("train/loss", total.detach() / count.clamp(min=1), count)
-        right, pairs = pair_accuracy(scores.detach(), ranks)
-        if not empty:
-            self.note("train/pair_accuracy", right / pairs.clamp(min=1), pairs)
-            self.note_delivery(delivery, int(batch.attention_mask.sum()))
+        total, count = given.weigh(*likelihood(scores, ranks))
+        self.notes.note("train/loss", total.detach() / count.clamp(min=1), count)
+        if given.counts:
+            right, pairs = pair_accuracy(scores.detach(), ranks)
+            self.notes.note("train/pair_accuracy", right / pairs.clamp(min=1), pairs)
+            self.notes.delivery(delivery, int(given.batch.attention_mask.sum()))
         self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)
 
-    def _stand_in_scored(self) -> tuple[Tensor, Tensor]:
-        scores = self.ranker(self.policy.stand_in(self.device), [("a", "b")])
-        return scores, torch.tensor([[0, 1]], device=scores.device)
+    def stand_in(self) -> PromptBatch:
+        """A synthetic prompt with two answers."""
+        batch = super().stand_in()
+        compared = [PreferencePrompt(**vars(prompt), answers=("a", "b"), ranks=(0, 1)) for prompt in batch.prompts]
+        return replace(batch, prompts=tuple(compared))
 
 
 class PairAccuracy(Loop):

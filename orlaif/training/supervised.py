@@ -6,8 +6,6 @@ same thing: logits at the answer's positions, placeholders excluded.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -63,22 +61,15 @@ class SupervisedFineTuning(PolicyModule):
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch of reference answers."""
-        batch = delivery.batch
-        self.seed_step(batch, batch_idx)
-        empty = not len(batch)
-        if empty:
-            if not self.policy.is_sharded:
-                return self.empty_step(delivery, batch_idx)
-            self.note_delivery(delivery, 0)
-            batch = self.policy.stand_in(self.device)
-        self._policy_start = time.perf_counter()
-        completions = reference_completions(self.policy, batch)
-        total = -self.policy.completion_logps(batch, completions).sum()
-        if empty:  # sharded processes run the same layers
-            total = total * 0.0
-        count = completions.mask.sum() * (not empty)
-        self.note("train/loss", total.detach() / count.clamp(min=1), count)
-        if not empty:
-            self.note_delivery(delivery, int(batch.attention_mask.sum() + count))
+        given = self.given(delivery, self.seed_step(delivery.batch, batch_idx))
+        if given is None:
+            return self.empty_step(batch_idx)
+        self.step_state.begin_policy()
+        completions = reference_completions(self.policy, given.batch)
+        total = -self.policy.completion_logps(given.batch, completions).sum()
+        total, count = given.weigh(total, completions.mask.sum())
+        self.notes.note("train/loss", total.detach() / count.clamp(min=1), count)
+        if given.counts:
+            self.notes.delivery(delivery, int(given.batch.attention_mask.sum() + count))
         self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from orlaif import OracleRLAIF, SupervisedFineTuning, VideoDataModule
 from orlaif.advantages import DCG
-from orlaif.data import datamodule as datamodule_file
+from orlaif.data import collator as collator_file
 from orlaif.data.video import UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.distributed.sharding import Sharding
@@ -113,10 +113,8 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
     tiny_model: str, data_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    real = datamodule_file.decode_clip
-    monkeypatch.setattr(
-        datamodule_file, "decode_clip", lambda prompt, *a: decoded.append(prompt.id) or real(prompt, *a)
-    )
+    real = collator_file.decode_clip
+    monkeypatch.setattr(collator_file, "decode_clip", lambda prompt, *a: decoded.append(prompt.id) or real(prompt, *a))
     calls = {"vision": 0, "logits": []}
 
     class Hooks(Callback):

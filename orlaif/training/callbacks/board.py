@@ -15,7 +15,8 @@ from torchvision.utils import make_grid
 from orlaif.oracles import rank_groups
 from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
-from orlaif.training.rlaif import OracleRLAIF, candidate_groups
+from orlaif.training.experience import candidate_groups
+from orlaif.training.rlaif import OracleRLAIF
 from orlaif.types import AsksQuestions, OracleError, VideoClip, VideoPrompt
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class CompletionsBoard(Callback):
         except OracleError as error:
             log.warning("no completions board this time: %s", error)
             return
-        advantages = pl_module.advantage(ranking, completions)
+        advantages = pl_module.advantages(ranking, completions)
         for i, (prompt, clip) in enumerate(zip(batch.prompts, batch.clips, strict=True)):
             board = draw_board(
                 prompt, clip, completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu()

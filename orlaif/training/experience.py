@@ -1,0 +1,243 @@
+"""From a batch of prompts to an :class:`Experience`: rollout, log-probs, ranking, advantages.
+
+Everything is [P, g, T] or [P, g], where g completions of each group make up a part (``microbatch``); the whole group is
+ranked and weighed before it is cut.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from orlaif.distributed.sync import exchange, raise_together
+from orlaif.losses import loss_weights
+from orlaif.oracles import Asked, order_consistency
+from orlaif.policy import evaluating
+from orlaif.training.metrics import rank_metrics
+from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
+
+if TYPE_CHECKING:
+    from orlaif.training.rlaif import OracleRLAIF
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one forward and backward pass needs: g completions of each of P groups.
+
+    Args:
+        completions: [P, g, T].
+        mask: bool[P, g, T], the tokens that count: not those of a group that was not ranked.
+        advantages: f32[P, g].
+        reference: f32[P, g, T], log-probs of the frozen reference, where the loss has a KL term.
+        old: f32[P, g, T], log-probs of the policy that sampled, where several updates use this rollout; where there
+            are none the ratio is exactly 1.
+    """
+
+    completions: Completions
+    mask: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+    old: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """A batch after its rollout: all that updates need.
+
+    Args:
+        batch: P prompts.
+        parts: their groups, cut.
+        normalizer: 0-dim, what all tokens count together.
+    """
+
+    batch: PromptBatch
+    parts: tuple[Part, ...]
+    normalizer: Tensor
+
+
+def make_experience(
+    module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], batch_idx: int, counts: bool
+) -> Experience:
+    """Sample, ask the oracle, take log-probs while it thinks, rank, and weigh.
+
+    All processes must call it, or :func:`rank_together` where they have nothing to rank.
+
+    Args:
+        module: whose policy, rollout, oracle and mapping are used, and which notes metrics and times.
+        batch: P prompts.
+        generators: one for each prompt.
+        batch_idx: of the training step.
+        counts: False for a stand-in, which the oracle is not asked about and which carries no weight.
+
+    Raises:
+        OracleError: on all processes, see :func:`rank_together`.
+    """
+    with module.notes.stage("rollout", module.device):
+        completions = module.rollout(module.policy, batch, generators)
+    groups = candidate_groups(batch, completions)
+    asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None
+
+    parts = completions.split(module.microbatch)
+    reference: list[Tensor | None] = [None] * len(parts)
+    old: list[Tensor | None] = [None] * len(parts)
+    if module.loss.kl_coef:
+        with module.notes.stage("reference", module.device):
+            reference = [logps_without_gradient(module, batch, part, reference=True) for part in parts]
+    if module.num_updates > 1 or module.rollout.importance_cap is not None:
+        with module.notes.stage("old_logps", module.device):
+            old = [logps_without_gradient(module, batch, part) for part in parts]
+
+    with borrowed(module):
+        ranking = rank_together(module, asked)
+    if ranking is None:
+        ranking = Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
+    advantages = module.advantages(ranking, completions)
+    # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
+    ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
+    mask = completions.mask & ranked[:, None, None]
+    if module.rollout.importance_cap is not None:
+        advantages = advantages * importance_weights(module, completions, old, mask)
+    if counts:
+        note_completions(module, completions, ranking, advantages)
+    every = module.order_consistency_every_n_steps
+    if every and module.global_step % every == 0:
+        with borrowed(module):
+            if counts and not ranking.failures:
+                note_order_consistency(module, groups, ranking, batch_idx)
+    if module.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
+        module.policy.forget_features()
+
+    if module.num_updates == 1:  # the ratio is exactly 1
+        old = [None] * len(parts)
+    sizes = [part.group_size for part in parts]
+    cut = zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), reference, old, strict=True)
+    return Experience(
+        batch=batch,
+        parts=tuple(Part(completions=c, mask=m, advantages=a, reference=r, old=o) for c, m, a, r, o in cut),
+        normalizer=loss_weights(mask.flatten(0, 1), module.loss.loss_type, module.rollout.sampling.max_new_tokens)[1],
+    )
+
+
+def candidate_groups(batch: PromptBatch, completions: Completions) -> list[CandidateGroup]:
+    """What the oracle is shown: P groups."""
+    return [
+        CandidateGroup(prompt=prompt, clip=clip, answers=answers)
+        for prompt, clip, answers in zip(batch.prompts, batch.clips, completions.texts, strict=True)
+    ]
+
+
+def borrowed(module: OracleRLAIF) -> AbstractContextManager[None]:
+    """The policy's weights are whole inside, where the oracle uses them."""
+    return module.policy.gathered() if module.oracle.borrows_policy else nullcontext()
+
+
+def logps_without_gradient(
+    module: OracleRLAIF, batch: PromptBatch, completions: Completions, reference: bool = False
+) -> Tensor:
+    """f32[P, g, T] by the reference, or by the policy of this moment."""
+    with torch.no_grad(), nullcontext() if reference else evaluating(module.policy.network):
+        return module.policy.completion_logps(
+            batch,
+            completions,
+            reference=reference,
+            temperature=module.rollout.sampling.temperature,
+            fused_head=module.loss.fused_head,
+            implementation=module.loss.implementation,
+        )
+
+
+def rank_together(module: OracleRLAIF, asked: Asked | None) -> Ranking | None:
+    """What the oracle answered, its cost noted; None for a process that asked nothing. All processes must call it.
+
+    Raises:
+        OracleError: on all processes, what failed on any; or groups of all of them past
+            ``on_oracle_failure.max_rate``.
+    """
+    ranking, error = None, None
+    if asked is not None:
+        try:
+            ranking = asked.result()
+        except Exception as problem:  # whatever it is, the other processes must not wait for this one
+            error = problem
+    raise_together(error)
+    if ranking is not None and asked is not None:
+        module.notes.note("time/oracle", asked.seconds)
+        module.notes.note("time/oracle_wait", asked.waited)
+        for name, number in module.oracle.take_counts().items():
+            module.notes.note(f"oracle/{name}", number)
+    failures = () if ranking is None else ranking.failures
+    last = (failures[-1].oracle, failures[-1].prompt_id, failures[-1].cause) if failures else None
+    everyone = exchange((0 if ranking is None else len(ranking.ranks), len(failures), last))
+    totals = module.notes.totals
+    groups = totals["groups"] = totals.get("groups", 0) + sum(asked for asked, _, _ in everyone)
+    failed = totals["failed_groups"] = totals.get("failed_groups", 0) + sum(number for _, number, _ in everyone)
+    module.log("oracle/failure_rate", failed / max(1, groups))
+    for failure in (failure for _, _, failure in everyone if failure is not None):
+        module.on_oracle_failure.check(int(failed), int(groups), OracleError(*failure))
+    return ranking
+
+
+def importance_weights(module: OracleRLAIF, completions: Completions, old: list[Tensor | None], mask: Tensor) -> Tensor:
+    """Truncated importance weights f32[P, G] of the trainer's answers over the sampler's; the mismatch noted.
+
+    Args:
+        module: notes the mismatch; its rollout says where to truncate.
+        completions: of P groups, with the sampler's log-probs.
+        old: f32[P, g, T], the trainer's, in parts of the groups.
+        mask: bool[P, G, T], the tokens that count.
+
+    Raises:
+        ValueError: the rollout gave no log-probs.
+    """
+    if completions.logps is None:
+        raise ValueError("rollout.importance_cap is set, but the rollout gives no log-probs; set it to null")
+    cap = module.rollout.importance_cap
+    assert cap is not None
+    trainers = torch.cat([part for part in old if part is not None], 1)
+    difference = (trainers - completions.logps).masked_fill(~completions.mask, 0.0)
+    ratio = difference.sum(-1).exp()
+    tokens, answers = mask.sum(), mask.any(-1)
+    counted = difference.masked_fill(~mask, 0.0).abs()
+    module.notes.note("train/sampling/sampling_logp_difference/mean", counted.sum() / tokens.clamp(min=1), tokens)
+    module.notes.note("train/sampling/sampling_logp_difference/max", counted.max(), tokens)
+    kept = ratio[answers]
+    if len(kept):
+        for name, value in (("min", kept.min()), ("mean", kept.mean()), ("max", kept.max())):
+            module.notes.note(f"train/sampling/importance_sampling_ratio/{name}", value, len(kept))
+        module.notes.note("train/sampling/truncated_ratio", (kept > cap).float().mean(), len(kept))
+    return ratio.clamp(max=cap)
+
+
+def note_order_consistency(module: OracleRLAIF, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:
+    """``oracle/order_consistency``: does the oracle rank alike when the candidates are shuffled?"""
+    try:
+        consistency = order_consistency(module.oracle, groups, ranking, torch.Generator().manual_seed(batch_idx))
+    except OracleError:  # a second opinion only; the failure rate counts the first
+        return
+    module.notes.note("oracle/order_consistency", consistency, len(groups))
+
+
+def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ranking, advantages: Tensor) -> None:
+    """Lengths, ends, and what only ranks can tell (``orlaif.training.metrics``).
+
+    Args:
+        module: notes them.
+        completions: of P groups.
+        ranking: of the same.
+        advantages: f32[P, G].
+    """
+    lengths = completions.lengths
+    last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    ended = torch.isin(last, torch.tensor(module.policy.eos_ids, device=last.device)) & (lengths > 0)
+    module.notes.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
+    module.notes.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
+    sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()
+    metrics = rank_metrics(ranking.ranks.cpu(), advantages.cpu(), lengths.cpu(), sequence_logps)
+    for name, value in metrics.items():
+        module.notes.note(name, value, len(completions.ids))
+    if ranking.scores is not None and (scored := int((~ranking.scores.isnan()).sum())):
+        module.notes.note("oracle/mean_score", ranking.scores.nanmean(), scored)

@@ -1,0 +1,81 @@
+"""What a training step has to say: metrics of all processes, times of its stages, totals of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from orlaif.distributed.sync import exchange
+from orlaif.types import Delivery
+
+#: Totals that are logged, whether or not anything was counted.
+_LOGGED = ("train/num_tokens", "data/bad_videos")
+
+
+def elapsed(start: float, device: torch.device) -> float:
+    """Seconds since ``start`` (of ``time.perf_counter``), with all that a GPU has been given to do by now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+class StepNotes:
+    """Keeps what is noted and counted on this process until :meth:`take` merges it with that of the others.
+
+    Attributes:
+        totals: counted over all steps and processes so far.
+    """
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self._noted: dict[str, tuple[float, float]] = {}
+        self._counted: dict[str, float] = {}
+        self._first_delivery_at: float | None = None
+        self._waited_s = 0.0
+
+    def note(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """A metric of this step: a mean of what counts ``weight`` on this process; of nothing where that is 0."""
+        if weight := float(weight):
+            self._noted[name] = float(value), weight
+
+    def count(self, name: str, number: float) -> None:
+        """Add to a total over all steps and processes."""
+        self._counted[name] = self._counted.get(name, 0.0) + number
+
+    @contextmanager
+    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+        """Note the seconds spent inside as ``time/<name>``."""
+        start = time.perf_counter()
+        yield
+        self.note(f"time/{name}", elapsed(start, device))
+
+    def delivery(self, delivery: Delivery, num_tokens: int) -> None:
+        """What every stage says of its batch: decoding, waiting for data; bad videos and tokens seen so far."""
+        self.count("train/num_tokens", num_tokens)
+        self.count("data/bad_videos", len(delivery.skipped))
+        self.note("time/decode", delivery.decode_s)
+        self.note("time/data_wait", delivery.wait_s)
+        now = time.perf_counter()
+        if self._first_delivery_at is None:  # nothing can be decoded ahead of the first
+            self._first_delivery_at, self._waited_s = now, 0.0
+            return
+        self._waited_s += delivery.wait_s
+        self.note("time/data_wait_share", self._waited_s / (now - self._first_delivery_at))
+
+    def take(self) -> dict[str, float]:
+        """What was noted since the last call, as means and totals over all processes, which must all call."""
+        everyone = exchange((self._noted, self._counted))
+        self._noted, self._counted = {}, {}
+        sums: dict[str, tuple[float, float]] = {}
+        for noted, counted in everyone:
+            for name, (value, weight) in noted.items():
+                total, weights = sums.get(name, (0.0, 0.0))
+                sums[name] = total + value * weight, weights + weight
+            for name, number in counted.items():
+                self.totals[name] = self.totals.get(name, 0.0) + number
+        means = {name: total / weights for name, (total, weights) in sums.items()}
+        return means | {name: self.totals.get(name, 0.0) for name in _LOGGED}
