@@ -8,36 +8,29 @@ batches then gives the update of one n-times larger batch, whatever the lengths 
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from orlaif.distributed.changes import is_allowed
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
 from orlaif.evaluation.graded_test import GradedTest
-from orlaif.evaluation.loop import Evaluated, Loop, Stage
+from orlaif.evaluation.loop import Loop, Stage
 from orlaif.policy import Policy
-from orlaif.policy import lora as adapters
 from orlaif.training.averaging import check_averaging
-from orlaif.training.notes import StepNotes
-from orlaif.training.resume import base_fingerprint, stated_settings, use_stated
+from orlaif.training.resumable import ResumableModule
+from orlaif.training.schedules import scheduled
 from orlaif.training.step_state import Given, StepState
-from orlaif.types import AsksQuestions, Delivery, PromptBatch
-
-log = logging.getLogger(__name__)
+from orlaif.types import Delivery, PromptBatch
 
 #: Metrics for the progress bar, beside the seconds of each stage.
 _SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
@@ -52,7 +45,7 @@ def prompt_generators(batch: PromptBatch, key: str, device: torch.device) -> lis
     return [torch.Generator(device).manual_seed(_number(f"{key}/{prompt.id}")) for prompt in batch.prompts]
 
 
-class PolicyModule(Evaluated):
+class PolicyModule(ResumableModule):
     """Base of the training stages.
 
     Args:
@@ -76,25 +69,7 @@ class PolicyModule(Evaluated):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.notes = StepNotes()
         self.step_state = StepState()
-        self._at_step: tuple[int, dict[str, float]] = (-1, {})  # the totals behind that step of the optimizer
-        self._changed_at = -1  # the step within which weights have begun to change
-        self._is_sampling = False
-        #: What may differ from the run that a checkpoint is of (``--resume_changed``).
-        self.resume_changed: tuple[str, ...] = ()
-        self._base = ""  # fingerprint of the policy's checkpoint
-        self._stated: dict[str, Any] = {}  # by the recipe, of optimizer and scheduler
-        self._stated_before: dict[str, Any] = {}  # by the recipe of the checkpoint that this run goes on from
-
-    @property
-    def totals(self) -> dict[str, float]:
-        """Counted over all steps and processes so far."""
-        return self.notes.totals
-
-    @totals.setter
-    def totals(self, totals: dict[str, float]) -> None:
-        self.notes.totals = totals
 
     # ---------------------------------------------------------------- set-up
 
@@ -113,8 +88,7 @@ class PolicyModule(Evaluated):
             if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
                 strategy.checkpoint_io = SafeCheckpointIO()
         self.policy.load(device)
-        if not self._base:
-            self._base = base_fingerprint(self.policy.network)
+        self.know_base()
         self.prepare_reference()
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
@@ -132,10 +106,6 @@ class PolicyModule(Evaluated):
             raise ValueError("policy.prefix_attention is 'flex', which trains on CUDA only; use 'auto' here")
         self.policy.network.train()
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """All that the optimizer moves."""
-        return [p for p in self.policy.network.parameters() if p.requires_grad]
-
     def export(self, folder: str, merge: bool = False) -> None:
         """Write what was trained to ``folder``; an adapter ``merge``-d into its base, or as one."""
         self.policy.export(folder, merge)
@@ -148,21 +118,10 @@ class PolicyModule(Evaluated):
         """
         optimizer = self.optimizer(self.trained_parameters())
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        self._stated = stated_settings(optimizer, scheduler)
+        self.know_stated(optimizer, scheduler)
         if scheduler is None:
             return optimizer
-        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": plateau_settings(scheduler, self.trainer)}
-
-    def on_train_start(self) -> None:
-        """Of a run that goes on: use the learning rate and the other settings that its recipe states."""
-        self._at_step, self._changed_at, self._is_sampling = (-1, {}), -1, False
-        before, self._stated_before = self._stated_before, {}
-        if before:
-            scheduler = self.trainer.lr_scheduler_configs[0].scheduler if self.trainer.lr_scheduler_configs else None
-            for line in use_stated(self._stated, before, self.trainer.optimizers[0], scheduler):
-                log.info("resumed with another %s, as the recipe states", line)
+        return {"optimizer": optimizer, "lr_scheduler": scheduled(scheduler, self.trainer)}
 
     def seed_step(self, batch: PromptBatch, batch_idx: int) -> list[torch.Generator]:
         """A generator for each prompt, a function of (seed, epoch, prompt); also seeds torch, for dropout.
@@ -226,7 +185,7 @@ class PolicyModule(Evaluated):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.trainer.world_size
         self._divide_gradients(normalizer)
-        self._changed_at = self.global_step
+        self.weights_change()
         optimizer: Any = self.optimizers()
         optimizer.step(closure=lambda: torch.zeros((), device=self.device))
         optimizer.zero_grad()
@@ -236,16 +195,14 @@ class PolicyModule(Evaluated):
 
     def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
         """Free the gradients of the step before, so that a rollout has their memory; keep the totals behind it."""
-        if self.global_step != self._at_step[0]:
-            self._at_step = self.global_step, dict(self.totals)
-        self._is_sampling = True
+        self.batch_begins()
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
 
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
-        self._is_sampling = False
+        self.batch_is_done()
         self.log("time/policy", self.step_state.policy_s(self.device), prog_bar=True)
         normalizer = self.step_state.take()
         if normalizer is not None:
@@ -292,7 +249,7 @@ class PolicyModule(Evaluated):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradients before clipping; the policy is about to be another one."""
         self.policy.version += 1
-        self._changed_at = self.global_step
+        self.weights_change()
         grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -301,115 +258,3 @@ class PolicyModule(Evaluated):
         """Log what was noted, of all processes, which must all call."""
         for name, value in self.notes.take().items():
             self.log(name, value, prog_bar=name in _SHOWN or name.startswith("time/"))
-
-    # ----------------------------------------------------------- checkpoints
-
-    @property
-    def is_between_updates(self) -> bool:
-        """Whether the weights are those of no step: some updates of a rollout are done, or one is under way."""
-        return self._changed_at == self.global_step
-
-    @property
-    def is_interruptible(self) -> bool:
-        """Whether all is as the last step of the optimizer left it: from a batch's start to the end of its passes."""
-        return self._is_sampling and not self.is_between_updates
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what the run starts from anyway: frozen weights of the policy's checkpoint, and the reference.
-
-        Raises:
-            RuntimeError: the weights are those of no step, so that no run could go on from them.
-        """
-        if self.is_between_updates:
-            raise RuntimeError("no checkpoint can be written between the updates of a rollout; the last one stands")
-        # A run that goes on takes the batches behind the last step again, and counts them again.
-        checkpoint["totals"] = dict(self._at_step[1] if self._at_step[0] == self.global_step else self.totals)
-        checkpoint["base"], checkpoint["stated"] = self._base, self._stated
-        left_out = self.reloaded_keys(checkpoint["state_dict"])
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put what was left out, loaded from the policy's checkpoint, back where the state dict needs it.
-
-        Raises:
-            ValueError: training would go on from a checkpoint over another base, or from one with weights only.
-        """
-        self.totals = dict(checkpoint["totals"])
-        if self.trainer.training:
-            self._check_base(checkpoint)
-            self._stated_before = checkpoint.get("stated", {})
-        if "state_dict" not in checkpoint:  # sharded: the strategy has loaded it
-            return
-        own = self.state_dict()
-        checkpoint["state_dict"].update({name: own[name] for name in self.reloaded_keys(own)})
-        by_number = {name: i for i, name in enumerate(self.trained_names())}
-        states = checkpoint.get("optimizer_states", [])
-        checkpoint["optimizer_states"] = [numbered(state, by_number) for state in states]
-
-    def _check_base(self, checkpoint: dict[str, Any]) -> None:
-        if "callbacks" not in checkpoint:
-            raise ValueError("the checkpoint holds weights only (save_weights_only); a run cannot go on from it")
-        base = checkpoint.get("base", self._base)
-        if base != self._base and not is_allowed("policy.path", self.resume_changed):
-            raise ValueError(
-                f"policy.path is {self.policy.path}, whose weights are not those of the base that the checkpoint was "
-                f"trained on (fingerprints {self._base} and {base}); resume on the same base, or allow it with "
-                "--resume_changed policy.path"
-            )
-
-    def trained_names(self) -> list[str]:
-        """Names of :meth:`trained_parameters` in the state dict, in their order."""
-        names = {id(p): name for name, p in self.named_parameters()}
-        return [names[id(p)] for p in self.trained_parameters()]
-
-    def reloaded_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those keys of a state dict that come from the policy's own checkpoint, not from Lightning's."""
-        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if self._is_reloaded(name, p)}
-        found = set()
-        for key in keys:
-            words = key.split(".")  # a quantised weight has further keys below its own
-            if any(".".join(words[:n]) in frozen for n in range(len(words), max(0, len(words) - 3), -1)):
-                found.add(key)
-        return found
-
-    def _is_reloaded(self, name: str, parameter: nn.Parameter) -> bool:
-        return not parameter.requires_grad and not adapters.is_reference(name)
-
-
-def plateau_settings(scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau, trainer: Trainer) -> dict[str, Any]:
-    """How Lightning is to step a plateau's scheduler: once an epoch, as LightningCLI does, when its metric is there.
-
-    Args:
-        scheduler: of ``lightning.pytorch.cli``, which knows what it watches.
-        trainer: of the run.
-
-    Raises:
-        ValueError: it does not know, or watches what no validation will give.
-    """
-    monitor = getattr(scheduler, "monitor", None)
-    if monitor is None:
-        raise ValueError(
-            "lr_scheduler is torch's ReduceLROnPlateau, which does not say what it watches; "
-            "use lightning.pytorch.cli.ReduceLROnPlateau with monitor, such as val/accuracy"
-        )
-    if not monitor.startswith("val/"):
-        return {"scheduler": scheduler, "monitor": monitor}
-    data = getattr(trainer, "datamodule", None)
-    if not trainer.limit_val_batches:
-        raise ValueError(
-            f"lr_scheduler.monitor is {monitor!r}, but trainer.limit_val_batches is 0; watch train/ metrics"
-        )
-    if isinstance(data, AsksQuestions):
-        try:
-            data.questions("val")
-        except ValueError as error:
-            raise ValueError(f"lr_scheduler.monitor is {monitor!r}, but nothing is validated: {error}") from None
-    return {"scheduler": scheduler, "monitor": monitor, "frequency": trainer.check_val_every_n_epoch or 1}
-
-
-def numbered(state: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
-    """An optimizer's state by the numbers of its parameters, as torch has it, from one by their names (or numbers)."""
-    if not any(isinstance(key, str) for key in state["state"]):
-        return state
-    groups = [{**group, "params": sorted(numbers[name] for name in group["params"])} for group in state["param_groups"]]
-    return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}

@@ -98,3 +98,16 @@ def test_a_fast_dev_run_goes_through_everything_once(
     assert "val/accuracy" in run.callback_metrics
     run.test(module, source, verbose=False)
     assert "test/accuracy" in run.callback_metrics
+
+
+@pytest.mark.parametrize("make", [sft, rlaif], ids=["sft", "rlaif"])
+def test_overfit_batches_are_the_same_in_every_epoch(
+    make: Any, tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    seen = Seen()
+    run = trainer(tmp_path, callbacks=[seen], overfit_batches=2, max_epochs=3, limit_val_batches=None)
+    run.fit(make(tiny_model, eval_max_new_tokens=1), data(data_root, 4))
+    epochs = [[ids for epoch, ids in seen.ids if epoch == n] for n in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert [len(epoch) for epoch in epochs] == [2, 2, 2]
+    assert "val/accuracy" in run.callback_metrics
