@@ -26,7 +26,9 @@ def base_fingerprint(network: nn.Module) -> str:
             f"{name.replace('.base_layer', '').removeprefix('base_model.model.')}/{tuple(parameter.shape)}".encode()
         )
         flat = parameter.detach().flatten()
-        places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), device=flat.device).long()
+        number = min(_SAMPLED, flat.numel())
+        # In integers: under precision bf16-true, linspace would count in bfloat16, and reach beyond the end.
+        places = torch.arange(number, device=flat.device) * (flat.numel() - 1) // max(1, number - 1)
         values.append(flat[places].double())
     if values:
         digest.update(torch.cat(values).cpu().numpy().tobytes())
