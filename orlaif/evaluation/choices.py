@@ -21,7 +21,9 @@ from orlaif.evaluation.text_metrics import normalize_answer
 #: "A. a dog", "(A) a dog", "A) a dog": the letter that an option may carry.
 _LABEL = re.compile(r"^\s*\(?([A-Z])[.):]\s+")
 #: A letter that is no part of a word, in brackets or not.
-_LETTER = re.compile(r"(?<![a-zA-ZÀ-ɏ0-9_'’&+#-])([(\[{]?)([A-Za-z])([)\]}]?)(?![a-zA-ZÀ-ɏ0-9_'’&+#]|-\w)")
+_LETTER = re.compile(
+    r"(?<![a-zA-ZÀ-ɏ0-9_&+#-])(?<![a-zA-Z]['’])([(\[{]?)([A-Za-z])([)\]}]?)(?![a-zA-ZÀ-ɏ0-9_&+#]|['’][a-zA-Z]|-\w)"
+)
 _CALLED = (
     r"(?:\s|is|are|was|would|should|must|will|be|to|seems|the|therefore|thus|clearly|definitely|probably|likely|most|"
 )
@@ -38,14 +40,19 @@ _ANSWER = re.compile(
 _OPTION = re.compile(
     r"\b(?:option|choice|letter|candidate)" + _CALLED + r"|"
     r"\b(?:it|that|this|so|hence|thus|therefore|think|believe|guess|maybe|perhaps|probably|definitely|certainly|surely|"
-    r"clearly|obviously|likely|it['’]?s|that['’]?s|sure)" + _CALLED + r"|[→]\s*$|[-=]>\s*$",
+    r"clearly|obviously|likely|leaves|leaving|remains|it['’]?s|that['’]?s|sure)" + _CALLED + r"|[→]\s*$|[-=]>\s*$",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"\b(?:not|never|nor|neither|than|instead\s+of|rather\s+than|except(?:\s+for)?|excluding|unlike|without|against|"
-    r"(?:rules?|ruled|ruling)\s+out|eliminates?d?|(?:any|every)thing\s+but|all\s+but|n['’]t|cannot\s+be|不是|不选)\s*"
+    r"(?:n['’]t|\b(?:not|never|nor|neither|than|instead\s+of|rather\s+than|except(?:\s+for)?|excluding|unlike|without|against|"
+    r"(?:rules?|ruled|ruling)\s+out|eliminat(?:es?|ed|ing)|(?:any|every)thing\s+but|all\s+but|cannot|不是|不选))\s*(?:be\s+)?"
     r"(?:(?:the|answer|option|choice|letter)\s+)*$",
     re.IGNORECASE,
+)
+#: Of a list: "neither A, C nor D", "it can't be A or C".
+_DENIED_TOO = re.compile(
+    r"(?i:n['’]t\s+be|\b(?:neither|cannot\s+be|eliminat(?:es?|ed|ing)|rul(?:es?|ed|ing)\s+out|except|excluding))\s+"
+    r"(?:[(\[]?[A-Z][)\]]?\s*(?:,\s*(?:and|or|nor)?|and|or|nor|/|&)\s*)+$"
 )
 _WRONG = re.compile(
     r"\s*(?:(?:is|are|was|seems|looks|would\s+be|can|could|does|do|has|must)\s+)?(?:(?:not|never)\b(?!\s+[(\[]?[A-Z]\b)|"
@@ -55,9 +62,10 @@ _WRONG = re.compile(
 )
 #: What may follow a letter that an answer begins with; anything else makes "A" an article and "B" the start of a name.
 _GOES_ON = re.compile(
-    r"\s*(?:$|[.,;:!?)\]/|(\n]|[-–—]+\s)|\s+(?:because|since|as|for|given|due|based|therefore|it|this|that|there|they|"
+    r"\s*(?:$|[.,;:!?)\]/|(\n]|[-–—]+\s)|\s+(?:because|since|as|for|given|due|based|therefore|it|this|that|the|an?|there|they|"
     r"he|she|is\s+(?:the\b|correct|right|true|best|my\b|what|most)|seems|looks|would|must|should|not|rather|"
-    r"instead|over|fits|but|and|or)\b"
+    r"instead|over|fits|but|and|or)\b",
+    re.IGNORECASE,
 )
 _NAME_OF_I = re.compile(r"\s*(?:$|[.:)\]]\s*(?:$|\n|[A-Z])|\n)")
 #: From a letter that is denied to the one that stands for it: "not A but B".
@@ -174,7 +182,7 @@ def _tokens(said: str) -> list[_Token]:
         before, after = _before(said, match.start()), said[match.end() :]
         if not match[3] and _is_word(match[2], before, after):
             continue
-        denied = bool(_DENIED.search(before) or _WRONG.match(after))
+        denied = bool(_DENIED.search(before) or _DENIED_TOO.search(before) or _WRONG.match(after))
         if tokens and tokens[-1].denied and _JOINT.fullmatch(said[tokens[-1].end : match.start()]) and _both(before):
             denied = True
         tokens.append(_Token(match[2].upper(), match.start(), match.end(), bool(match[1] and match[3]), denied))

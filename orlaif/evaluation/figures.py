@@ -39,6 +39,19 @@ _VALUES = {
     "fourty": 40.0,
 }
 _SCALES = {"dozen": 12.0, "hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+#: What a number in words may count the parts of; a second is a time.
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "eighth": 8,
+    "tenth": 10,
+}
+_PARTS |= {f"{word}s": parts for word, parts in _PARTS.items() if parts > 2}
 #: Digits, with commas between thousands, a fraction, a power of ten; or a word.
 _TOKEN = re.compile(
     r"(?P<version>\d+(?:\.\d+){2,})|"
@@ -135,7 +148,7 @@ def _number(text: str, tokens: list[_Token], i: int) -> tuple[float | None, int]
     j = i
     while j < len(tokens):
         token = tokens[j]
-        if j > i and not re.fullmatch(r"[\s-]+", text[tokens[j - 1].end : token.start]):
+        if j > i and not re.fullmatch(r"[\s\-‐‑–]+", text[tokens[j - 1].end : token.start]):
             break
         word, value = token.word, _VALUES.get(token.word, 0.0)
         if last == "start" and (token.value is not None or word == "a"):
@@ -146,6 +159,8 @@ def _number(text: str, tokens: list[_Token], i: int) -> tuple[float | None, int]
             current, last = current + value, "tens"
         elif word in _ORDINALS and last == "tens":
             current, last = current + 1 + _ORDINALS.index(word), "end"
+        elif word in _PARTS and last == "unit":
+            return total + current / _PARTS[word], j + 1
         elif word in _SCALES and last in ("digits", "unit", "tens", "scale"):
             if _SCALES[word] <= 100:
                 current *= _SCALES[word]

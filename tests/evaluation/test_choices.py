@@ -11,6 +11,15 @@ from orlaif.evaluation.choices import choice, final_answer, same_choice
 OPTIONS = ["a cat", "a dog", "a red car", "two birds"]
 #: Each names the second.
 B = [
+    "The answer is 'B'",
+    "B The animal barks.",
+    "Neither A, C nor D, so B",
+    "It can't be A or C, so it's B",
+    "Eliminating A, C and D leaves B",
+    "The answer isn't A, it's B",
+    "\\boxed{\\textbf{(B)} a dog}",
+    "[[B]]",
+    "B.a dog",
     "**B**",
     "The correct answer is B",
     "The correct answer is (B).",
@@ -139,6 +148,11 @@ B = [
 ]
 #: Each names none, or more than one.
 UNCLEAR = [
+    "Vitamin A",
+    "The B team wins",
+    "It could be B, or it could be C",
+    "The answer is 42",
+    "An A-list actor",
     "Both",
     "None of them",
     "A dog barks at a red car",

@@ -7,6 +7,15 @@ import pytest
 from orlaif.evaluation.figures import numbers
 
 READ: list[tuple[str, list[float]]] = [
+    ("thirty‑two", [32]),
+    ("one-third", [1 / 3]),
+    ("two thirds", [2 / 3]),
+    ("three quarters of an hour", [0.75]),
+    ("one second", [1]),
+    ("twenty third", [23]),
+    ("-1,000", [-1000]),
+    ("minus twenty one", [-21]),
+    ("5-6-7", [5, 6, 7]),
     ("twenty one", [21]),
     ("twenty-one", [21]),
     ("minus three", [-3]),
