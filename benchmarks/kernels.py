@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss, reference
-from orlaif_kernels.arguments import LossSettings
+from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss
 from torch import Tensor
 
 from benchmarks.harness import about, forget_peak, installed, seconds, spread, status
@@ -231,14 +230,8 @@ def error(candidate: Candidate, h: int, v: int, device: str, dtype: torch.dtype)
     else:
         true_leaves = [x.double().requires_grad_() for x in (p.hidden, p.weight)]
         logits = true_leaves[0] @ true_leaves[1].t()
-    loss, _ = reference.grpo_rank_loss(
-        logits,
-        p.token_ids,
-        advantages=p.advantages.double(),
-        mask=p.mask,
-        settings=LossSettings(kl_coef=KL if candidate.kl else 0.0),
-        ref_logps=p.ref_logps.double(),
-    )
+    exact: dict[str, Any] = {"advantages": p.advantages.double(), "mask": p.mask, "ref_logps": p.ref_logps.double()}
+    loss, _ = grpo_rank_loss(logits, p.token_ids, kl_coef=KL if candidate.kl else 0.0, implementation="torch", **exact)
     truth = torch.autograd.grad(loss, true_leaves)
     candidate.call(mine).backward()
     errors = []

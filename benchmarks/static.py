@@ -24,8 +24,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     raise SystemExit("TRITON_INTERPRET=1 replaces the kernels by Python functions, which cannot be compiled; unset it")
 
 import triton
+from orlaif_kernels import group_kernel
 from orlaif_kernels import row_kernel as kernels
-from orlaif_kernels.rows import row_launch
+from orlaif_kernels.rows import programs, row_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -42,13 +43,13 @@ MACHINES = {
     "sm_100": (65536, 2048, 32, 228 * 1024, 126, 148),
 }
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-VOCABULARIES = (1000, 4096, 4097, 32003, 128256, 151936, 152064)
+VOCABULARIES = (1000, 4096, 4097, 32003, 128256, 151936, 152064, 262144)
 #: What each use of the row kernel switches on; how often it reads and writes a row follows.
 VARIANTS: dict[str, dict[str, Any]] = {
+    "statistics": {"STATISTICS": True, "TERM": False, "GRADIENT": False},
     "loss": {"STATISTICS": True, "TERM": True, "GRADIENT": False},
     "loss and gradient": {"STATISTICS": True, "TERM": True, "GRADIENT": True},
     "gradient": {"STATISTICS": False, "TERM": False, "GRADIENT": True},
-    "log-probs": {"STATISTICS": True, "TERM": False, "GRADIENT": False},
     "loss and gradient, compacted, soft-capped": {"STATISTICS": True, "TERM": True, "GRADIENT": True},
 }
 _BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -68,8 +69,25 @@ def build(fn: Any, types: dict[str, str], constants: dict[str, Any], target: GPU
     return triton.compile(source, target=target, options={"num_warps": warps})
 
 
-def inspect(compiled: Any, arch: str, warps: int) -> dict[str, Any]:
+def instructions_per_logit(code: str, itemsize: int) -> list[float]:
+    """Of each loop that loads 128 bits at a time, what a thread issues for a logit; a row's sweeps, in their order."""
+    lines = [line.strip() for line in code.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if line.startswith(".L_x_") and line.endswith(":")}
+    counts = []
+    for i, line in enumerate(lines):
+        back = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        if back is None or labels.get(back.group(1), i) >= i:
+            continue
+        body = [x for x in lines[labels[back.group(1)] : i + 1] if x.startswith("/*")]
+        loads = sum("LDG" in x and ".128" in x for x in body)
+        if loads and sum("MUFU.EX2" in x for x in body) and len(body) < 2000:
+            counts.append(round(len(body) / (loads * 16 / itemsize), 1))
+    return counts
+
+
+def inspect(compiled: Any, arch: str, warps: int, itemsize: int | None = None) -> dict[str, Any]:
     """Registers, spills, shared memory, occupancy, and global accesses by width in bits."""
+    loops = None
     if arch.startswith("gfx"):
         text = compiled.asm["amdgcn"]
 
@@ -90,6 +108,7 @@ def inspect(compiled: Any, arch: str, warps: int) -> dict[str, Any]:
                 [f"{_BIN}/cuobjdump", "-res-usage", file.name], capture_output=True, text=True
             ).stdout
             code = subprocess.run([f"{_BIN}/nvdisasm", "-c", file.name], capture_output=True, text=True).stdout
+        loops = None if itemsize is None else instructions_per_logit(code, itemsize)
         numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
         assert numbers is not None, usage
         registers, stack, _, local = map(int, numbers.groups())
@@ -106,6 +125,8 @@ def inspect(compiled: Any, arch: str, warps: int) -> dict[str, Any]:
     record: dict[str, Any] = {"registers": registers, "spills": spills, "shared_bytes": shared, "threads": warps * 32}
     if resident is not None:
         record |= {"blocks_per_sm": resident, "occupancy": resident * warps * 32 / MACHINES[arch][1]}
+    if loops is not None:
+        record["instructions_per_logit"] = loops
     for kind in ("load", "store"):
         record[f"{kind}s"] = {str(bits): n for (k, bits), n in sorted(accesses.items(), reverse=True) if k == kind}
     return record
@@ -114,60 +135,58 @@ def inspect(compiled: Any, arch: str, warps: int) -> dict[str, Any]:
 def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str, Any]:
     """One record of the row kernel."""
     flags = VARIANTS[variant]
-    types = dict.fromkeys(("advantages", "old_logps", "ref_logps", "state", "normalizer", "grad_output"), "*fp32")
-    types |= {"logits": f"*{dtype}", "dlogits": f"*{dtype}", "token_ids": "*i64", "mask": "*u8", "lengths": "*i32"}
-    types |= {"index": "*i64"}
-    types |= dict.fromkeys(("num_completions", "num_tokens", "rows_per_completion", "first_row"), "i32")
+    types = dict.fromkeys(("grad_logps", "grad_entropy", "advantages", "weights", "old_logps", "ref_logps"), "*fp32")
+    types |= {"logits": f"*{dtype}", "dlogits": f"*{dtype}", "token_ids": "*i64", "mask": "*u8", "index": "*i64"}
+    types |= dict.fromkeys(("state", "normalizer"), "*fp32")
+    types |= dict.fromkeys(("num_rows", "num_tokens", "slots", "rows_per_completion"), "i32")
     launch = row_launch(vocabulary, DTYPES[dtype], "soft-capped" in variant)
-    constants: dict[str, Any] = {
-        "V": vocabulary,
-        "BLOCK": launch["BLOCK"],
-        "KL_ESTIMATOR": 3,
-        "LOSS_TYPE": 1,
-        "NORMALIZE": flags["GRADIENT"],
-        "normalizer": None,
-        **flags,
-    }
-    if "compacted" not in variant:
+    constants: dict[str, Any] = {"V": vocabulary, "BLOCK": launch["BLOCK"], "KL_ESTIMATOR": 3, **flags}
+    if "compacted" in variant:
+        constants["normalizer"] = None
+    else:
         constants |= {"index": None, "softcap": None}
-    if flags["STATISTICS"]:
-        constants["grad_output"] = None
     if not flags["GRADIENT"]:
-        constants["dlogits"] = None
+        constants |= {"dlogits": None, "normalizer": None}
+    if flags["TERM"] or not flags["GRADIENT"]:
+        constants |= {"grad_logps": None, "grad_entropy": None}
     if not flags["TERM"]:
-        constants |= {"advantages": None, "old_logps": None, "ref_logps": None}
+        constants |= dict.fromkeys(("advantages", "weights", "old_logps", "ref_logps", "normalizer"))
     for name in kernels.row_kernel.arg_names:
         types.setdefault(name, "fp32")
     warps = max(1, launch["num_warps"] // 2) if arch.startswith("gfx") else launch["num_warps"]  # of 64 lanes there
     compiled = build(kernels.row_kernel, types, constants, TARGETS[arch], warps)
-    record = inspect(compiled, arch, warps)
+    record = inspect(compiled, arch, warps, DTYPES[dtype])
     reads, writes = flags["STATISTICS"] + flags["GRADIENT"], int(flags["GRADIENT"])
     record |= {"row_reads": reads, "row_writes": writes}
-    if arch in MACHINES and reads == 2:
-        in_flight = record["blocks_per_sm"] * MACHINES[arch][5] * vocabulary * DTYPES[dtype] / 1e6
-        record |= {"in_flight_mb": round(in_flight, 1), "second_read_from_l2": in_flight <= MACHINES[arch][4]}
+    if arch in MACHINES:
+        l2, multiprocessors = MACHINES[arch][4:]
+        row = vocabulary * DTYPES[dtype]
+        resident = min(
+            record["blocks_per_sm"], programs(10**9, row, warps * 32, multiprocessors, l2 * 10**6) // multiprocessors
+        )
+        in_flight = resident * multiprocessors * row / 1e6
+        record |= {"programs_per_sm": resident, "in_flight_mb": round(in_flight, 1)}
+        if reads == 2:
+            record["second_read_from_l2"] = in_flight <= l2
     return {"kernel": f"row_kernel: {variant}", "dtype": dtype, "vocabulary": vocabulary, "target": arch, **record}
 
 
 def small_kernels(arch: str) -> list[dict[str, Any]]:
     """The kernels around it, which do not depend on dtype and vocabulary."""
     wave = 1 if arch.startswith("gfx") else 2
-    integers = dict.fromkeys(("num_completions", "num_tokens", "group_size", "num_elements"), "i32")
-    pointers = {"ranks": "*i64", "mask": "*u8", "lengths": "*i32", "x": "*bf16", "zscore_eps": "fp32"}
-    floats = dict.fromkeys(("floor", "cap_up", "cap_down", "clip_edge", "kl_coef", "entropy_coef"), "fp32")
+    integers = dict.fromkeys(("num_completions", "group_size", "num_elements"), "i32")
+    pointers = {"ranks": "*i64", "x": "*bf16", "zscore_eps": "fp32"}
     jobs: list[tuple[Any, dict[str, Any], int]] = [
-        (kernels.group_kernel, {"MAPPING": m, "LANES": 8, "TOKENS": 256}, 2 * wave) for m in range(4)
+        (group_kernel.group_kernel, {"MAPPING": m, "LANES": 8}, 2 * wave) for m in range(4)
     ]
-    jobs += [
-        (kernels.sequence_term_kernel, {"KL_ESTIMATOR": 3, "LOSS_TYPE": 0}, 2 * wave),
-        (kernels.finish_kernel, {"LOSS_TYPE": 2, "BLOCK": 2048, "normalizer": None}, 4 * wave),
-        (kernels.scale_kernel, {"BLOCK": 8192}, 4 * wave),
-    ]
+    jobs += [(kernels.scale_kernel, {"BLOCK": 8192}, 4 * wave)]
     records = []
     for fn, constants, warps in jobs:
-        types = dict.fromkeys(fn.arg_names, "*fp32") | integers | pointers | floats
+        types = dict.fromkeys(fn.arg_names, "*fp32") | integers | pointers
         compiled = build(fn, types, constants, TARGETS[arch], warps)
-        name = fn.__name__ + (f" ({list(kernels.MAPPINGS)[constants['MAPPING']]})" if "MAPPING" in constants else "")
+        name = fn.__name__
+        if "MAPPING" in constants:
+            name += f" ({list(group_kernel.MAPPINGS)[constants['MAPPING']]})"
         records.append({"kernel": name, "target": arch, **inspect(compiled, arch, warps)})
     return records
 
@@ -275,13 +294,14 @@ def main() -> None:
         file.write("}\n")
         found |= {key: [json.loads(item) for item in items] for key, items in lines.items()}
     names = f"{'kernel':<55} {'dtype':<5} {'V':>7} {'target':<7}"
-    print(f"{names} {'regs':>4} {'spill':>5} {'occ':>5}  loads / stores by bits")
+    print(f"{names} {'regs':>4} {'spill':>5} {'occ':>5} {'instructions a logit':>20}  loads / stores by bits")
     for r in found["kernels"]:
         if r.get("vocabulary", 152064) in (152064, 32003) and r.get("dtype", "bf16") == "bf16":
             occupancy = f"{100 * r['occupancy']:.0f}%" if "occupancy" in r else ""
             print(
                 f"{r['kernel']:<55} {r.get('dtype', ''):<5} {r.get('vocabulary', ''):>7} {r['target']:<7} "
-                f"{r['registers']:>4} {r['spills']:>5} {occupancy:>5}  {r['loads']} / {r['stores']}"
+                f"{r['registers']:>4} {r['spills']:>5} {occupancy:>5} {r.get('instructions_per_logit', '')!s:>20}  "
+                f"{r['loads']} / {r['stores']}"
             )
     print("\nPREDICTED, not measured: milliseconds on an H100, bf16, forward and backward")
     for p in found["predictions_h100"]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from orlaif_kernels import mappings
 from orlaif_kernels.arguments import Mapping, choose, one_of
-from orlaif_kernels.rows import _on
+from orlaif_kernels.rows import on_device_of
 
 
 def rank_advantage(
@@ -39,7 +37,7 @@ def rank_advantage(
         advantage is 0 wherever the weight is.
 
     Raises:
-        ValueError: ranks that do not fill whole groups, or a mapping without what it needs.
+        ValueError: ranks that do not fill whole groups, a mapping without what it needs, or an infinite score.
         RuntimeError: ``triton`` where it cannot run.
     """
     one_of("mapping", mapping, Mapping)
@@ -52,8 +50,10 @@ def rank_advantage(
         if tensor.shape != ranks.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; ranks have {tuple(ranks.shape)}")
     chosen = choose(implementation, ranks.new_empty(0, dtype=torch.float32))
-    scores = scores if mapping == "zscore" else None
-    sequence_logps = sequence_logps if mapping == "ndcg_penalty" else None
+    scores = scores.detach() if mapping == "zscore" and scores is not None else None
+    if scores is not None:
+        mappings.check_scores(scores)
+    sequence_logps = sequence_logps.detach() if mapping == "ndcg_penalty" and sequence_logps is not None else None
     if ranks.numel() == 0:
         return torch.zeros_like(ranks, dtype=torch.float32), torch.zeros_like(ranks, dtype=torch.float32)
     if chosen == "torch":
@@ -95,58 +95,28 @@ def _torch(
     return advantages.view(ranks.shape), weights.view(ranks.shape)
 
 
-def launch_groups(
-    *,
-    group_size: int,
-    ranks: Tensor | None = None,
-    mask: Tensor | None = None,
-    mapping: str = "dcg",
-    scores: Tensor | None = None,
-    sequence_logps: Tensor | None = None,
-    advantages: Tensor | None = None,
-    weights: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> None:
-    """The prologue: advantages and weights (where there are ranks) and lengths (where there is a mask), in one
-    launch."""
-    from orlaif_kernels import row_kernel as k
-
-    some = ranks if ranks is not None else mask
-    assert some is not None
-    n, t = (ranks.numel(), 0) if mask is None or mask.ndim != 2 else tuple(mask.shape)  # type: ignore[union-attr]
-    lanes = max(2, 1 << (group_size - 1).bit_length())
-    with _on(some):
-        k.group_kernel[(-(-n // group_size),)](
-            ranks,
-            scores,
-            sequence_logps,
-            None if mask is None else mask.view(torch.uint8),
-            advantages,
-            weights,
-            lengths,
-            n,
-            t,
-            group_size,
-            mappings.ZSCORE_EPS,
-            MAPPING=k.MAPPINGS[mapping],
-            LANES=lanes,
-            TOKENS=max(16, min(256, 4096 // lanes)),
-            num_warps=4,
-        )
-
-
 @torch.library.custom_op("orlaif_kernels::rank_advantage", mutates_args=())
 def _rank_advantage(
     ranks: Tensor, scores: Tensor | None, sequence_logps: Tensor | None, group_size: int, mapping: str
 ) -> tuple[Tensor, Tensor]:
     advantages = torch.empty(ranks.shape, dtype=torch.float32, device=ranks.device)
     weights = torch.empty_like(advantages)
-    extra: dict[str, Any] = {
-        name: tensor.contiguous()
-        for name, tensor in (("scores", scores), ("sequence_logps", sequence_logps))
-        if tensor is not None
-    }
-    launch_groups(group_size=group_size, ranks=ranks, mapping=mapping, advantages=advantages, weights=weights, **extra)
+    from orlaif_kernels import group_kernel as k
+
+    with on_device_of(ranks):
+        k.group_kernel[(ranks.numel() // group_size,)](
+            ranks,
+            None if scores is None else scores.contiguous(),
+            None if sequence_logps is None else sequence_logps.contiguous(),
+            advantages,
+            weights,
+            ranks.numel(),
+            group_size,
+            mappings.ZSCORE_EPS,
+            MAPPING=k.MAPPINGS[mapping],
+            LANES=max(2, 1 << (group_size - 1).bit_length()),
+            num_warps=4,
+        )
     return advantages, weights
 
 

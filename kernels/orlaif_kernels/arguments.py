@@ -1,4 +1,8 @@
-"""What every operation is told, checked once: the settings of the loss, and which implementation runs.
+"""What every operation is told, checked once: the settings of the loss, ids, masks, and which implementation runs.
+
+A check of values happens where the host can read them without waiting: on a CPU, outside torch.compile. On a GPU a
+token id outside the vocabulary, or a normaliser that is not positive, makes NaN instead, which no one takes for a
+result.
 
 Shapes: N completions, T tokens, V vocabulary.
 """
@@ -6,13 +10,16 @@ Shapes: N completions, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
+KLPlace = Literal["loss", "advantage"]
 LossType = Literal["grpo", "dapo", "dr_grpo"]
 RatioLevel = Literal["token", "sequence"]
 Mapping = Literal["dcg", "borda", "ndcg_penalty", "zscore"]
@@ -42,24 +49,45 @@ class LossSettings:
     delta: float | None = None
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = "k3"
+    kl_in: KLPlace = "loss"
     entropy_coef: float = 0.0
     loss_type: LossType = "dapo"
     ratio: RatioLevel = "token"
+    max_log_ratio: float | None = 20.0
     softcap: float | None = None
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0 or math.isinf(self.temperature):
-            raise ValueError(f"temperature is {self.temperature}; it must be positive and finite")
+        for name in ("temperature", "logit_scale"):
+            value = getattr(self, name)
+            if not value > 0 or math.isinf(value):
+                raise ValueError(f"{name} is {value}; it must be positive and finite")
         for name in ("clip_low", "clip_high"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("delta", "softcap"):
+        for name in ("kl_coef", "entropy_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite")
+        for name in ("delta", "softcap", "max_log_ratio"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be positive, or None")
         one_of("kl_estimator", self.kl_estimator, KLEstimator)
+        one_of("kl_in", self.kl_in, KLPlace)
         one_of("loss_type", self.loss_type, LossType)
         one_of("ratio", self.ratio, RatioLevel)
+        if self.ratio == "sequence" and self.loss_type == "dapo":
+            warnings.warn(
+                "ratio 'sequence' with loss_type 'dapo' counts a completion's one ratio once per token, so that long "
+                "completions weigh more; GSPO (arXiv 2507.18071) uses loss_type 'grpo'",
+                stacklevel=3,
+            )
+        if self.kl_estimator == "k1" and self.kl_in == "loss" and self.kl_coef != 0:
+            warnings.warn(
+                "the gradient of kl_estimator 'k1' in the loss does not depend on the reference and has mean zero; use "
+                "'k2' or 'k3', or kl_in 'advantage'",
+                stacklevel=3,
+            )
 
     @property
     def bounds(self) -> tuple[float, float, float]:
@@ -73,20 +101,76 @@ class LossSettings:
         delta = math.inf if self.delta is None else self.delta
         return 1.0 - self.clip_low, min(delta, high), max(delta, high)
 
+    @property
+    def most(self) -> float:
+        """``max_log_ratio``, infinite where there is none."""
+        return math.inf if self.max_log_ratio is None else self.max_log_ratio
+
+    @property
+    def factor(self) -> float:
+        """By what a logit, soft-capped at ``cap``, is multiplied."""
+        return self.logit_scale / self.temperature
+
+    @property
+    def cap(self) -> float | None:
+        """The soft cap of a logit that is not yet scaled: ``c tanh(s x / c) = s (c / s) tanh(x / (c / s))``."""
+        return None if self.softcap is None else self.softcap / self.logit_scale
+
+    def pack(self) -> str:
+        """As an operator's schema can hold them."""
+        return " ".join(f"{name}={getattr(self, name)}" for name in LossSettings.__dataclass_fields__)
+
+
+@lru_cache(maxsize=64)
+def unpack(packed: str) -> LossSettings:
+    """The inverse of :meth:`LossSettings.pack`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever made them has been warned
+        return LossSettings(**{name: _value(text) for name, text in (item.split("=") for item in packed.split())})
+
+
+def _value(text: str) -> Any:
+    try:
+        return None if text == "None" else float(text)
+    except ValueError:
+        return text
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the host can look at values without waiting for a device."""
+    return type(tensor.detach()) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
 
 def check_tokens(
-    logits_shape: torch.Size, token_ids: Tensor, mask: Tensor, name: str = "logits", **per_token: Tensor | None
-) -> None:
-    """Raise a ValueError that names the tensor whose shape or dtype does not fit ``[N, T]``."""
-    if len(logits_shape) != 3:
-        raise ValueError(
-            f"{name} has shape {tuple(logits_shape)}; it must be [N, T, {'V' if name == 'logits' else 'H'}]"
-        )
+    shape: torch.Size, token_ids: Tensor, mask: Tensor | None, name: str = "logits", **per_token: Tensor | None
+) -> Tensor:
+    """The mask as bool[N, T]; a ValueError names the tensor whose shape, dtype or values do not fit.
+
+    ``shape`` is [N, T, V] of logits, where T may be one more than there are tokens, or [N, T, H] of hidden states.
+    """
+    last = "V" if name == "logits" else "H"
+    if len(shape) != 3:
+        raise ValueError(f"{name} has shape {tuple(shape)}; it must be [N, T, {last}]")
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids are {token_ids.dtype}; they must be int64 or int32")
     for other, tensor in {"token_ids": token_ids, "mask": mask, **per_token}.items():
-        if tensor is not None and tensor.shape != logits_shape[:2]:
-            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} ask for {tuple(logits_shape[:2])}")
+        if tensor is not None and tensor.shape != shape[:2]:
+            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} ask for {tuple(shape[:2])}")
+    if mask is None:
+        return torch.ones_like(token_ids, dtype=torch.bool)
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and mask.device.type != "meta":
+        strange = mask[(mask != 0) & (mask != 1)]  # on a GPU the host waits; a bool mask costs nothing
+        if len(strange):
+            raise ValueError(f"mask holds {float(strange[0])}; it must be bool, or 0 and 1 (weights are token_weights)")
+    return mask.bool()
+
+
+def check_ids(token_ids: Tensor, mask: Tensor, vocabulary: int) -> None:
+    """Raise a ValueError that names a counted id outside ``[0, vocabulary)``, where the host can see it."""
+    if readable(token_ids) and readable(mask):
+        outside = token_ids[mask & ((token_ids < 0) | (token_ids >= vocabulary))]
+        if len(outside):
+            raise ValueError(f"token_ids hold {int(outside[0])} where the mask counts; ids lie in [0, {vocabulary})")
 
 
 def triton_obstacle(tensor: Tensor) -> str | None:

@@ -1,457 +1,306 @@
-"""The same loss from hidden states and the LM head, without the ``[N * T, V]`` logits ever existing at once.
+"""The LM head a chunk at a time: statistics and losses of hidden states, the ``[N * T, V]`` logits never at once.
 
 Tokens that count are gathered and taken a chunk at a time. A chunk's logits are a GEMM into a buffer that every chunk
-reuses; the row pass turns them into the gradient where they stand; two more GEMMs carry that to the hidden states and
-the head while it is hot. So the forward pass makes the gradients too, and the backward pass only scales them.
+reuses. With a loss (:func:`losses`) the row pass turns them into the gradient where they stand, and two more GEMMs
+carry that to the hidden states and the head while it is hot; so the forward pass makes the gradients too, and the
+backward pass only scales them. ``linear_token_statistics`` makes the logits again in its backward pass: a fourth GEMM,
+for a loss that needs all tokens of a completion first.
 
-**Accumulation.** The head's gradient is summed over chunks in float32, whatever its dtype, and divided by the
-normaliser once, at the end: dividing before would push fp16 into its subnormals, and rounding after each chunk would
-bias bf16. For a 16-bit head of V x H the float32 sum is kept in two halves A and B of 2 V H bytes each. At the end A
-is narrowed where it stands, B into A's freed second half, and A's memory, now exactly V x H 16-bit numbers, is the
-gradient: no moment needs both the float32 sum and a separate result.
+**Accumulation.** The head's gradient is summed over chunks in float32, whatever its dtype, the first chunk written
+without a zero fill; it is divided by the normaliser once, at the end: dividing before would push fp16 into its
+subnormals, and rounding after each chunk would bias bf16. For a 16-bit head of V x H the float32 sum is kept in two
+halves A and B of 2 V H bytes each. At the end A is narrowed where it stands, B into A's freed second half, and A's
+memory, now exactly V x H 16-bit numbers, is the gradient: no moment needs both the float32 sum and a separate result.
 
-**Ratios.** Log-probs of the reference, or of the policy that sampled, come from :func:`linear_logps` by the same GEMMs
-in the same chunks and the same row pass, so that with the same mask the ratio of an unchanged policy is exactly 1.
+**Ratios.** Log-probs of the reference, or of the policy that sampled, come by the same GEMMs in the same chunks and the
+same row pass, so that with the same mask the ratio of an unchanged policy is exactly 1.
 
-Shapes: N completions, T tokens, H hidden, V vocabulary.
+Shapes: N completions, T tokens, H hidden, V vocabulary, M tokens of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 
-from orlaif_kernels.arguments import (
-    KLEstimator,
-    LossSettings,
-    LossType,
-    Mapping,
-    RatioLevel,
-    check_tokens,
-    choose,
+from orlaif_kernels.arguments import LossSettings, choose
+from orlaif_kernels.batch import Batch
+from orlaif_kernels.objective import GRPORank, Objective
+from orlaif_kernels.rows import (
+    ENTROPY,
+    LOGP,
+    STATE_SLOTS,
+    TERM_SLOTS,
+    torch_gradient,
+    torch_statistics,
+    triton_pass,
 )
-from orlaif_kernels.loss import (
-    advantages_from_ranks,
-    as_normalizer,
-    check_advantages,
-    check_reference,
-    named_metrics,
-    pack,
-    prologue,
-    unpack,
-)
-from orlaif_kernels.reference import loss_weights
-from orlaif_kernels.rows import LOGP, METRICS, STATE_SLOTS, Tokens, finish, sequence_terms, torch_pass, triton_pass
+from orlaif_kernels.statistics import wide
 
 #: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to about this many numbers.
 CHUNK_TOKENS = 2048
 CHUNK_NUMBERS_CPU = 2**22
+#: Rows of the head that a CPU, which has no GEMM from 16 to 32 bits, widens at a time; numbers narrowed at once.
+_SLICE = 8192
+_NARROW = 2**24
 
 
-def linear_grpo_rank_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    token_ids: Tensor,
-    *,
-    bias: Tensor | None = None,
-    advantages: Tensor | None = None,
-    ranks: Tensor | None = None,
-    group_size: int | None = None,
-    mapping: Mapping = "dcg",
-    mask: Tensor,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    temperature: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    delta: float | None = None,
-    kl_coef: float = 0.0,
-    kl_estimator: KLEstimator = "k3",
-    entropy_coef: float = 0.0,
-    loss_type: LossType = "dapo",
-    normalizer: Tensor | float | None = None,
-    ratio: RatioLevel = "token",
-    softcap: float | None = None,
-    chunk_size: int | None = None,
-    implementation: str = "auto",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """:func:`orlaif_kernels.grpo_rank_loss` of ``hidden @ weight.T + bias``.
+@dataclass(frozen=True)
+class Head:
+    """Hidden states [N, T, H], head [V, H], bias [V] or None, all of one dtype; and how their logits are made:
+    implementation, chunk size, and ``fp32`` where 16-bit ones are to be kept in float32."""
 
-    Args:
-        hidden: [N, T, H], the model's last hidden states at the positions that predict the completion tokens.
-        weight: [V, H], the LM head, same dtype as ``hidden`` (under autocast both are cast). A head that requires no
-            gradient costs neither the GEMM nor the memory of one.
-        token_ids: i64[N, T] (or i32).
-        bias: [V] or None.
-        softcap: final-logit soft-capping c, ``c tanh(logit / c)``, of the families that have it.
-        chunk_size: tokens per chunk; by default 2048 on a GPU, less on a CPU. With ``ratio="sequence"`` the logits are
-            computed twice, for the ratio needs a completion's every token first.
-        mask: see :func:`orlaif_kernels.grpo_rank_loss` for this and for all others. How many tokens count is read
-            by the host (one synchronisation), but not while a CUDA graph is captured: masked tokens are then
-            computed with, too.
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    how: str
 
-    Returns:
-        The loss, a 0-dim tensor with gradient, and metrics, as :func:`orlaif_kernels.grpo_rank_loss` does. The
-        gradients are made in the forward pass and given away by the backward pass: a second one raises.
-
-    Raises:
-        ValueError: a setting out of range, shapes or dtypes that do not fit, both or neither of ``advantages`` and
-            ``ranks``.
-        RuntimeError: ``triton`` where it cannot run.
-    """
-    settings = LossSettings(
-        temperature=temperature,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        delta=delta,
-        kl_coef=kl_coef,
-        kl_estimator=kl_estimator,
-        entropy_coef=entropy_coef,
-        loss_type=loss_type,
-        ratio=ratio,
-        softcap=softcap,
-    )
-    check_tokens(hidden.shape, token_ids, mask, "hidden", old_logps=old_logps, ref_logps=ref_logps)
-    check_reference(settings, ref_logps)
-    check_advantages(advantages, ranks, group_size, mapping, token_ids.shape[0])
-    mask = mask.bool()
-    hidden, weight, bias = _same_dtype(hidden, weight, bias)
-    chosen = choose(implementation, hidden)
-    if ranks is not None and (mapping == "ndcg_penalty" or chosen == "torch"):
-        advantages, ranks = advantages_from_ranks(ranks, group_size, mapping, old_logps, mask, chosen), None
-    learning = torch.is_grad_enabled()
-    loss, metrics, *_ = torch.ops.orlaif_kernels.linear_grpo_rank_loss(
-        hidden,
-        weight,
-        bias,
-        token_ids.contiguous(),
-        mask.contiguous(),
-        None if advantages is None else advantages.detach().contiguous(),
-        None if ranks is None else ranks.flatten().contiguous(),
-        None if old_logps is None else old_logps.detach().contiguous(),
-        None if ref_logps is None else ref_logps.detach().contiguous(),
-        as_normalizer(normalizer, hidden.device),
-        group_size or 1,
-        mapping,
-        *pack(settings),
-        _chunk(chunk_size, hidden, weight),
-        chosen,
-        [learning and x is not None and x.requires_grad for x in (hidden, weight, bias)],
-    )
-    return loss, named_metrics(loss, metrics, ref_logps)
-
-
-@torch.no_grad()
-def linear_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    token_ids: Tensor,
-    *,
-    bias: Tensor | None = None,
-    mask: Tensor | None = None,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    chunk_size: int | None = None,
-    implementation: str = "auto",
-) -> Tensor:
-    """Log-probs of given tokens, without gradient and without the ``[N * T, V]`` logits: for reference and old policy.
-
-    Args:
-        hidden: [N, T, H].
-        weight: [V, H], same dtype as ``hidden`` (under autocast both are cast).
-        token_ids: i64[N, T] (or i32); masked places may hold anything.
-        bias: [V] or None.
-        mask: bool[N, T]; None means all.
-        temperature: divides the logits.
-        softcap: final-logit soft-capping, as in :func:`linear_grpo_rank_loss`.
-        chunk_size: tokens per chunk; give both functions the same.
-        implementation: ``auto``, ``torch`` or ``triton``.
-
-    Returns:
-        f32[N, T] (f64 for f64 hidden states), 0 where masked.
-
-    Raises:
-        ValueError: a setting out of range, shapes or dtypes that do not fit.
-        RuntimeError: ``triton`` where it cannot run.
-    """
-    settings = LossSettings(temperature=temperature, softcap=softcap)
-    mask = torch.ones_like(token_ids, dtype=torch.bool) if mask is None else mask.bool()
-    check_tokens(hidden.shape, token_ids, mask, "hidden")
-    hidden, weight, bias = _same_dtype(hidden, weight, bias)
-    chosen = choose(implementation, hidden)
-    return torch.ops.orlaif_kernels.linear_logps(
-        hidden,
-        weight,
-        bias,
-        token_ids.contiguous(),
-        mask.contiguous(),
-        settings.temperature,
-        settings.softcap or 0.0,
-        _chunk(chunk_size, hidden, weight),
-        chosen,
-    )
-
-
-def _same_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be [V, {hidden.shape[-1]}]")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be [{weight.shape[0]}]")
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != hidden.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}; cast one, or use autocast")
-    return hidden, weight, bias
-
-
-def _chunk(chunk_size: int | None, hidden: Tensor, weight: Tensor) -> int:
-    if chunk_size is not None:
-        if chunk_size < 1:
+    @staticmethod
+    def of(
+        hidden: Tensor,
+        weight: Tensor,
+        implementation: str,
+        bias: Tensor | None = None,
+        chunk_size: int | None = None,
+        fp32_logits: bool = False,
+    ) -> Head:
+        """Checked, cast under autocast, and whole where a ``DTensor`` is sharded."""
+        if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be [V, {hidden.shape[-1]}]")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be [{weight.shape[0]}]")
+        weight, bias = whole(weight), None if bias is None else whole(bias)
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.dtype != hidden.dtype:
+                raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}; cast one, or use autocast")
+        if chunk_size is None:
+            small = max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // weight.shape[0]))
+            chunk_size = CHUNK_TOKENS if hidden.is_cuda else small
+        elif chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
-        return chunk_size
-    return CHUNK_TOKENS if hidden.is_cuda else max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // weight.shape[0]))
+        chosen = choose(implementation, hidden)
+        return Head(hidden, weight, bias, f"{chosen} {chunk_size} {'fp32' if fp32_logits else ''}")
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """hidden, weight, bias."""
+        return self.hidden, self.weight, self.bias
 
-# -------------------------------------------------------------------------------------------------------------- passes
+    @property
+    def implementation(self) -> str:
+        """``torch`` or ``triton``."""
+        return self.how.split()[0]
 
+    @property
+    def wanted(self) -> list[bool]:
+        """Which of hidden, weight and bias a gradient is asked of."""
+        learning = torch.is_grad_enabled()
+        return [learning and x is not None and x.requires_grad for x in self.tensors]
 
-class _Chunks:
-    """The tokens that count, a chunk of logits at a time in one buffer."""
+    def chunks(self, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Tokens i64[M] that count, their hidden states, their logits, and where the gradient of these goes.
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tokens, size: int, implementation: str
-    ) -> None:
-        self.hidden, self.weight, self.bias = hidden.reshape(-1, hidden.shape[-1]), weight, bias
-        self.tokens, self.implementation = tokens, implementation
-        mask = tokens.mask.flatten()
-        capturing = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
-        self.at = torch.arange(mask.numel(), device=mask.device) if capturing else mask.nonzero().squeeze(1)
-        self.size = max(1, min(size, self.at.numel()))
-        self.buffer = hidden.new_empty(self.size, weight.shape[0])
-
-    def run(self, gradient: Any = None, **what: Any) -> None:
-        """A pass over all chunks; ``gradient(at, dlogits [M, V], hidden [M, H])`` takes what each chunk's logits
-        become."""
-        for start in range(0, self.at.numel(), self.size):
-            at = self.at[start : start + self.size]
-            hidden = self.hidden[at]
-            logits = self.buffer[: at.numel()]
-            if self.bias is None:
+        That is the logits' own memory, but for float32 logits of 16-bit hidden states, whose GEMMs want 16 bits.
+        """
+        counted, flat = mask.flatten(), self.hidden.reshape(-1, self.hidden.shape[-1])
+        capturing = flat.is_cuda and torch.cuda.is_current_stream_capturing()
+        places = torch.arange(counted.numel(), device=counted.device) if capturing else counted.nonzero().squeeze(1)
+        size = max(1, min(int(self.how.split()[1]), places.numel()))
+        dtype = torch.float32 if "fp32" in self.how and flat.dtype.itemsize == 2 else flat.dtype
+        buffer = flat.new_empty(size, self.weight.shape[0], dtype=dtype)
+        out = buffer if dtype == flat.dtype else flat.new_empty(buffer.shape)
+        for at in places.split(size):
+            hidden, logits = flat[at], buffer[: at.numel()]
+            if dtype != flat.dtype:
+                self._fp32(hidden, logits)
+            elif self.bias is None:
                 torch.mm(hidden, self.weight.t(), out=logits)
             else:
                 torch.addmm(self.bias, hidden, self.weight.t(), out=logits)
-            if self.implementation == "torch":
-                torch_pass(logits, self.tokens, at, gradient=gradient is not None, **what)
-            else:
-                out = logits if gradient is not None else None
-                triton_pass(logits, self.tokens, num_rows=at.numel(), index=at, out=out, **what)
-            if gradient is not None:
-                gradient(at, logits, hidden)
+            yield at, hidden, logits, out[: at.numel()]
+
+    def _fp32(self, hidden: Tensor, logits: Tensor) -> None:
+        if hidden.is_cuda:
+            torch.mm(hidden, self.weight.t(), out_dtype=torch.float32, out=logits)
+        else:
+            for start in range(0, logits.shape[1], _SLICE):
+                some = slice(start, start + _SLICE)
+                logits[:, some] = hidden.float() @ self.weight[some].t().float()
+        if self.bias is not None:
+            logits += self.bias
 
 
-class _Gradients:
+def whole(weight: Tensor) -> Tensor:
+    """A sharded head (FSDP2, tensor parallel) gathered; its gradient goes back to the shards as their mean, which is
+    FSDP2's convention for processes with different tokens, and the thing itself for processes with the same."""
+    if not isinstance(weight, DTensor):
+        return weight
+    mesh = weight.device_mesh
+    full = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if full.requires_grad:
+        full.register_hook(lambda grad: grad / mesh.size())
+    return full
+
+
+class Gradients:
     """Where the gradients of hidden states, head and bias gather; what is not wanted stays empty."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, wanted: list[bool], wide: torch.dtype) -> None:
-        vocabulary, width = weight.shape
-        self.weight = weight
+    def __init__(self, head: Head, wanted: list[bool]) -> None:
+        vocabulary, width = head.weight.shape
+        self.head, self.first = head, True
+        hidden = head.hidden
         self.hidden = (
             torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else hidden.new_empty(0)
         )
         rows = (0, 0)
         if wanted[1]:
             half = (vocabulary + 1) // 2
-            rows = (half, vocabulary - half) if weight.dtype.itemsize == 2 else (vocabulary, 0)
-        self.heads = [weight.new_zeros((n, width), dtype=wide) for n in rows]
-        self.bias = weight.new_zeros(vocabulary if wanted[2] else 0, dtype=wide)
+            rows = (half, vocabulary - half) if head.weight.dtype.itemsize == 2 else (vocabulary, 0)
+        dtype = wide(hidden)
+        self.halves = [head.weight.new_empty((n, width), dtype=dtype) for n in rows]
+        self.bias = head.weight.new_zeros(vocabulary if wanted[2] else 0, dtype=dtype)
 
     @property
     def wanted(self) -> bool:
-        return any(tensor.numel() for tensor in (self.hidden, self.bias, *self.heads))
+        """Whether there is any."""
+        return any(tensor.numel() for tensor in (self.hidden, self.bias, *self.halves))
 
-    def __call__(self, at: Tensor, dlogits: Tensor, hidden: Tensor) -> None:
+    def add(self, at: Tensor, hidden: Tensor, dlogits: Tensor) -> None:
+        """The two GEMMs of a chunk."""
         if self.hidden.numel():
-            self.hidden.view(-1, hidden.shape[-1]).index_copy_(0, at, dlogits @ self.weight)
+            self.hidden.view(-1, hidden.shape[-1]).index_copy_(0, at, dlogits @ self.head.weight)
         start = 0
-        for head in self.heads:
-            if head.numel():
-                _accumulate(head, dlogits[:, start : start + head.shape[0]], hidden)
-                start += head.shape[0]
+        for half in self.halves:
+            if half.numel():
+                _accumulate(half, dlogits[:, start : start + half.shape[0]], hidden, self.first)
+                start += half.shape[0]
         if self.bias.numel():
             self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+        self.first = False
+
+    def done(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """hidden, the two halves, bias: undivided, and 0 where no chunk was."""
+        if self.first:
+            for half in self.halves:
+                half.zero_()
+        return self.hidden, self.halves[0], self.halves[1], self.bias
 
 
-def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a.T @ b`` with total [V, H] in float32 or wider, a [M, V], b [M, H]."""
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``total += a.T @ b`` (``=`` the first time) with total [V, H] in float32 or wider, a [M, V], b [M, H]."""
+    beta = 0 if first else 1
     if a.dtype == total.dtype:
-        total.addmm_(a.t(), b)
+        total.addmm_(a.t(), b, beta=beta)
     elif a.is_cuda:
-        torch.addmm(total, a.t(), b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a.t(), b, beta=beta, out_dtype=total.dtype, out=total)
     else:  # no such GEMM on a CPU: widen a slice of the vocabulary at a time
         b = b.to(total.dtype)
-        for start in range(0, total.shape[0], 8192):
-            piece = slice(start, start + 8192)
-            total[piece].addmm_(a[:, piece].t().to(total.dtype), b)
+        for start in range(0, total.shape[0], _SLICE):
+            some = slice(start, start + _SLICE)
+            total[some].addmm_(a[:, some].t().to(total.dtype), b, beta=beta)
 
 
-def _narrow(heads: tuple[Tensor, Tensor], scale: Tensor, dtype: torch.dtype, vocabulary: int) -> Tensor:
-    """The float32 halves A, B times ``scale`` as one 16-bit [V, H], in A's own memory."""
-    first = heads[0]
-    width = first.shape[1]
+def narrow(first: Tensor, second: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The float32 halves A, B times ``scale`` as one 16-bit [V, H], in A's own memory.
+
+    A number is read before its bytes are written: the first piece goes through memory of its own, and a piece [n, 2 n)
+    of A is written to the bytes of numbers [n / 2, n), which have been read. Each piece is one read and one write.
+    """
     out = first.view(dtype).view(-1)
-    position = 0
-    for half in heads:
-        numbers = half.view(-1)
-        step = 2**24
-        for start in range(0, numbers.numel(), step):
-            # Numbers up to start + step of A have been read by the time their bytes, the first half of them, are
-            # written.
-            piece = (numbers[start : start + step] * scale).to(dtype)
-            out[position : position + piece.numel()] = piece
-            position += piece.numel()
-    return out[: vocabulary * width].view(vocabulary, width)
+    numbers, done = first.view(-1), min(first.numel(), 2**12)
+    out[:done] = (numbers[:done] * scale).to(dtype)
+    while done < numbers.numel():
+        piece = numbers[done : done + min(done, _NARROW)]
+        torch.mul(piece, scale, out=out[done : done + piece.numel()])
+        done += piece.numel()
+    for piece in second.view(-1).split(_NARROW):
+        torch.mul(piece, scale, out=out[done : done + piece.numel()])
+        done += piece.numel()
+    return out[:done].view(-1, first.shape[1])
 
 
-def _lengths_and_room(
-    token_ids: Tensor,
-    mask: Tensor,
-    settings: LossSettings,
-    wide: torch.dtype,
-    advantages: Tensor | None = None,
-    **logps: Any,
-) -> Tokens:
-    return Tokens(
-        token_ids=token_ids,
-        mask=mask,
-        lengths=mask.sum(-1, dtype=torch.int32),
-        state=torch.zeros(STATE_SLOTS, token_ids.numel(), dtype=wide, device=mask.device),
-        settings=settings,
-        advantages=advantages,
-        **logps,
-    )
+def statistics(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> Tensor:
+    """State [4, N * T] of all tokens, 0 where masked."""
+    state = torch.zeros(STATE_SLOTS, token_ids.numel(), dtype=wide(head.hidden), device=mask.device)
+    for at, _, logits, _ in head.chunks(mask):
+        _statistics(head, at, logits, token_ids, mask, state, settings)
+    return state
 
 
-def _wide(hidden: Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+def statistics_backward(
+    head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings, state: Tensor, grad: Tensor, wanted: list[bool]
+) -> Gradients:
+    """What dl/dlogp and dl/dH, slots of ``grad`` [4, N * T], make of hidden states, head and bias."""
+    gradients = Gradients(head, wanted)
+    c, h = grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
+    for at, hidden, logits, out in head.chunks(mask):
+        _gradient(head, at, logits, token_ids, mask, state, settings, c, h, out)
+        gradients.add(at, hidden, out)
+    return gradients
 
 
-# ----------------------------------------------------------------------------------------------------------- operators
-
-
-@torch.library.custom_op("orlaif_kernels::linear_logps", mutates_args=())
-def _linear_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    softcap: float,
-    chunk_size: int,
-    implementation: str,
-) -> Tensor:
-    settings = LossSettings(temperature=temperature, softcap=softcap or None)
-    tokens = _lengths_and_room(token_ids, mask, settings, _wide(hidden))
-    _Chunks(hidden, weight, bias, tokens, chunk_size, implementation).run(statistics=True)
-    return tokens.state[LOGP].clone().view(token_ids.shape)
-
-
-@_linear_logps.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *_: Any) -> Tensor:
-    return hidden.new_empty(token_ids.shape, dtype=_wide(hidden))
-
-
-@torch.library.custom_op("orlaif_kernels::linear_grpo_rank_loss", mutates_args=())
-def _forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor | None,
-    ranks: Tensor | None,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    normalizer: Tensor | None,
-    group_size: int,
-    mapping: str,
-    numbers: list[float],
-    kl_estimator: str,
-    loss_type: str,
-    ratio: str,
-    chunk_size: int,
-    implementation: str,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    settings = unpack(numbers, kl_estimator, loss_type, ratio)
-    wide = _wide(hidden)
-    if implementation == "triton" and token_ids.numel():
-        tokens = prologue(
-            token_ids, mask, advantages, ranks, old_logps, ref_logps, group_size, mapping, settings, empty_state=False
-        )
-    else:
-        tokens = _lengths_and_room(
-            token_ids, mask, settings, wide, advantages=advantages, old_logps=old_logps, ref_logps=ref_logps
-        )
-    chunks = _Chunks(hidden, weight, bias, tokens, chunk_size, implementation)
-    gradients = _Gradients(hidden, weight, wanted, wide)
-    take = gradients if gradients.wanted else None
-    if ratio == "token":
-        chunks.run(take, statistics=True, term=True)
-    else:
-        chunks.run(statistics=True)
-        sequence_terms(tokens, implementation)
-        if take is not None:
-            chunks.run(take)
-    own = loss_weights(mask, settings.loss_type, token_ids.shape[1], wide)[1].clamp(min=1)
-    divisor = own if normalizer is None else normalizer.to(wide, copy=True)
-    loss, metrics = finish(tokens, divisor, implementation)
-    first, second = gradients.heads
-    return loss, metrics, divisor, gradients.hidden, first, second, gradients.bias
-
-
-@_forward.register_fake
-def _(hidden: Tensor, weight: Tensor, *rest: Any) -> Any:
-    wide = _wide(hidden)
-    gradients = _Gradients(hidden, weight, rest[-1], wide)
-    scalar = hidden.new_empty((), dtype=wide)
-    metrics = hidden.new_empty(len(METRICS), dtype=wide)
-    return scalar, metrics, torch.empty_like(scalar), gradients.hidden, *gradients.heads, gradients.bias
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:])
-    ctx.weight_dtype, ctx.vocabulary = inputs[1].dtype, inputs[1].shape[0]
-    ctx.wanted = inputs[-1]
-
-
-def _apply_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 19
-    divisor, d_hidden, first, second, d_bias = ctx.saved_tensors
-    scale = grad / divisor
-    # A saved tensor that is written to makes autograd refuse a second backward pass. Float64 is for gradcheck, which
-    # makes many; and a traced graph plans its own memory.
-    give_away = type(first) is Tensor and d_hidden.dtype != torch.float64 and scale.dtype != torch.float64
-    head = None
-    if ctx.wanted[1]:
-        if give_away and ctx.weight_dtype.itemsize == 2:
-            head = _narrow((first, second), scale, ctx.weight_dtype, ctx.vocabulary)
-        elif give_away:
-            head = first.mul_(scale)
+def losses(
+    head: Head, batch: Batch, objective: Objective, settings: LossSettings, wanted: list[bool]
+) -> tuple[Tensor, dict[str, Tensor], Gradients]:
+    """The undivided loss, sums of metrics and gradients of a token-level objective, in one pass over the chunks."""
+    ids, mask, gradients = batch.token_ids, batch.mask, Gradients(head, wanted)
+    fused = head.implementation == "triton" and isinstance(objective, GRPORank) and objective.fusible
+    dtype = wide(head.hidden)
+    state = torch.zeros(TERM_SLOTS if fused else STATE_SLOTS, ids.numel(), dtype=dtype, device=mask.device)
+    c, h = state.new_zeros(2, 0 if fused else ids.numel())
+    total, sums = state.new_zeros(()), dict[str, Tensor]()
+    for at, hidden, logits, out in head.chunks(mask):
+        if fused:
+            rows: dict[str, Any] = {"num_rows": at.numel(), "index": at, "out": out if gradients.wanted else None}
+            triton_pass(logits, ids, mask, state, settings, statistics=True, term=batch, **rows)
         else:
-            head = (torch.cat([first, second]) * scale).to(ctx.weight_dtype)
-    hidden = None
-    if ctx.wanted[0]:
-        hidden = d_hidden.mul_(scale) if give_away else d_hidden * scale
-    bias = (d_bias * scale).to(ctx.weight_dtype) if ctx.wanted[2] else None
-    return (hidden, head, bias, *[None] * 16)
+            _statistics(head, at, logits, ids, mask, state, settings)
+            loss, more, c[at], h[at] = batch.derivatives(objective, state[LOGP, at], state[ENTROPY, at], at)
+            total, sums = total + loss, {name: value + sums.get(name, 0.0) for name, value in more.items()}
+            if gradients.wanted:
+                _gradient(head, at, logits, ids, mask, state, settings, c, h, out)
+        if gradients.wanted:
+            gradients.add(at, hidden, out)
+    if fused:
+        total, sums = batch.of_state(state)
+    elif not sums:  # no token counts: the names of the metrics all the same
+        none = torch.empty(0, dtype=torch.long, device=mask.device)
+        sums = batch.derivatives(objective, state[LOGP, none], state[ENTROPY, none], none)[1]
+    return total, sums, gradients
 
 
-_forward.register_autograd(_apply_backward, setup_context=_setup_context)
+def _statistics(
+    head: Head, at: Tensor, logits: Tensor, ids: Tensor, mask: Tensor, state: Tensor, settings: LossSettings
+) -> None:
+    if head.implementation == "triton":
+        triton_pass(logits, ids, mask, state, settings, num_rows=at.numel(), index=at, statistics=True)
+    else:
+        state[:, at] = torch_statistics(logits, ids.flatten()[at].long(), settings, state.dtype)
+
+
+def _gradient(
+    head: Head,
+    at: Tensor,
+    logits: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    state: Tensor,
+    settings: LossSettings,
+    c: Tensor,
+    h: Tensor,
+    out: Tensor,
+) -> None:
+    if head.implementation == "triton":
+        how: dict[str, Any] = {"num_rows": at.numel(), "index": at, "gradients": (c, h), "out": out}
+        triton_pass(logits, ids, mask, state, settings, **how)
+    else:
+        torch_gradient(logits, ids.flatten()[at].long(), state[:, at], c[at], h[at], settings, out)

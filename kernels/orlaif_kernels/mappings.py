@@ -103,7 +103,11 @@ def zscore(scores: Tensor, eps: float = ZSCORE_EPS) -> Tensor:
 
     Returns:
         f32[P, G]; 0 for an answer without a score and in groups of equal scores.
+
+    Raises:
+        ValueError: an infinite score (the host waits for the device to know).
     """
+    check_scores(scores)
     valid = ~scores.isnan()
     n = valid.sum(-1, keepdim=True)
     filled = scores.double().nan_to_num(0.0)
@@ -112,6 +116,17 @@ def zscore(scores: Tensor, eps: float = ZSCORE_EPS) -> Tensor:
     low = scores.nan_to_num(torch.inf).amin(-1, keepdim=True)
     high = scores.nan_to_num(-torch.inf).amax(-1, keepdim=True)
     return (centred / (std + eps)).masked_fill(low >= high, 0.0).float()
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise a ValueError that names an infinite score, which no mean and no deviation survives."""
+    if torch.compiler.is_compiling() or (scores.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    if len(places := scores.isinf().nonzero()):
+        at = places[0].tolist()
+        raise ValueError(
+            f"scores are {float(scores[tuple(at)])} at {at}; a score is finite, or NaN where there is none"
+        )
 
 
 def has_signal(keys: Tensor, valid: Tensor) -> Tensor:

@@ -1,68 +1,42 @@
-"""One pass over rows of logits, by either implementation: the hand-over between the public operations and the
-arithmetic.
+"""One pass over rows of logits, by either implementation: statistics, the token's loss, the gradient (``row_kernel``).
 
-A pass does up to three things to each row (see ``row_kernel``): its *statistics* (log-sum-exp, log-prob, entropy), the
-loss *term* of its token, and the *gradient*, written over the logits or elsewhere. ``torch_pass`` is the closed form of
-the Triton kernel in PyTorch, not autograd; the truth that both are tested against is ``reference.py``.
+The PyTorch rows are the closed form of the Triton kernel, a chunk at a time and without autograd; the plain truth that
+both are tested against is ``reference.py``.
 
 Shapes: N completions, T tokens, V vocabulary, M rows in this pass.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from orlaif_kernels.arguments import LossSettings
-from orlaif_kernels.reference import loss_weights
 
-#: Slots of a token's state [9, N * T], as in ``row_kernel``.
-TOP, LOG2_SUM, GRAD, ENTROPY, LOGP, LOSS, KL, LOW, HIGH = range(9)
-STATE_SLOTS = 9
-METRICS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+if TYPE_CHECKING:
+    from orlaif_kernels.batch import Batch
+
+#: Slots of a token's state [4, N * T], and what follows with a loss term, as in ``token_kernel``.
+TOP, LOG_SUM, LOGP, ENTROPY, GRAD, LOSS, KL, LOW, HIGH, RUNAWAY = range(10)
+STATE_SLOTS, TERM_SLOTS = 4, 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """What a pass knows of the tokens, and where it leaves what it found.
-
-    Args:
-        token_ids: int[N, T].
-        mask: bool[N, T].
-        lengths: int32[N], completion tokens of each completion.
-        state: f32[9, N * T] (f64 for f64 logits), the slots above.
-        settings: of the loss.
-        advantages: f32[N], for the term.
-        old_logps: [N, T] or None.
-        ref_logps: [N, T] or None.
-    """
-
-    token_ids: Tensor
-    mask: Tensor
-    lengths: Tensor
-    state: Tensor
-    settings: LossSettings
-    advantages: Tensor | None = None
-    old_logps: Tensor | None = None
-    ref_logps: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, T)."""
-        return self.token_ids.shape[0], self.token_ids.shape[1]
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device; make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def row_launch(vocabulary: int, itemsize: int, softcap: bool = False) -> dict[str, int]:
     """Block and warps of the row kernel.
 
-    One program fills a multiprocessor (1024 threads) where the vocabulary is large, so that few rows are in flight and
-    the second sweep finds them in L2. A thread takes 32 bytes a step, and half as many 16-bit logits where the soft cap
-    needs the registers: what fits without spilling (benchmarks/static.py).
+    One program fills a multiprocessor (1024 threads) where the vocabulary is large. A thread takes 32 bytes a step, and
+    half as many 16-bit logits where the soft cap needs the registers: what fits without spilling
+    (benchmarks/static.py).
     """
     per_thread = 16 if itemsize == 2 and not softcap else 8
     block = max(256, min(1024 * per_thread, 1 << max(0, vocabulary - 1).bit_length()))
@@ -70,236 +44,131 @@ def row_launch(vocabulary: int, itemsize: int, softcap: bool = False) -> dict[st
     return {"BLOCK": block, "num_warps": max(1, block // (lanes * per_thread))}
 
 
+def programs(num_rows: int, row_bytes: int, threads: int, multiprocessors: int, l2_bytes: int) -> int:
+    """How many programs take turns at the rows: as many per multiprocessor as threads fit, while their rows fit in
+    four fifths of L2; never fewer than one per multiprocessor, whatever registers would allow."""
+    by_cache = int(0.8 * l2_bytes) // (row_bytes * multiprocessors)
+    return min(num_rows, multiprocessors * max(1, min(2048 // threads, by_cache)))
+
+
 def triton_pass(
     logits: Tensor,
-    tokens: Tokens,
+    token_ids: Tensor,
+    mask: Tensor,
+    state: Tensor,
+    settings: LossSettings,
     *,
     num_rows: int,
-    first_row: int = 0,
     rows_per_completion: int | None = None,
     index: Tensor | None = None,
-    out: Tensor | None = None,
     statistics: bool = False,
-    term: bool = False,
-    normalize: bool = False,
+    term: Batch | None = None,
+    gradients: tuple[Tensor, Tensor] | None = None,
     normalizer: Tensor | None = None,
-    grad_output: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> None:
-    """A pass of the Triton kernel over ``num_rows`` rows from ``first_row`` on; ``out`` asks for the gradient."""
-    from orlaif_kernels import row_kernel as k
+    """A pass of the Triton kernel over ``num_rows`` rows.
 
-    settings = tokens.settings
-    n, t = tokens.shape
-    floor, cap_up, cap_down = settings.bounds
-    with _on(logits):
-        k.row_kernel[(num_rows,)](
+    Args:
+        logits: rows of V, for every token, or for the tokens ``index`` i64[M].
+        token_ids: [N, T].
+        mask: bool[N, T].
+        state: f32[4, N * T] (10 slots with ``term``).
+        settings: of the scale, and of the loss with ``term``.
+        num_rows: M.
+        rows_per_completion: rows from one completion's first to the next's; T by default.
+        index: the token of each row.
+        statistics: make them; else they are read.
+        term: the tokens' constants, for a GRPO_rank loss.
+        gradients: dl/dlogp and dl/dH, f32[N * T], of any other loss.
+        normalizer: f32[], divides the gradient.
+        out: takes the gradient; it may be ``logits``.
+    """
+    from orlaif_kernels import row_kernel as k
+    from orlaif_kernels.token_kernel import KL_ESTIMATORS
+
+    n, t = token_ids.shape
+    v = logits.shape[-1]
+    launch = row_launch(v, logits.element_size(), settings.cap is not None)
+    count = min(num_rows, 3)  # in the interpreter
+    if logits.is_cuda:
+        gpu = torch.cuda.get_device_properties(logits.device)
+        threads = launch["num_warps"] * (64 if torch.version.hip else 32)
+        count = programs(
+            num_rows, v * logits.element_size(), threads, gpu.multi_processor_count, gpu.L2_cache_size or 2**25
+        )
+    (high,) = struct.unpack("f", struct.pack("f", settings.factor))  # the nearest float32, and the rest
+    with on_device_of(logits):
+        k.row_kernel[(count,)](
             logits,
             out,
-            tokens.token_ids,
-            tokens.mask.view(torch.uint8),
-            tokens.advantages,
-            tokens.lengths,
-            tokens.old_logps,
-            tokens.ref_logps,
+            token_ids,
+            mask.view(torch.uint8),
             index,
-            tokens.state,
-            normalizer,
-            grad_output,
-            n,
-            t,
-            t if rows_per_completion is None else rows_per_completion,
-            first_row,
-            math.log2(math.e) / settings.temperature,
-            *_two_floats(1.0 / settings.temperature),
-            settings.softcap,
-            floor,
-            cap_up,
-            cap_down,
-            1.0 + settings.clip_high,
-            settings.kl_coef,
-            settings.entropy_coef,
-            V=logits.shape[-1],
-            STATISTICS=statistics,
-            TERM=term,
-            GRADIENT=out is not None,
-            NORMALIZE=normalize,
-            KL_ESTIMATOR=k.KL_ESTIMATORS[settings.kl_estimator],
-            LOSS_TYPE=k.LOSS_TYPES[settings.loss_type],
-            **row_launch(logits.shape[-1], logits.element_size(), settings.softcap is not None),
-        )
-
-
-def _two_floats(x: float) -> tuple[float, float]:
-    """The float32 nearest to x, and the rest."""
-    (high,) = struct.unpack("f", struct.pack("f", x))
-    return high, x - high
-
-
-def sequence_terms(tokens: Tokens, implementation: str) -> None:
-    """The loss terms under the ratio of whole sequences, from the statistics of all their tokens."""
-    if implementation == "torch":
-        at = torch.arange(tokens.token_ids.numel(), device=tokens.mask.device)[tokens.mask.flatten()]
-        _torch_term(tokens, at)
-        return
-    from orlaif_kernels import row_kernel as k
-
-    settings = tokens.settings
-    n, t = tokens.shape
-    floor, cap_up, cap_down = settings.bounds
-    with _on(tokens.state):
-        k.sequence_term_kernel[(n,)](
-            tokens.mask.view(torch.uint8),
-            tokens.advantages,
-            tokens.lengths,
-            tokens.old_logps,
-            tokens.ref_logps,
-            tokens.state,
-            n,
-            t,
-            floor,
-            cap_up,
-            cap_down,
-            1.0 + settings.clip_high,
-            settings.kl_coef,
-            settings.entropy_coef,
-            KL_ESTIMATOR=k.KL_ESTIMATORS[settings.kl_estimator],
-            LOSS_TYPE=k.LOSS_TYPES[settings.loss_type],
-        )
-
-
-def finish(tokens: Tokens, normalizer: Tensor | None, implementation: str) -> tuple[Tensor, Tensor]:
-    """The loss, 0-dim, and the metrics [5] in the order of ``METRICS``."""
-    state, settings = tokens.state, tokens.settings
-    n, t = tokens.shape
-    if implementation == "torch":
-        own = loss_weights(tokens.mask, settings.loss_type, t, state.dtype)[1]
-        divisor = own.clamp(min=1) if normalizer is None else normalizer.to(state.dtype)
-        means = state[[ENTROPY, KL, LOW, HIGH]].sum(-1) / tokens.mask.sum().clamp(min=1)
-        return state[LOSS].sum() / divisor, torch.cat([means, means[2:].sum(0, keepdim=True)])
-    from orlaif_kernels import row_kernel as k
-
-    loss, metrics = state.new_empty(()), state.new_empty(5)
-    with _on(state):
-        k.finish_kernel[(1,)](
             state,
-            tokens.lengths,
+            *(gradients or (None, None)),
+            *((None,) * 4 if term is None else (term.advantages, term.weights, term.old_logps, term.ref_logps)),
             normalizer,
-            loss,
-            metrics,
-            n,
+            num_rows,
             t,
-            LOSS_TYPE=k.LOSS_TYPES[settings.loss_type],
-            BLOCK=2048,
-            num_warps=8,
+            n * t,
+            t if rows_per_completion is None else rows_per_completion,
+            math.log2(math.e) * settings.factor,
+            high,
+            settings.factor - high,
+            settings.cap,
+            *settings.bounds,
+            1.0 + settings.clip_high,
+            settings.most,
+            settings.kl_coef,
+            settings.entropy_coef,
+            V=v,
+            STATISTICS=statistics,
+            TERM=term is not None,
+            GRADIENT=out is not None,
+            KL_ESTIMATOR=KL_ESTIMATORS[settings.kl_estimator],
+            **launch,
         )
-    return loss, metrics
 
 
-def scale_in_place(x: Tensor, factor: Tensor) -> None:
-    """``x *= factor`` for a 0-dim factor on the device; nothing is read or written where it is 1."""
-    from orlaif_kernels import row_kernel as k
-
-    block = 8192
-    with _on(x):
-        k.scale_kernel[(min(-(-x.numel() // block), 2048),)](x, factor, x.numel(), BLOCK=block, num_warps=8)
-
-
-def torch_pass(
-    logits: Tensor,
-    tokens: Tokens,
-    at: Tensor,
-    *,
-    statistics: bool = False,
-    term: bool = False,
-    gradient: bool = False,
-) -> None:
-    """The same pass in PyTorch over rows ``[M, V]`` of the tokens ``at`` (i64[M]); the gradient replaces the logits.
-
-    It is not divided by the normaliser.
-    """
-    state, settings = tokens.state, tokens.settings
-    wide = state.dtype
+def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Logits in ``wide``, soft-capped, in memory of their own unless nothing had to change; and the cap's slope."""
     z = logits.to(wide)
-    if settings.softcap is not None:
-        bent = torch.tanh(z / settings.softcap)
-        z, slope = (settings.softcap * bent).masked_fill_(z == -torch.inf, -torch.inf), 1 - bent.square()
-    top = z.amax(-1) if statistics else state[TOP, at]
-    # Out of place, for z may be the logits. Distances to the largest logit are exact where it matters.
-    z = (z - top.unsqueeze(-1)).div_(settings.temperature)
-    target = tokens.token_ids.flatten()[at].long().unsqueeze(-1)
-    if statistics:
-        p = z.exp()
-        total = p.sum(-1)
-        state[TOP, at] = top
-        state[LOG2_SUM, at] = total.log2()
-        state[LOGP, at] = z.gather(-1, target).squeeze(-1) - total.log()
-        state[ENTROPY, at] = total.log() - p.mul_(z.masked_fill(p == 0, 0)).sum(-1) / total
-    if term:
-        _torch_term(tokens, at)
-    if gradient:
-        weight = loss_weights(tokens.mask, settings.loss_type, 1, wide)[0].flatten()[at]
-        c, e = state[GRAD, at] / settings.temperature, settings.entropy_coef * weight / settings.temperature
-        log_p = z.sub_((state[LOG2_SUM, at] * math.log(2)).unsqueeze(-1))
-        p = log_p.exp()
-        log_p.masked_fill_(p == 0, 0)
-        g = log_p.mul_(e.unsqueeze(-1)).add_((e * state[ENTROPY, at] - c).unsqueeze(-1)).mul_(p)
-        g.scatter_add_(-1, target, c.unsqueeze(-1))
-        if settings.softcap is not None:
-            g.mul_(slope)
-        logits.copy_(g)
+    if settings.cap is None:
+        return z, None
+    bent = torch.tanh(z / settings.cap)
+    return (settings.cap * bent).masked_fill_(z == -torch.inf, -torch.inf), 1 - bent.square()
 
 
-def _torch_term(tokens: Tokens, at: Tensor) -> None:
-    """Loss term and its derivative by logp for the tokens ``at``, from their statistics."""
-    state, settings = tokens.state, tokens.settings
-    assert tokens.advantages is not None
-    logp = state[LOGP, at]
-    completion = at // tokens.shape[1]
-    log_ratio = torch.zeros_like(logp)
-    if tokens.old_logps is not None:
-        log_ratio = logp - tokens.old_logps.flatten()[at].to(logp.dtype)
-        if settings.ratio == "sequence":
-            sums = torch.zeros_like(tokens.lengths, dtype=logp.dtype).index_add_(0, completion, log_ratio)
-            log_ratio = (sums / tokens.lengths.clamp(min=1))[completion]
-    a = tokens.advantages.to(logp.dtype)[completion]
-    w = log_ratio.exp()
-    floor, cap_up, cap_down = settings.bounds
-    up, down = a > 0, a < 0
-    low = down & (w < floor)
-    bounded = torch.where(up, w.clamp(max=cap_up), w.clamp(min=floor, max=cap_down))
-    active = torch.where(up, w <= cap_up, (w >= floor) & (w <= cap_down)) & (up | down)
-    zero = a * 0
-    loss = -torch.where(up | down, bounded * a, zero) - settings.entropy_coef * state[ENTROPY, at]
-    c = -torch.where(active, w * a, zero)
-    broken = log_ratio.isnan()
-    loss, c = loss.masked_fill(broken, torch.nan), c.masked_fill(broken, torch.nan)
-    if tokens.ref_logps is not None:
-        log_r = tokens.ref_logps.flatten()[at].to(logp.dtype) - logp
-        if settings.kl_estimator == "k1":
-            kl, slope = -log_r, torch.ones_like(log_r)
-        elif settings.kl_estimator == "k2":
-            kl, slope = log_r.square() / 2, -log_r
-        else:
-            kl, slope = torch.expm1(log_r) - log_r, -torch.expm1(log_r)
-        state[KL, at] = kl
-        if settings.kl_coef:
-            loss, c = loss + settings.kl_coef * kl, c + settings.kl_coef * slope
-    weight = loss_weights(tokens.mask, settings.loss_type, 1, logp.dtype)[0].flatten()[at]
-    state[GRAD, at] = c * weight
-    state[LOSS, at] = loss * weight
-    state[LOW, at] = low.to(logp.dtype)
-    state[HIGH, at] = (up & (w > 1.0 + settings.clip_high)).to(logp.dtype)
+def torch_statistics(logits: Tensor, target: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
+    """Statistics [4, M] in ``wide`` of rows [M, V] with targets i64[M]; NaN for a target outside the vocabulary."""
+    z, _ = _scaled(logits, settings, wide)
+    if z.shape[0] == 0:
+        return z.new_zeros(STATE_SLOTS, 0)
+    top, best = z.max(-1, keepdim=True)
+    d = (z - top).mul_(settings.factor)  # a distance to the largest logit is exact where it matters
+    within = (target >= 0) & (target < z.shape[-1])
+    of_target = d.gather(-1, target.where(within, 0).unsqueeze(-1)).squeeze(-1).where(within, torch.nan)
+    e = d.exp().scatter_(-1, best, 0.0)  # without the largest: 1 - p of a certain token is the sum of the others
+    rest = e.sum(-1).masked_fill(top.squeeze(-1) == torch.inf, torch.nan)
+    log_sum = rest.log1p()
+    entropy = log_sum - e.mul_(d.masked_fill_(e == 0, 0.0)).sum(-1) / (1 + rest)
+    return torch.stack([top.squeeze(-1), log_sum, of_target - log_sum, entropy])
 
 
-def _on(tensor: Tensor) -> Any:
-    """Triton launches on the current device; make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else _NOTHING
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NOTHING = _Nothing()
+def torch_gradient(
+    logits: Tensor, target: Tensor, state: Tensor, c: Tensor, h: Tensor, settings: LossSettings, out: Tensor
+) -> None:
+    """Into ``out`` (it may be ``logits``): the gradient of rows [M, V] from dl/dlogp ``c`` and dl/dH ``h``, [M]."""
+    z, slope = _scaled(logits, settings, state.dtype)
+    top, log_sum, logp, entropy = state.unsqueeze(-1)
+    c, h = (x.to(z.dtype).unsqueeze(-1) * settings.factor for x in (c, h))
+    log_p = (z - top).mul_(settings.factor).sub_(log_sum)
+    p = log_p.exp()
+    log_p.masked_fill_(p == 0, 0.0)
+    g = log_p.mul_(-h).sub_(h * entropy + c).mul_(p)
+    sure = logp.clamp(min=-1e4)
+    within = (target >= 0) & (target < z.shape[-1])
+    of_target = -c * torch.expm1(sure) - h * sure.exp() * (sure + entropy)
+    g.scatter_(-1, target.where(within, 0).unsqueeze(-1), of_target)
+    out.copy_(g if slope is None else g.mul_(slope))

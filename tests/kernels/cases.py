@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from orlaif_kernels import reference
-from orlaif_kernels.arguments import LossSettings
 from torch import Tensor
+
+from tests.kernels import truth as independent
 
 MASKS = ("none", "ragged", "row", "all")
 #: Largest error allowed, relative to the largest entry of the truth.
@@ -24,8 +24,8 @@ class Case:
     token_ids: Tensor
     mask: Tensor
     advantages: Tensor
-    old_logps: Tensor | None
-    ref_logps: Tensor | None
+    old_logps: Tensor | None = None
+    ref_logps: Tensor | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,18 +42,7 @@ class Case:
 
 
 def truth(logits: Tensor, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
-    settings = dict(case.settings)
-    normalizer = settings.pop("normalizer", None)
-    return reference.grpo_rank_loss(
-        logits,
-        case.token_ids,
-        advantages=case.advantages.double(),
-        mask=case.mask,
-        settings=LossSettings(**settings),
-        old_logps=None if case.old_logps is None else case.old_logps.double(),
-        ref_logps=None if case.ref_logps is None else case.ref_logps.double(),
-        normalizer=normalizer,
-    )
+    return independent.loss(logits, case.token_ids, **case.arguments)
 
 
 def make_mask(kind: str, n: int, t: int) -> Tensor:
@@ -92,8 +81,12 @@ def make_case(
     kept = make_mask(mask, n, t)
     advantages = torch.randn(n)
     advantages[-1] = 0.0
-    temperature = settings.get("temperature", 1.0)
-    logps = reference.token_logps(logits.double(), token_ids, mask=torch.ones_like(kept), temperature=temperature)
+    if settings.get("loss_type") == "dr_grpo":
+        settings.setdefault("max_completion_length", t)
+    scale = {
+        k: settings.get(k, default) for k, default in (("temperature", 1.0), ("softcap", None), ("logit_scale", 1.0))
+    }
+    logps = independent.statistics(independent.scaled(logits.double(), **scale), token_ids)[0]
     # Inside, beyond either edge of any clip used here, and beyond delta.
     shifts = torch.tensor([0.0, 0.05, -0.05, 0.5, -0.5, 1.0])
     old_logps = logps - shifts[torch.randint(len(shifts), (n, t))]

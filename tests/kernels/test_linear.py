@@ -111,7 +111,8 @@ def test_masks_ratios_and_normalisers(implementation: str, mask: str, ratio: str
 def test_ranks_in_place_of_advantages(implementation: str) -> None:
     hidden, weight, _, case = make_head(6, 3, 16, 90, torch.float32, bias=False, kl_coef=0.1)
     ranks = torch.tensor([[0, 1, 1], [2, -1, 0]])
-    case.advantages = rank_advantage(ranks, group_size=3)[0].flatten()
+    advantages, teaches = rank_advantage(ranks, group_size=3)
+    case.advantages, case.mask = advantages.flatten(), case.mask & (teaches.flatten() > 0)[:, None]
     loss_truth, _ = expected(hidden, weight, None, case, None, 1.0)
     more = {**on_device(case), "advantages": None, "ranks": ranks.to(DEVICE), "group_size": 3}
     loss, _ = linear_grpo_rank_loss(
@@ -179,8 +180,8 @@ def test_masked_tokens_are_not_computed_with_and_a_frozen_head_costs_nothing(mon
     hidden, weight, _, case = make_head(4, 10, 16, 200, torch.float32, bias=False, mask="ragged")
     rows: list[int] = []
     heads: list[int] = []
-    original = linear.torch_pass
-    monkeypatch.setattr(linear, "torch_pass", lambda x, *a, **k: (rows.append(len(x)), original(x, *a, **k)))
+    original = linear.torch_statistics
+    monkeypatch.setattr(linear, "torch_statistics", lambda x, *a: (rows.append(len(x)), original(x, *a))[1])
     monkeypatch.setattr(linear, "_accumulate", lambda *_: heads.append(1))
     arguments = {**case.arguments, "implementation": "torch", "chunk_size": 8}
     linear_grpo_rank_loss(hidden.requires_grad_(), weight, case.token_ids, **arguments)[0].backward()
@@ -195,14 +196,14 @@ def test_masked_tokens_are_not_computed_with_and_a_frozen_head_costs_nothing(mon
     assert not loss.requires_grad
 
 
-@pytest.mark.parametrize("v", [8, 9, 1001])
+@pytest.mark.parametrize("v", [8, 9, 1001, 20001])
 def test_narrowing_in_place_equals_a_cast(v: int) -> None:
     """The float32 halves become one 16-bit matrix in the memory of the first."""
     whole = torch.randn(v, 5)
     for dtype in (torch.bfloat16, torch.float16):
         half = (v + 1) // 2
         first, second = whole[:half].clone(), whole[half:].clone()
-        narrowed = linear._narrow((first, second), torch.tensor(0.3), dtype, v)
+        narrowed = linear.narrow(first, second, torch.tensor(0.3), dtype)
         assert torch.equal(narrowed, (whole * 0.3).to(dtype))
         assert narrowed.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss, linear_logps, rank_advantage
 from orlaif_kernels.arguments import LossSettings, choose
-from orlaif_kernels.linear import _chunk
-from orlaif_kernels.loss import pack
+from orlaif_kernels.batch import prepare
+from orlaif_kernels.linear import Head
 
 from tests.conftest import REPO
 from tests.kernels.cases import make_case
@@ -23,18 +23,15 @@ SETTINGS = LossSettings(kl_coef=0.1, entropy_coef=0.05, temperature=0.9)
 OPS = torch.ops.orlaif_kernels
 
 
-def loss_inputs(v: int = 40) -> tuple[Any, ...]:
-    case = make_case(4, 3, v, kl_coef=0.1)
-    tensors = (case.token_ids, case.mask, None, torch.tensor([0, 1, 1, 0]), case.old_logps, case.ref_logps, None)
-    return (case.logits, *tensors, 2, "dcg", *pack(SETTINGS))
-
-
-def test_opcheck_of_the_loss() -> None:
-    logits, *rest = (x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in loss_inputs())
-    torch.library.opcheck(OPS.grpo_rank_loss.default, (logits.requires_grad_(), *rest))
-    _, _, state, lengths = OPS.grpo_rank_loss(logits, *rest)
-    backward = (torch.ones((), device=DEVICE), logits.detach(), rest[0], rest[1], state.detach(), lengths, None)
-    torch.library.opcheck(OPS.grpo_rank_loss_backward.default, (*backward, *pack(SETTINGS)))
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_opcheck_of_the_statistics(implementation: str) -> None:
+    case = make_case(4, 3, 40)
+    logits = case.logits.to(DEVICE).requires_grad_()
+    given = (logits, case.token_ids.to(DEVICE), case.mask.to(DEVICE), SETTINGS.pack(), implementation)
+    torch.library.opcheck(OPS.token_statistics.default, given)
+    state = OPS.token_statistics(*given).detach()
+    backward = (torch.ones_like(state), state, logits.detach(), *given[1:])
+    torch.library.opcheck(OPS.token_statistics_backward.default, backward)
 
 
 def test_opcheck_of_rank_advantage() -> None:
@@ -54,19 +51,20 @@ def test_opcheck_of_the_fused_head(implementation: str, dtype: torch.dtype) -> N
     weight = torch.randn(33, 8, dtype=dtype, device=DEVICE, requires_grad=True)
     bias = torch.randn(33, dtype=dtype, device=DEVICE, requires_grad=True)
     ids, mask, advantages = case.token_ids.to(DEVICE), case.mask.to(DEVICE), case.advantages.to(DEVICE)
-    chunk = _chunk(5, hidden, weight)
-    logps = (hidden.detach(), weight.detach(), bias.detach(), ids, mask, 1.0, 0.0, chunk, implementation)
-    torch.library.opcheck(OPS.linear_logps.default, logps)
-    tensors = (hidden, weight, bias, ids, mask, advantages, None, None, None, None)
-    settings = pack(LossSettings(entropy_coef=0.1))
+    head = Head.of(hidden, weight, implementation, bias, chunk_size=5)
+    settings = LossSettings(entropy_coef=0.1)
+    statistics = (*head.tensors, ids, mask, settings.pack(), head.how, head.wanted)
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    torch.library.opcheck(OPS.linear_token_statistics.default, statistics, test_utils=tests)
+    state = OPS.linear_token_statistics(*statistics).detach()
+    backward = (torch.ones_like(state), state, *(x.detach() for x in statistics[:5]), *statistics[5:])
+    torch.library.opcheck(OPS.linear_token_statistics_backward.default, backward, test_utils=tests)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    batch = prepare(ids, mask, settings, wide=wide, advantages=advantages)
     if dtype == torch.float64:  # else the gradients are given away by the first of the backward passes that this makes
         tests.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        OPS.linear_grpo_rank_loss.default,
-        (*tensors, 1, "dcg", *settings, chunk, implementation, [True, True, True]),
-        test_utils=tests,
-    )
+    loss = (*head.tensors, batch.tensors, settings.pack(), head.how, head.wanted)
+    torch.library.opcheck(OPS.linear_grpo_rank_loss.default, loss, test_utils=tests)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

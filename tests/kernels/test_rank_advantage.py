@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -108,15 +109,21 @@ def test_properties_of_every_mapping(rows: list[list[int]], mapping: str, random
 
 
 def test_all_groups_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orlaif_kernels import advantage
+    from orlaif_kernels import group_kernel
 
-    launches: list[int] = []
-    original = advantage.launch_groups
-    monkeypatch.setattr(advantage, "launch_groups", lambda **k: (launches.append(1), original(**k)))
+    grids: list[Any] = []
+
+    class Launches:
+        def __getitem__(self, grid: Any) -> Any:
+            grids.append(grid)
+            return original[grid]
+
+    original = group_kernel.group_kernel
+    monkeypatch.setattr(group_kernel, "group_kernel", Launches())
     ranks = torch.randint(-1, 5, (37, 6))
     found, _ = advantages(ranks, "triton")
     torch.testing.assert_close(found, advantages(ranks, "torch")[0], atol=2e-6, rtol=2e-6)
-    assert len(launches) == 1
+    assert grids == [(37,)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_nothing_spills_for_any_vocabulary_and_dtype(tmp_path: Path) -> None:
     ours = [r for r in compile_all(tmp_path / "static.json") if not r["kernel"].startswith("liger")]
-    assert len(ours) == 4 * (7 + 5 * 3 * 7)
+    assert len(ours) == 4 * (5 + 5 * 3 * 8)
     assert [r for r in ours if r["spills"]] == []
     assert all("128" in r["loads"] for r in ours if r["kernel"].startswith("row_kernel"))
 
@@ -40,9 +40,8 @@ def test_nothing_spills(records: list[dict[str, Any]]) -> None:
     ours = [r for r in records if not r["kernel"].startswith("liger")]
     assert {r["target"] for r in ours} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     assert {r["dtype"] for r in ours if "dtype" in r} == {"bf16", "fp32"}
-    assert {r["kernel"].split(":")[0].split(" ")[0] for r in ours} == {
-        "row_kernel", "group_kernel", "sequence_term_kernel", "finish_kernel", "scale_kernel"
-    }  # fmt: skip
+    names = {r["kernel"].split(":")[0].split(" ")[0] for r in ours}
+    assert names == {"row_kernel", "group_kernel", "scale_kernel"}
     assert [r for r in ours if r["spills"]] == []
 
 
@@ -53,12 +52,13 @@ def test_rows_are_read_and_written_128_bits_at_a_time(records: list[dict[str, An
             continue
         aligned = r["vocabulary"] % 8 == 0
         per_sweep = 1 if "soft-capped" in r["kernel"] and r["dtype"] == "bf16" else 2
-        assert r["loads"]["128"] == per_sweep * r["row_reads"], r
+        # The first sweep has a load before its loop, and one ahead of use in it.
+        statistics, gradient = r["row_reads"] - r["row_writes"], r["row_writes"]
+        assert r["loads"]["128"] == per_sweep * (2 * statistics + gradient), r
         if r["dtype"] == "fp32":
             continue
-        # 16-bit loads: the target's logit where there are statistics; one for the two ends of a row, each sweep.
-        sixteen = int(r["kernel"].split(": ")[1] != "gradient") + (0 if aligned else r["row_reads"])
-        assert r["loads"].get("16", 0) == sixteen, r
+        # 16-bit loads: with statistics the target's logit and the lane of the largest; the two ends of a row, each sweep.
+        assert r["loads"].get("16", 0) == 2 * statistics + (0 if aligned else r["row_reads"]), r
         if r["row_writes"]:
             assert r["stores"]["128"] >= per_sweep
         assert r["stores"].get("16", 0) == (0 if aligned or not r["row_writes"] else 2), r
@@ -77,3 +77,13 @@ def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, An
         assert (r["row_reads"], r["row_writes"]) == (2, 1)
         if r["dtype"] == "bf16" and r["target"] in ("sm_90", "sm_100"):  # what is in flight fits their L2
             assert r["second_read_from_l2"], r
+
+
+def test_what_a_thread_issues_and_what_is_in_flight(records: list[dict[str, Any]]) -> None:
+    """Both sweeps of a bf16 row cost under 26 instructions a logit (26.5 before the compares with the target were
+    relative); a program per multiprocessor where rows are large, whatever registers would allow."""
+    for r in records:
+        if r["kernel"] == "row_kernel: loss and gradient" and r["dtype"] == "bf16" and r["vocabulary"] == 152064:
+            if r["target"] in ("sm_80", "sm_90", "sm_100"):
+                assert sum(r["instructions_per_logit"][:2]) < 26, r
+                assert r["programs_per_sm"] == 1, r

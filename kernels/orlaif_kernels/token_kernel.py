@@ -1,0 +1,141 @@
+"""What the row kernel computes a logit or a token at a time: soft cap, exponentials near 0, and the GRPO_rank loss.
+
+``term`` is the objective's second form; its first, in PyTorch, is ``objective.GRPORank``.
+"""
+# ruff: noqa: D103, N803
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Slots of a token's state; rows.py reads them by the same names.
+TOP = tl.constexpr(0)  # the largest logit (soft-capped), not divided by the temperature
+LOG_SUM = tl.constexpr(1)  # log sum_j exp((logit_j - top) / temperature)
+LOGP = tl.constexpr(2)
+ENTROPY = tl.constexpr(3)
+GRAD = tl.constexpr(4)  # c = dl/dlogp, not yet divided by the normaliser; this and the next with TERM only
+LOSS = tl.constexpr(5)  # weighted, not yet divided by the normaliser
+KL = tl.constexpr(6)
+LOW = tl.constexpr(7)
+HIGH = tl.constexpr(8)
+RUNAWAY = tl.constexpr(9)
+
+KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
+
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+#: Stands for -inf where -inf * 0 would be NaN; exp2 of it is 0.
+FLOOR = tl.constexpr(-10000.0)
+ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
+
+
+@triton.jit
+def tanh(x):
+    """Accurate near 0, where (1 - e) / (1 + e) cancels."""
+    size = tl.abs(x)
+    e = tl.exp2(size * (-2.0 * LOG2E))
+    far = (1.0 - e) / (1.0 + e)
+    square = x * x
+    near = size * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0))))
+    size = tl.where(size < 0.1, near, far)
+    return tl.where(x < 0.0, -size, size)
+
+
+@triton.jit
+def logit(x, softcap):
+    """In f32, soft-capped where the model does that; an excluded logit of -inf stays -inf."""
+    x = x.to(tl.float32)
+    if softcap is not None:
+        x = tl.where(x == float("-inf"), x, softcap * tanh(x / softcap))
+    return x
+
+
+@triton.jit
+def capped(gradient, x, softcap):
+    """Through the soft cap: d cap(x) / dx = 1 - (cap(x) / softcap)^2."""
+    if softcap is not None:
+        y = tanh(x.to(tl.float32) / softcap)
+        gradient = gradient * (1.0 - y * y)
+    return gradient
+
+
+@triton.jit
+def expm1(x):
+    near = x * (1.0 + x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0 + x * (1.0 / 120.0 + x * (1.0 / 720.0))))))
+    return tl.where(tl.abs(x) < 0.1, near, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def expm1_minus(x):
+    """exp(x) - 1 - x."""
+    near = 0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0 + x * (1.0 / 120.0 + x * (1.0 / 720.0 + x * (1.0 / 5040.0)))))
+    return tl.where(tl.abs(x) < 0.3, x * x * near, tl.exp(x) - 1.0 - x)
+
+
+@triton.jit
+def log1p(x):
+    """Of x >= 0; by the series of 2 artanh(x / (2 + x)) where 1 + x would round."""
+    u = x / (2.0 + x)
+    s = u * u
+    near = 2.0 * u * (1.0 + s * (1.0 / 3.0 + s * (1.0 / 5.0 + s * (1.0 / 7.0 + s * (1.0 / 9.0)))))
+    return tl.where(x < 0.25, near, tl.log2(1.0 + x) * LN2)
+
+
+@triton.jit
+def bound(x, most):
+    """x within +-most, and whether it was beyond; NaN stays NaN."""
+    beyond = tl.abs(x) > most
+    return tl.where(beyond, tl.where(x > 0.0, most, -most), x), beyond
+
+
+@triton.jit
+def term(
+    state, at, slots, logp, entropy, advantages, weights, old_logps, ref_logps,
+    floor, cap_up, cap_down, clip_edge, max_log_ratio, kl_coef, entropy_coef, KL_ESTIMATOR: tl.constexpr,
+):  # fmt: skip
+    """The loss of one token into its state; returns dl/dlogp and dl/dH. The bounds are those of ``LossSettings``."""
+    weight = tl.load(weights + at)
+    advantage = tl.load(advantages + at)
+    old = logp
+    if old_logps is not None:
+        old = tl.load(old_logps + at).to(tl.float32)
+    log_ratio, runaway = bound(logp - old, max_log_ratio)
+    w = tl.exp(log_ratio)
+    up = advantage > 0.0
+    down = advantage < 0.0
+    low = down & (w < floor)
+    bounded = tl.where(up, tl.minimum(w, cap_up), tl.where(low, floor, tl.minimum(w, cap_down)))
+    active = tl.where(up, w <= cap_up, (w >= floor) & (w <= cap_down)) & (runaway == 0)
+    # With A = 0 the term is 0 whatever the ratio, also where exp overflows; NaN stays NaN.
+    surrogate = tl.where(up | down, bounded * advantage, advantage * 0.0)
+    c = -tl.where(active & (up | down), w * advantage, advantage * 0.0)
+    c = tl.where(log_ratio == log_ratio, c, log_ratio)
+    surrogate = tl.where(log_ratio == log_ratio, surrogate, log_ratio)
+    loss = -surrogate - entropy_coef * entropy
+    kl = 0.0
+    if ref_logps is not None:
+        log_r = tl.load(ref_logps + at).to(tl.float32) - logp
+        if KL_ESTIMATOR == 1:
+            kl = -log_r
+            slope = 1.0
+        elif KL_ESTIMATOR == 2:
+            kl = 0.5 * log_r * log_r
+            slope = -log_r
+        else:
+            log_r, beyond = bound(log_r, max_log_ratio)
+            runaway = runaway | beyond
+            kl = expm1_minus(log_r)
+            slope = tl.where(beyond, 0.0, -expm1(log_r))
+        if kl_coef != 0.0:
+            loss += kl_coef * kl
+            c += kl_coef * slope
+    c = c * weight
+    tl.store(state + GRAD * slots + at, c)
+    tl.store(state + LOSS * slots + at, loss * weight)
+    tl.store(state + KL * slots + at, kl)
+    tl.store(state + LOW * slots + at, low.to(tl.float32))
+    tl.store(state + HIGH * slots + at, (up & (w > clip_edge)).to(tl.float32))
+    tl.store(state + RUNAWAY * slots + at, runaway.to(tl.float32))
+    return c, -entropy_coef * weight
