@@ -57,7 +57,7 @@ def test_rows_are_read_and_written_128_bits_at_a_time(records: list[dict[str, An
         assert r["loads"]["128"] == per_sweep * (2 * statistics + gradient), r
         if r["dtype"] == "fp32":
             continue
-        # 16-bit loads: with statistics the target's logit and the lane of the largest; the two ends of a row, each sweep.
+        # 16-bit loads: with statistics the target and the lane of the largest; the two ends of a row, each sweep.
         assert r["loads"].get("16", 0) == 2 * statistics + (0 if aligned else r["row_reads"]), r
         if r["row_writes"]:
             assert r["stores"]["128"] >= per_sweep
@@ -82,8 +82,9 @@ def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, An
 def test_what_a_thread_issues_and_what_is_in_flight(records: list[dict[str, Any]]) -> None:
     """Both sweeps of a bf16 row cost under 26 instructions a logit (26.5 before the compares with the target were
     relative); a program per multiprocessor where rows are large, whatever registers would allow."""
-    for r in records:
-        if r["kernel"] == "row_kernel: loss and gradient" and r["dtype"] == "bf16" and r["vocabulary"] == 152064:
-            if r["target"] in ("sm_80", "sm_90", "sm_100"):
-                assert sum(r["instructions_per_logit"][:2]) < 26, r
-                assert r["programs_per_sm"] == 1, r
+    one = {"kernel": "row_kernel: loss and gradient", "dtype": "bf16", "vocabulary": 152064}
+    ours = [r for r in records if r.items() >= one.items() and r["target"] != "gfx942"]
+    assert len(ours) == 3
+    for r in ours:
+        assert sum(r["instructions_per_logit"][:2]) < 26, r
+        assert r["programs_per_sm"] == 1, r

@@ -64,7 +64,7 @@ def loss(
         spans = [(row, 0, t) for row in range(n)]
     else:
         spans = [(0, int(a), int(b)) for a, b in itertools.pairwise(cu_seqlens)]
-    total, count = logits.double().sum() * 0.0 if bool(logits.isfinite().all()) else torch.zeros(()).double(), 0.0
+    total, count = (logits.double().masked_fill(~logits.isfinite(), 0.0) * 0.0).sum(), 0.0
     told: dict[str, list[Tensor]] = {k: [] for k in ("entropy", "kl", "low", "high", "runaway")}
     for i, (row, start, end) in enumerate(spans):
         kept = torch.arange(start, end)[mask[row, start:end].bool()]
