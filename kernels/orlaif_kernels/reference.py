@@ -36,7 +36,7 @@ def statistics(logits: Tensor, token_ids: Tensor, mask: Tensor, settings: LossSe
 
 
 def token_logps(logits: Tensor, token_ids: Tensor, *, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probs of :func:`orlaif_kernels.token_statistics`, whatever implementation runs here.
+    """Log-probs of given tokens by plain PyTorch; ``token_statistics`` has the same without copies of the logits.
 
     Args:
         logits: [N, T, V], any float dtype; -inf excludes an entry of the vocabulary.
@@ -47,6 +47,8 @@ def token_logps(logits: Tensor, token_ids: Tensor, *, mask: Tensor, temperature:
     Returns:
         f32[N, T] (f64 for f64 logits), 0 where masked.
     """
-    from orlaif_kernels.statistics import token_statistics
-
-    return token_statistics(logits, token_ids, mask=mask, temperature=temperature).logps
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    target = scaled.gather(-1, token_ids.long().masked_fill(~mask, 0).unsqueeze(-1)).squeeze(-1)
+    return (target - scaled.logsumexp(-1)).masked_fill(~mask, 0.0)

@@ -79,6 +79,7 @@ def real_peaks(policy: Policy, reference: bool) -> dict[str, int]:
             normalizer=1.0,
             implementation="torch",
         )
+        del logits  # as a training step does: the loss keeps them until its backward pass
         loss.backward()
 
     peaks["policy"] = counted(known, update)
