@@ -1,4 +1,4 @@
-"""Any inputs, any options, both implementations, every way in: against a float64 truth that shares no code with them."""
+"""Any inputs, any options, both implementations, every way in, against a float64 truth that shares no code."""
 
 from __future__ import annotations
 
