@@ -106,7 +106,7 @@ def setup_for(policy: Policy) -> Setup:
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, checkpointing: bool, dtype: str) -> None:
-    """Within 20 %, phase by phase: the loss makes few copies of the logits now, and the plan's share of them is coarse."""
+    """Within 20 %, phase by phase: the loss makes few copies of the logits now, and the plan counts them coarsely."""
     settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": checkpointing}
     policy = Policy(folder, prefix="shared", prefix_attention="split", **settings)
     estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
