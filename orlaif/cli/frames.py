@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 
@@ -19,6 +20,16 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         yield following
         hidden = None if following.__suppress_context__ else following.__context__
         following = following.__cause__ or hidden
+
+
+def model_in_frames(error: BaseException) -> str | None:
+    """The hub id that a function which an error came through was given."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name in ("path", "path_or_repo_id", "pretrained_model_name_or_path", "repo_id"):
+            value = frame.f_locals.get(name)
+            if isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+                return value
+    return None
 
 
 def paths_in_frames(error: BaseException) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 import traceback
 from collections.abc import Callable
 
-from orlaif.cli.frames import chain, paths_in_frames, telling_frame
+from orlaif.cli.frames import chain, model_in_frames, paths_in_frames, telling_frame
 from orlaif.cli.names import did_you_mean
 
 #: The extra of orlaif that brings a module.
@@ -20,7 +20,6 @@ EXTRAS = {
     "fsspec": "data",
     "pyarrow": "data",
     "openai": "judge",
-    "diskcache": "judge",
     "matplotlib": "eval",
     "bitsandbytes": "qlora",
     "vllm": "vllm",
@@ -88,8 +87,8 @@ def _missing_module(error: BaseException) -> str | None:
 
 def _hub(error: BaseException) -> str | None:
     said, kind = str(error), type(error).__name__
-    model = re.search(r"(?:huggingface\.co/|cached files|repo(?:sitory)? for url: \S+?co/)([\w.-]+/[\w.-]+)", said)
-    name = f"{model[1]}: " if model and model[1] not in ("docs/transformers", "settings/tokens") else ""
+    model = model_in_frames(error)
+    name = f"{model}: " if model is not None else ""
     if kind in ("GatedRepoError",):
         return f"{name}the model is gated; accept its terms on huggingface.co and run `hf auth login`"
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):

@@ -78,7 +78,7 @@ def _datasets(path: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"data file {path}: needs the library datasets (pip install orlaif[data])") from None
+        raise ValueError(f"data file {path}: needs the library datasets (pip install '.[data]')") from None
     source, _, query = path.removeprefix(DATASETS).partition("?")
     settings = dict(parse_qsl(query))
     if unknown := sorted(set(settings) - {"split", "name", "revision"}):
@@ -139,7 +139,7 @@ def _parquet(path: str) -> Iterator[Row]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise ValueError(f"data file {path}: Parquet needs pyarrow (pip install orlaif[data])") from None
+        raise ValueError(f"data file {path}: Parquet needs pyarrow (pip install '.[data]')") from None
     number = 0
     with open_file(path) as file:
         try:

@@ -64,7 +64,7 @@ def plot_rows(path: str, title: str, series: dict[str, list[tuple[str, float | N
     try:
         import matplotlib
     except ImportError:
-        log.warning("no plot %s: it needs matplotlib (pip install orlaif[eval])", path)
+        log.warning("no plot %s: it needs matplotlib (pip install '.[eval]')", path)
         return False
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

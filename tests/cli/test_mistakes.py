@@ -352,8 +352,8 @@ def test_a_bug_in_a_users_oracle_begins_with_oracle_prompt_and_line(
     assert said.is_bug
 
 
-def raised(error: BaseException, path: str = "") -> BaseException:
-    """As a function that was given a path raises it."""
+def raised(error: BaseException, path: str = "", repo_id: str = "Org/Model") -> BaseException:
+    """As a function that was given a path and a hub id raises it."""
     try:
         raise error
     except BaseException as caught:
@@ -383,7 +383,7 @@ def cut_off(kind: str) -> Exception:
         (cut_off("SafetensorError"), "/x/y cannot be read: it is cut off or no checkpoint .*"),
         (
             OSError("We couldn't connect to 'https://huggingface.co' to load the files."),
-            r"huggingface.co cannot be reached and the model is not in the cache \(HF_HOME\); .*",
+            r"Org/Model: huggingface.co cannot be reached and the model is not in the cache \(HF_HOME\); .*",
         ),
         (
             OSError("Can't load image processor for '/m'. If you were trying to load it from ..."),
