@@ -31,7 +31,8 @@ from transformers import (
 from orlaif.demo.shapes import words
 from orlaif.demo.tiny import CHAT_TEMPLATE, make_tiny_model, tiny_tokenizer
 from orlaif.policy import Policy
-from orlaif.policy.families import behind_the_largest, family_of
+from orlaif.policy.families import family_of
+from orlaif.policy.positions import behind_the_largest
 
 
 def make_qwen2_5_vl(folder: str) -> None:

@@ -10,7 +10,6 @@ Shapes: P prompts of S tokens, G completions of T tokens.
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,18 +19,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
-from orlaif.policy.positions import completion_positions
+from orlaif.policy.asking import base_of, decoder_positions, joining_dimensions, process, same_places
+from orlaif.policy.positions import behind_the_largest, completion_positions
 from orlaif.types import PromptBatch, VideoClip
 
 #: Of a config: tokens in whose place features are put.
 _PLACEHOLDER = re.compile(r"(image|video|audio|img_context|media|sound_context|video_context)_token_(id|index)")
 #: Overrides by model type (:func:`overrides`).
 _OVERRIDES: dict[str, type[Family]] = {}
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def overrides(*model_types: str) -> Callable[[type[Family]], type[Family]]:
@@ -47,45 +42,6 @@ def overrides(*model_types: str) -> Callable[[type[Family]], type[Family]]:
 def family_of(config: Any) -> Family:
     """A new object for the model type of a transformers ``config``: generic, where nothing overrides it."""
     return _OVERRIDES.get(config.model_type, Family)()
-
-
-def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Those of ``inputs`` that have a value for each prompt token of ``batch``, [P, S]."""
-    shape = batch.input_ids.shape
-    return {
-        name: value
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.shape == shape and value.dtype in (torch.int64, torch.int32)
-    }
-
-
-class _CaughtError(Exception):
-    """A forward pass has reached the decoder, and need not go on."""
-
-
-def decoder_positions(model: Any, inputs: dict[str, Any]) -> Tensor | None:
-    """The position ids that ``model`` hands to its decoder for ``inputs``, [..., P, S]; None where it hands none.
-
-    The pass ends there, without gradient; the vision tower has run.
-    """
-    taken: list[Tensor | None] = []
-
-    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        taken.append(kwargs.get("position_ids"))
-        raise _CaughtError
-
-    handle = base_of(model).get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            model(**inputs, use_cache=False)
-    except _CaughtError:
-        pass
-    finally:
-        handle.remove()
-    positions = taken[0] if taken else None
-    if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
-        return positions[1:]  # the first of four is the place in the text, for masks
-    return positions
 
 
 class Family:
@@ -135,7 +91,7 @@ class Family:
             ``input_ids`` i64[1, S], ``attention_mask`` i64[1, S], and whatever else the processor returns for the
             model.
         """
-        return _process(processor, [prompt], [clip.frames.clone()], [metadata])
+        return process(processor, [prompt], [clip.frames.clone()], [metadata])
 
     def learn(self, processor: Any, prompt: str) -> None:
         """Ask the processor, once, how it lays the videos of two prompts one behind the other.
@@ -146,24 +102,7 @@ class Family:
         """
         if self._places is not None:
             return
-        self._places = {}
-        for num_frames in (4, 8, 16):  # some know one number of frames only
-            frames = torch.zeros(num_frames, 3, 56, 56, dtype=torch.uint8)
-            seconds = VideoMetadata(
-                total_num_frames=num_frames, fps=1.0, duration=num_frames, frames_indices=list(range(num_frames))
-            )
-            try:
-                one, two = (_process(processor, [prompt] * n, [frames] * n, [seconds] * n) for n in (1, 2))
-            except Exception:  # such a clip does not suit it; along the first dimension, then
-                continue
-            for name, value in one.items():
-                pair = two.get(name)
-                if pair is not None and pair.ndim == value.ndim:
-                    grown = [d for d in range(value.ndim) if pair.shape[d] == 2 * value.shape[d] > 0]
-                    same = [d for d in range(value.ndim) if pair.shape[d] == value.shape[d]]
-                    if len(grown) == 1 and len(same) == value.ndim - 1:
-                        self._places[name] = grown[0]
-            return
+        self._places = joining_dimensions(processor, prompt)
 
     def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
         """P encoded prompts as one batch.
@@ -228,7 +167,7 @@ class Family:
         """
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
         handed = decoder_positions(model, inputs)
-        self._asks_decoder = handed is not None and not _same_places(handed, self.counted(model, batch), batch)
+        self._asks_decoder = handed is not None and not same_places(handed, self.counted(model, batch), batch)
 
     def prompt_positions(self, model: Any, batch: PromptBatch) -> Tensor:
         """Position ids of the prompts: those that the model hands to its own decoder.
@@ -310,44 +249,6 @@ class Family:
         return sorted({int(i) for i in ids if isinstance(i, int) and i >= 0})
 
 
-def _process(
-    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata]
-) -> dict[str, Tensor]:
-    """What a processor returns for the model, as tensors."""
-    begin = processor.tokenizer.bos_token
-    # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
-    begins = begin is not None and prompts[0].startswith(begin)
-    returned = processor(
-        text=prompts,
-        videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is
-        video_metadata=metadata,
-        do_sample_frames=False,
-        return_tensors="pt",
-        **({"add_special_tokens": False} if begins else {}),
-    )
-    inputs = {}
-    for name, value in dict(returned).items():
-        if isinstance(value, Tensor):
-            inputs[name] = value
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
-            inputs[name] = torch.tensor(value)
-    return inputs
-
-
-def _same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:
-    """Whether two numberings differ by nothing that attention sees: padding, and for plain ones a constant."""
-    if handed.shape != counted.shape:
-        if handed.ndim != 2 or counted.ndim != 2:
-            return False
-        handed = handed.expand(counted.shape)
-    real = batch.attention_mask.bool().expand(counted.shape)
-    difference = (handed - counted).masked_fill(~real, 0)
-    if handed.ndim == 2:
-        first = real.int().argmax(-1, keepdim=True)
-        difference = (difference - difference.gather(-1, first)).masked_fill(~real, 0)
-    return not bool(difference.any())
-
-
 @overrides("qwen2_vl", "qwen2_5_vl")
 class TextBehindTheVideo(Family):
     """Qwen2-VL and Qwen2.5-VL: text behind a video starts behind the largest of its coordinates.
@@ -360,27 +261,3 @@ class TextBehindTheVideo(Family):
         """Positions i64[3, P, S]."""
         vision = torch.isin(batch.input_ids, torch.tensor(self.placeholder_ids(base_of(model).config)).to(positions))
         return behind_the_largest(positions, vision, batch.attention_mask.bool())
-
-
-def behind_the_largest(positions: Tensor, vision: Tensor, mask: Tensor) -> Tensor:
-    """Number anew, so that whatever follows a run of vision tokens starts behind its largest coordinate.
-
-    Args:
-        positions: i64[3, P, S], in which a run of vision tokens starts with the same number in all three.
-        vision: bool[P, S], vision tokens.
-        mask: bool[P, S], False at padding.
-
-    Returns:
-        i64[3, P, S].
-    """
-    positions = positions.clone()
-    for p in range(positions.shape[1]):
-        places = mask[p].nonzero().squeeze(-1)
-        kinds = vision[p, places].int()
-        starts = [0, *((kinds.diff() != 0).nonzero().squeeze(-1) + 1).tolist(), len(places)]
-        following = int(positions[0, p, places[0]]) if len(places) else 0
-        for start, end in itertools.pairwise(starts):
-            run = places[start:end]
-            positions[:, p, run] += following - positions[:, p, run[:1]]
-            following = int(positions[:, p, run].max()) + 1
-    return positions

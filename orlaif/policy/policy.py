@@ -25,10 +25,11 @@ from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
 from orlaif.distributed.sync import exchange
 from orlaif.policy import lora as adapters
+from orlaif.policy.asking import base_of
 from orlaif.policy.encoding import sub_batches
 from orlaif.policy.ending import end_ids
 from orlaif.policy.export import export_policy
-from orlaif.policy.families import Family, base_of, family_of
+from orlaif.policy.families import Family, family_of
 from orlaif.policy.hub import Source, find_source, load_processor
 from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
@@ -403,7 +404,8 @@ class Policy(nn.Module):
         self.check_context(batch, completions.ids.shape[-1])
         parts = self.parts(batch)
         outputs = [self._pass(model, part, completions.of_prompts(at), hidden) for at, part in parts]
-        if self.is_sharded and self.family.may_split:  # processes must make equally many passes
+        gathered = getattr(self.network, "is_gathered", False)  # then each process goes its own way
+        if self.is_sharded and not gathered and self.family.may_split:  # equally many passes, then
             for _ in range(max(exchange(len(parts))) - len(parts)):
                 at, part = parts[0]
                 outputs[0] = outputs[0] + 0.0 * self._pass(model, part, completions.of_prompts(at), hidden)

@@ -5,6 +5,7 @@ Shapes: P prompts of S tokens.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,30 @@ def completion_positions(prompt_positions: Tensor, length: int) -> Tensor:
     if prompt_positions.ndim == 3:  # text after a video starts behind the largest of its three coordinates
         largest = largest.amax(0, keepdim=True).expand(prompt_positions.shape[0], -1, -1)
     return largest + 1 + torch.arange(length, device=prompt_positions.device)
+
+
+def behind_the_largest(positions: Tensor, vision: Tensor, mask: Tensor) -> Tensor:
+    """Number anew, so that whatever follows a run of vision tokens starts behind its largest coordinate.
+
+    Args:
+        positions: i64[3, P, S], in which a run of vision tokens starts with the same number in all three.
+        vision: bool[P, S], vision tokens.
+        mask: bool[P, S], False at padding.
+
+    Returns:
+        i64[3, P, S].
+    """
+    positions = positions.clone()
+    for p in range(positions.shape[1]):
+        places = mask[p].nonzero().squeeze(-1)
+        kinds = vision[p, places].int()
+        starts = [0, *((kinds.diff() != 0).nonzero().squeeze(-1) + 1).tolist(), len(places)]
+        following = int(positions[0, p, places[0]]) if len(places) else 0
+        for start, end in itertools.pairwise(starts):
+            run = places[start:end]
+            positions[:, p, run] += following - positions[:, p, run[:1]]
+            following = int(positions[:, p, run].max()) + 1
+    return positions
 
 
 class PromptPositions:

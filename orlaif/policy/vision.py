@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from orlaif.policy.families import Family, base_of
+from orlaif.policy.asking import base_of
+from orlaif.policy.families import Family
 from orlaif.types import PromptBatch
 
 _ENCODERS = ("get_video_features", "get_image_features")

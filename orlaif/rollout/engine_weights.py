@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from orlaif.policy import Policy, lora
-from orlaif.policy.families import base_of
+from orlaif.policy.asking import base_of
 
 
 def whole_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from orlaif.policy.asking import decoder_positions
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.families import Family, TextBehindTheVideo, behind_the_largest, decoder_positions, family_of
+from orlaif.policy.families import Family, TextBehindTheVideo, family_of
+from orlaif.policy.positions import behind_the_largest
 from orlaif.types import VideoPrompt
 from tests.conftest import make_policy, random_completions
 from tests.families import FAMILIES

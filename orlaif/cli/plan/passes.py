@@ -19,7 +19,7 @@ from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.losses import grpo_rank_loss, token_logps
 from orlaif.policy import Policy, lora
-from orlaif.policy.families import base_of
+from orlaif.policy.asking import base_of
 
 #: Tokens of a chunk of the loss with a fused head.
 CHUNK = 2048

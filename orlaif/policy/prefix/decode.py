@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 
-from orlaif.policy.families import Family, base_of
+from orlaif.policy.asking import base_of
+from orlaif.policy.families import Family
 from orlaif.policy.prefix.group_cache import GroupCache
 from orlaif.types import PromptBatch
 

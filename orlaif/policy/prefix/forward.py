@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.distributed.sharding import compute_dtype
-from orlaif.policy.families import Family, base_of, per_token
+from orlaif.policy.asking import base_of, per_token
+from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import RowAttention, autocast_dtype, choose_attention, flex_attention
 from orlaif.policy.prefix.layout import GroupRows, group_rows
 from orlaif.policy.prefix.split import split_attention

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orlaif.policy.asking import per_token
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.families import Family, per_token
+from orlaif.policy.families import Family
 from orlaif.policy.prefix.decode import expanded_step, prefill, shared_step
 from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt

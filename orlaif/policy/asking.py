@@ -1,0 +1,127 @@
+"""Questions to a model and its processor, without a word about which family they are.
+
+Shapes: P prompts of S tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.video_utils import VideoMetadata
+
+from orlaif.types import PromptBatch
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of ``inputs`` that have a value for each prompt token of ``batch``, [P, S]."""
+    shape = batch.input_ids.shape
+    return {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype in (torch.int64, torch.int32)
+    }
+
+
+def process(
+    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata]
+) -> dict[str, Tensor]:
+    """What a processor returns for the model, as tensors."""
+    begin = processor.tokenizer.bos_token
+    # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
+    begins = begin is not None and prompts[0].startswith(begin)
+    returned = processor(
+        text=prompts,
+        videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is
+        video_metadata=metadata,
+        do_sample_frames=False,
+        return_tensors="pt",
+        **({"add_special_tokens": False} if begins else {}),
+    )
+    inputs = {}
+    for name, value in dict(returned).items():
+        if isinstance(value, Tensor):
+            inputs[name] = value
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
+            inputs[name] = torch.tensor(value)
+    return inputs
+
+
+def joining_dimensions(processor: Any, prompt: str) -> dict[str, int]:
+    """The dimension along which the processor lays the videos of two prompts one behind the other, by input's name.
+
+    Args:
+        processor: of transformers.
+        prompt: as the chat template renders it; its video is replaced by a small synthetic one.
+
+    Returns:
+        Empty where the processor takes no such clip.
+    """
+    places: dict[str, int] = {}
+    for num_frames in (4, 8, 16):  # some know one number of frames only
+        frames = torch.zeros(num_frames, 3, 56, 56, dtype=torch.uint8)
+        seconds = VideoMetadata(
+            total_num_frames=num_frames, fps=1.0, duration=num_frames, frames_indices=list(range(num_frames))
+        )
+        try:
+            one, two = (process(processor, [prompt] * n, [frames] * n, [seconds] * n) for n in (1, 2))
+        except Exception:  # such a clip does not suit it; the check at load compares batches, whatever is assumed
+            continue
+        for name, value in one.items():
+            pair = two.get(name)
+            if pair is not None and pair.ndim == value.ndim:
+                grown = [d for d in range(value.ndim) if pair.shape[d] == 2 * value.shape[d] > 0]
+                same = [d for d in range(value.ndim) if pair.shape[d] == value.shape[d]]
+                if len(grown) == 1 and len(same) == value.ndim - 1:
+                    places[name] = grown[0]
+        break
+    return places
+
+
+class _CaughtError(Exception):
+    """A forward pass has reached the decoder, and need not go on."""
+
+
+def decoder_positions(model: Any, inputs: dict[str, Any]) -> Tensor | None:
+    """The position ids that ``model`` hands to its decoder for ``inputs``, [..., P, S]; None where it hands none.
+
+    The pass ends there, without gradient; the vision tower has run.
+    """
+    taken: list[Tensor | None] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        taken.append(kwargs.get("position_ids"))
+        raise _CaughtError
+
+    handle = base_of(model).get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+    except _CaughtError:
+        pass
+    finally:
+        handle.remove()
+    positions = taken[0] if taken else None
+    if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
+        return positions[1:]  # the first of four is the place in the text, for masks
+    return positions
+
+
+def same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:
+    """Whether two numberings differ by nothing that attention sees: padding, and for plain ones a constant."""
+    if handed.shape != counted.shape:
+        if handed.ndim != 2 or counted.ndim != 2:
+            return False
+        handed = handed.expand(counted.shape)
+    real = batch.attention_mask.bool().expand(counted.shape)
+    difference = (handed - counted).masked_fill(~real, 0)
+    if handed.ndim == 2:
+        first = real.int().argmax(-1, keepdim=True)
+        difference = (difference - difference.gather(-1, first)).masked_fill(~real, 0)
+    return not bool(difference.any())
