@@ -1,11 +1,12 @@
 # make demo [SEED=n]   fine-tune a tiny video-language model from an oracle's ranking, and show that it got better
 # make test            the tests that any machine runs
 # make check           lint, formatting, which room imports which, type check
+# make docs            the documentation, strictly: a broken link or an undocumented public name fails
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: setup demo test slow check bench clean
+.PHONY: setup demo test slow check docs bench clean
 
 setup:
 	@tools/setup.sh
@@ -24,6 +25,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	PYTHONPATH=kernels $(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --quiet
 
 bench: setup
 	$(BIN)/python -m benchmarks.static --output outputs/bench/static.json

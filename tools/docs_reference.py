@@ -1,9 +1,10 @@
 """Pages of the reference that are made from the code when the docs are built (a hook of mkdocs).
 
-``<!-- recipe-keys: orlaif.policy.Policy -->`` in a page becomes a table of the class's arguments: key, type, default and
-meaning, from its signature and docstring. ``<!-- metrics -->`` becomes the table of ``orlaif.training.metric_names.METRICS``,
-and ``<!-- public-names -->`` the documentation of every public name of a package. An argument without a meaning or a
-public name without a docstring is an error, so that ``make docs`` fails.
+In a page, ``<!-- recipe-keys: orlaif.policy.Policy -->`` becomes a table of the class's arguments (key, type, default
+and meaning, from its signature and docstring), ``<!-- metrics -->`` the table of ``orlaif.training.metric_names``,
+``<!-- public-names -->`` the documentation of every public name of the packages below, and ``<!-- file: path -->`` a
+file of ``docs/`` as a block of Python. An argument without a meaning or a public name without a docstring is an error,
+so that ``make docs`` fails.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import importlib
 import inspect
 import re
 import typing
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import docstring_parser
+from mkdocs.exceptions import PluginError
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 #: Packages whose ``__all__`` is public.
 PACKAGES = (
@@ -77,7 +82,7 @@ def recipe_keys(path: str) -> str:
     """The table of a class's arguments.
 
     Raises:
-        ValueError: an argument without a meaning.
+        PluginError: an argument without a meaning.
     """
     cls = resolve(path)
     hints = typing.get_type_hints(cls.__init__)
@@ -88,7 +93,7 @@ def recipe_keys(path: str) -> str:
         if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         if not said.get(name):
-            print(path,name); said[name]="x"
+            raise PluginError(f"{path}: the docstring says nothing of {name!r}")
         kind = type_text(hints.get(name, parameter.annotation)).replace("|", "\\|")
         meaning = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", said[name]).replace("``", "`").replace("|", "\\|")
         rows.append(f"| `{name}` | {kind} | {default_text(parameter.default)} | {meaning} |")
@@ -106,7 +111,7 @@ def public_names() -> str:
     """Directives of mkdocstrings for every public name, a section for each package.
 
     Raises:
-        ValueError: a public name without a docstring.
+        PluginError: a public name without a docstring.
     """
     parts = []
     for package in PACKAGES:
@@ -122,7 +127,7 @@ def public_names() -> str:
             if not (inspect.isclass(value) or inspect.isfunction(value)):
                 continue
             if not inspect.getdoc(value):
-                raise ValueError(f"{package}.{name} is public and has no docstring")
+                raise PluginError(f"{package}.{name} is public and has no docstring")
             parts.append(f"::: {value.__module__}.{value.__qualname__}\n")
     return "\n".join(parts)
 
@@ -130,6 +135,9 @@ def public_names() -> str:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the generated parts into a page."""
     markdown = re.sub(r"<!-- recipe-keys: ([\w.]+) -->", lambda match: recipe_keys(match[1]), markdown)
+    markdown = re.sub(
+        r"<!-- file: ([\w/.]+) -->", lambda match: f"```python\n{(DOCS / match[1]).read_text()}```", markdown
+    )
     if "<!-- metrics -->" in markdown:
         markdown = markdown.replace("<!-- metrics -->", metrics_table())
     if "<!-- public-names -->" in markdown:

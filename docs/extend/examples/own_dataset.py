@@ -15,4 +15,6 @@ class Trivia(RowDataset):
         if missing:
             raise ValueError(f"{where}: field {missing[0]!r} is missing")
         number = where.rsplit(" ", 1)[-1]
-        return VideoPrompt(id=f"trivia-{number}", video=f"{video_root}/{row['clip']}", question=row["q"], answer=row["a"])
+        return VideoPrompt(
+            id=f"trivia-{number}", video=f"{video_root}/{row['clip']}", question=row["q"], answer=row["a"]
+        )

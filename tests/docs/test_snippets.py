@@ -1,0 +1,148 @@
+"""Every fenced snippet of README and docs is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from orlaif.cli.recipe import read_recipe
+from orlaif.data.datasets import JsonlDataset
+from orlaif.policy import Policy
+from orlaif.rollout import SamplingParams
+from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoClip, VideoPrompt
+from tests.conftest import REPO
+from tests.docs.pages import PAGES, blocks
+
+EXAMPLES = REPO / "docs" / "extend" / "examples"
+
+
+def group(answer: str | None, *answers: str) -> CandidateGroup:
+    frames = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    clip = VideoClip(frames=frames, pts_s=torch.tensor([0.0, 1.0], dtype=torch.float64), duration_s=2.0, path="a.mp4")
+    prompt = VideoPrompt(id="1", video="a.mp4", question="q", answer=answer)
+    return CandidateGroup(prompt=prompt, clip=clip, answers=answers)
+
+
+def example(name: str) -> ModuleType:
+    """A file of docs/extend/examples, imported."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_language_is_run_by_some_test() -> None:
+    languages = {
+        block.language
+        for page in PAGES
+        for language in ("bash", "python", "yaml", "json")
+        for block in blocks(language, page)
+    }
+    fenced = {
+        line[3:].split()[0]
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        if line.startswith("```") and line[3:]
+    }
+    assert fenced <= languages
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("python") if "class ShortAndRight" in b.text], ids=lambda b: b.page
+)
+def test_the_oracle_of_ones_own(block) -> None:  # type: ignore[no-untyped-def]
+    assert len(block.text.strip().splitlines()) <= 16
+    scope: dict = {}
+    exec(block.text, scope)
+    ranking = scope["ShortAndRight"]().rank([group("red", "it is red", "blue", "red", "red")])
+    assert ranking.ranks.tolist() == [[1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("block", blocks("python", REPO / "kernels" / "README.md"), ids=lambda b: b.name)
+def test_the_kernels_examples(block) -> None:  # type: ignore[no-untyped-def]
+    assert len(block.text.strip().splitlines()) <= 16
+    scope: dict = {}
+    exec(block.text, scope)
+    if "hidden" in scope:
+        assert bool(scope["hidden"].grad.isfinite().all())
+
+
+def test_every_python_snippet_is_known() -> None:
+    """Files that pages include are tested below."""
+    for block in blocks("python"):
+        known = "class ShortAndRight" in block.text or block.page == "kernels/README.md"
+        assert known, f"no test runs {block.name}"
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda b: b.page)
+def test_the_recipes(block, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block.text)
+    cli = read_recipe(["--config", str(path), f"--run_dir={tmp_path}"])
+    assert cli.model.policy.lora == {"r": 16, "target_modules": "all-linear"}
+    assert cli.trainer_settings["accumulate_grad_batches"] == 4
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=lambda b: b.page)
+def test_the_rows(block, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(block.text)
+    dataset = JsonlDataset(str(path))
+    assert [prompt.answer for prompt in dataset.prompts] == [
+        json.loads(row)["answer"] for row in block.text.splitlines()
+    ]
+    assert dataset[1].end_s == 20.5
+
+
+# ------------------------------------------------------------------------------------------- docs/extend/examples
+
+
+def test_every_example_is_shown_and_tested() -> None:
+    shown = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert shown == {"own_dataset", "own_oracle", "own_mapping", "own_rollout"}
+    for name in shown:
+        page = REPO / "docs" / "extend" / f"{name.removeprefix('own_')}.md"
+        assert f"<!-- file: extend/examples/{name}.py -->" in page.read_text()
+
+
+def test_own_dataset(tmp_path: Path) -> None:
+    path = tmp_path / "trivia.jsonl"
+    path.write_text('{"clip": "a.mp4", "q": "what ?", "a": "this"}\n{"clip": "b.mp4", "q": "who ?", "a": "her"}\n')
+    dataset = example("own_dataset").Trivia(str(path))
+    assert [(p.question, p.answer) for p in dataset.prompts] == [("what ?", "this"), ("who ?", "her")]
+    assert len({p.id for p in dataset.prompts}) == 2
+    path.write_text('{"clip": "a.mp4", "q": "what ?"}\n')
+    with pytest.raises(ValueError, match=r"trivia.jsonl.* 1: field 'a' is missing"):
+        _ = example("own_dataset").Trivia(str(path)).prompts
+
+
+def test_own_oracle() -> None:
+    oracle = example("own_oracle").SharedWords()
+    assert oracle.rank([group("a red ball", "a ball", "red", "a red ball")]).ranks.tolist() == [[1, 2, 0]]
+    with pytest.raises(OracleError, match="no reference answer"):
+        oracle.rank([group(None, "a", "b")])
+
+
+def test_own_mapping() -> None:
+    completions = Completions(
+        ids=torch.zeros(2, 4, 1, dtype=torch.int64), mask=torch.ones(2, 4, 1, dtype=torch.bool), texts=(("a",) * 4,) * 2
+    )
+    ranking = Ranking(ranks=torch.tensor([[0, 1, 2, -1], [0, 0, 1, 1]]))
+    advantages = example("own_mapping").BestOfGroup()(ranking, completions)
+    torch.testing.assert_close(advantages[0], torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0]))
+    torch.testing.assert_close(advantages[1], torch.tensor([0.25, 0.25, -0.25, -0.25]))
+
+
+def test_own_rollout(policy: Policy, batch: PromptBatch) -> None:
+    rollout = example("own_rollout").TwoTemperatures(group_size=4, sampling=SamplingParams(max_new_tokens=3))
+    made = rollout(policy, batch, [torch.Generator().manual_seed(i) for i in range(len(batch))])
+    assert made.ids.shape[:2] == (len(batch), 4)
+    with pytest.raises(ValueError, match="group_size is 3; TwoTemperatures needs an even number"):
+        example("own_rollout").TwoTemperatures(group_size=3)
