@@ -32,7 +32,11 @@ def _at_least_two(name: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class UniformSampling(Sampling):
-    """``num_frames`` frames, each from the middle of an equal part of the clip."""
+    """``num_frames`` frames, each from the middle of an equal part of the clip.
+
+    Args:
+        num_frames: how many, 2 or more.
+    """
 
     num_frames: int = 16
 
@@ -46,7 +50,13 @@ class UniformSampling(Sampling):
 
 @dataclass(frozen=True)
 class FpsSampling(Sampling):
-    """``fps`` frames per second, at least ``min_frames`` and at most ``max_frames``, spread evenly."""
+    """``fps`` frames per second, at least ``min_frames`` and at most ``max_frames``, spread evenly.
+
+    Args:
+        fps: frames per second of the clip.
+        max_frames: of a long clip.
+        min_frames: of a short clip, 2 or more.
+    """
 
     fps: float = 2.0
     max_frames: int = 64
@@ -67,7 +77,13 @@ class FpsSampling(Sampling):
 
 @dataclass(frozen=True)
 class SegmentSampling(Sampling):
-    """``num_frames`` frames of the segment ``start_s`` to ``end_s`` of every video, narrower than the prompt's own."""
+    """``num_frames`` frames of the segment ``start_s`` to ``end_s`` of every video, narrower than the prompt's own.
+
+    Args:
+        start_s: start of the segment, in seconds of the file's time line.
+        end_s: its end, in seconds.
+        num_frames: how many, 2 or more.
+    """
 
     start_s: float
     end_s: float
