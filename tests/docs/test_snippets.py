@@ -16,7 +16,7 @@ from orlaif.policy import Policy
 from orlaif.rollout import SamplingParams
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoClip, VideoPrompt
 from tests.conftest import REPO
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import PAGES, Block, blocks
 
 EXAMPLES = REPO / "docs" / "extend" / "examples"
 
@@ -57,7 +57,7 @@ def test_every_language_is_run_by_some_test() -> None:
 @pytest.mark.parametrize(
     "block", [b for b in blocks("python") if "class ShortAndRight" in b.text], ids=lambda b: b.page
 )
-def test_the_oracle_of_ones_own(block) -> None:  # type: ignore[no-untyped-def]
+def test_the_oracle_of_ones_own(block: Block) -> None:
     assert len(block.text.strip().splitlines()) <= 16
     scope: dict = {}
     exec(block.text, scope)
@@ -66,7 +66,7 @@ def test_the_oracle_of_ones_own(block) -> None:  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("block", blocks("python", REPO / "kernels" / "README.md"), ids=lambda b: b.name)
-def test_the_kernels_examples(block) -> None:  # type: ignore[no-untyped-def]
+def test_the_kernels_examples(block: Block) -> None:
     assert len(block.text.strip().splitlines()) <= 16
     scope: dict = {}
     exec(block.text, scope)
@@ -81,8 +81,17 @@ def test_every_python_snippet_is_known() -> None:
         assert known, f"no test runs {block.name}"
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda b: b.page)
-def test_the_recipes(block, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "HTTPJudge" in b.text], ids=lambda b: b.page)
+def test_the_client_of_a_judge(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(block.text)
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    cli = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"])
+    assert cli.model.oracle.client.model == "Qwen/Qwen3-VL-8B-Instruct"
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "data:" in b.text], ids=lambda b: b.page)
+def test_the_recipes(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(block.text)
     cli = read_recipe(["--config", str(path), f"--run_dir={tmp_path}"])
@@ -91,7 +100,7 @@ def test_the_recipes(block, tmp_path: Path) -> None:  # type: ignore[no-untyped-
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda b: b.page)
-def test_the_rows(block, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_rows(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(block.text)
     dataset = JsonlDataset(str(path))
