@@ -30,18 +30,18 @@ class Advantage(ABC):
 
 
 class DCG(Advantage):
-    """:func:`dcg` of the ranks."""
+    """Advantages by :func:`dcg` of the oracle's ranks; a recipe names it by ``class_path``."""
 
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
-        """Advantages f32[P, G]."""
+        """Advantages f32[P, G] of ranks i64[P, G]; the completions are not looked at."""
         return dcg(ranking.ranks)
 
 
 class Borda(Advantage):
-    """:func:`borda` of the ranks."""
+    """Advantages by :func:`borda` of the oracle's ranks; a recipe names it by ``class_path``."""
 
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
-        """Advantages f32[P, G]."""
+        """Advantages f32[P, G] of ranks i64[P, G]; the completions are not looked at."""
         return borda(ranking.ranks)
 
 

@@ -48,7 +48,7 @@ class ReplyCache:
 
     @property
     def path(self) -> str:
-        """The file."""
+        """Path of the JSONL file that the replies lie in."""
         return os.path.join(self.folder, FILE)
 
     def replies(self, request: str) -> list[str]:

@@ -327,12 +327,12 @@ class Completions:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device that all of its tensors are on."""
         return self.ids.device
 
     @property
     def group_size(self) -> int:
-        """G."""
+        """Number of completions per prompt, G."""
         return int(self.ids.shape[1])
 
     @property
@@ -426,7 +426,7 @@ class Ranking:
         return self.ranks.device
 
     def to(self, device: torch.device | str) -> Ranking:
-        """The same order on ``device``."""
+        """The same order with its tensors on ``device``."""
         return replace(
             self, ranks=self.ranks.to(device), scores=None if self.scores is None else self.scores.to(device)
         )
@@ -467,10 +467,10 @@ class Prompts(Protocol):
     """Questions in their order, as the data set of a stage has them."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of questions, of which each has its place."""
 
     def __getitem__(self, index: int) -> VideoPrompt:
-        """The prompt at this place."""
+        """The question at place ``index``, from 0."""
 
 
 class Delivers(Protocol):

@@ -79,7 +79,7 @@ class _Model:
             policy.check_context(self.encoder([prompt], [clip]), self._behind(name, prompt))
 
     def _behind(self, name: str, prompt: VideoPrompt) -> int:
-        """Most tokens behind a prompt."""
+        """Most tokens that the stage ``name`` puts behind a prompt: its answer, or the longest completion."""
         module = self.module
         if name != "train":
             return int(module.greedy.max_new_tokens)

@@ -101,7 +101,7 @@ def kept_model(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(recipe: dict[str, str]) -> dict[str, Any]:
-    """The inverse of :func:`orlaif.distributed.sync.flattened`."""
+    """Nested settings from dotted names, the inverse of :func:`orlaif.distributed.sync.flattened`."""
     tree: dict[str, Any] = {}
     for name, value in recipe.items():
         at = tree

@@ -34,7 +34,7 @@ RECIPE = "orlaif.cli.recipe"
 
 
 def usage() -> str:
-    """What ``orlaif --help`` prints."""
+    """The text of ``orlaif --help``: subcommands with a line each, made without importing any of them."""
     lines = [
         "usage: orlaif <subcommand> [arguments]",
         "",
@@ -112,7 +112,7 @@ def subcommand(words: Sequence[str]) -> Callable[[], int]:
 
 
 def main() -> None:
-    """The console script."""
+    """Entry of the console script ``orlaif``: run a subcommand, say errors in a line, exit with its status."""
     log_to_stderr()
     if "LOCAL_RANK" in os.environ:  # one of several, started by Lightning or torchrun
         watch_parent()

@@ -144,7 +144,7 @@ class RecipeCLI(OrlaifCLI):
     trainer_settings: dict[str, Any]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """No Trainer."""
+        """Keep the Trainer's settings as ``trainer_settings``; no Trainer is made."""
         self.trainer_settings = dict(self._get(self.config_init, "trainer", default={}))
 
 

@@ -30,7 +30,7 @@ class RunOnceCLI(LightningCLI):
     """LightningCLI that guards the folder of a run."""
 
     def add_folder_arguments(self, parser: LightningArgumentParser) -> None:
-        """``--run_dir``, ``--overwrite`` and ``--resume_changed``."""
+        """Add the arguments that say where a run writes and what it may find there: ``--run_dir`` and its relatives."""
         parser.add_argument(
             "--run_dir", type=str, default="outputs/run", help="Folder for everything that the run writes."
         )

@@ -80,7 +80,7 @@ class VideoMME(RowDataset):
         super().load()
 
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
-        """See :meth:`RowDataset.parse_all`."""
+        """Prompts of one row: of each entry of ``questions`` where the file is nested, else the row's only one."""
         row = object_row(row, where)
         if "questions" not in row:
             yield self._prompt(row, where, video_root)
@@ -154,7 +154,7 @@ class OpenEndedQA(RowDataset):
         self.answers, self.prefix, self.instruction = answers, prefix, instruction
 
     def read(self) -> Iterator[VideoPrompt | ValueError]:
-        """See :meth:`RowDataset.read`."""
+        """Prompts and errors of the questions; the file of answers is read first, each must have its question."""
         self._answers: dict[str, tuple[str, str | None]] = {}
         for where, row in read_rows(self.answers):
             try:
@@ -176,7 +176,7 @@ class OpenEndedQA(RowDataset):
             yield ValueError(f"{self.answers}: no question for {len(left)} answers, such as question_id {left[0]!r}")
 
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One question as a prompt, with the answer of the same ``question_id``."""
         row = object_row(row, where)
         name = id_field(row, "question_id", where)
         if name not in self._answers:
@@ -227,7 +227,7 @@ class VideoChatGPT(RowDataset):
         super().__init__(first, video_root)
 
     def read(self) -> Iterator[VideoPrompt | ValueError]:
-        """See :meth:`RowDataset.read`."""
+        """Prompts and errors of all given files, one after the other."""
         for file, path in self.files.items():
             if path is None:
                 continue

@@ -62,7 +62,7 @@ class Collator:
         return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_alone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With threads of its own."""
+        """Restore a pickled collator; threads and lock are made anew in each process."""
         self.__dict__.update(state)
         self._pool = self._threads()
         self._alone = threading.Lock()

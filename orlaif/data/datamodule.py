@@ -273,9 +273,9 @@ class VideoDataModule(ResumableDataModule):
         return self._eval_dataloader("val") if self.datasets["val"] is not None else []
 
     def test_dataloader(self) -> DataLoader[VideoPrompt]:
-        """In order."""
+        """Batches of the test data in the order of the file, each process its share."""
         return self._eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[VideoPrompt]:
-        """In order."""
+        """Batches of the prediction data in the order of the file, each process its share."""
         return self._eval_dataloader("predict")

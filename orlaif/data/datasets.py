@@ -142,7 +142,7 @@ class JsonlDataset(RowDataset):
     """The project's own format: keys as the fields of :class:`~orlaif.types.VideoPrompt`, as JSONL, JSON or Parquet."""
 
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One row as a prompt, by :func:`~orlaif.data.fields.parse_row`."""
         return parse_row(row, where, video_root)
 
 
@@ -166,7 +166,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         self.source, self.shuffle_buffer, self.seed = source, shuffle_buffer, seed
 
     def prepare(self) -> None:
-        """As the source does."""
+        """Prepare the source, such as by a look at its files."""
         self.source.prepare()
 
     def load(self) -> None:
@@ -174,7 +174,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         next(self.in_order(), None)
 
     def problems(self) -> list[str]:
-        """As the source does."""
+        """What is wrong with the source, a line each."""
         return self.source.problems()
 
     def readable(self) -> list[VideoPrompt]:
@@ -182,7 +182,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         return self.source.readable()
 
     def where(self, prompt: VideoPrompt) -> str:
-        """As the source says."""
+        """Where the source has this prompt from: file and line, or row."""
         return self.source.where(prompt)
 
     def forbid(self, texts: frozenset[str]) -> None:
@@ -194,7 +194,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
 
     @property
     def num_rows(self) -> int | None:
-        """Unknown."""
+        """None: the length of a stream is unknown."""
         return None
 
     def indexed(self, what: str) -> PromptDataset:

@@ -95,7 +95,7 @@ class LLaVAConversations(RowDataset):
         return {"video": find_video(root, text_field(row, "video", where))}
 
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
-        """See :meth:`RowDataset.parse_all`."""
+        """One prompt for each answer of the row's conversation, with the turns before it as history."""
         row = object_row(row, where)
         refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)
@@ -125,7 +125,7 @@ class VLMRLAIFInstructions(LLaVAConversations):
         self.fps = fps
 
     def media(self, row: dict[str, Any], where: str, root: str) -> dict[str, Any]:
-        """See :meth:`LLaVAConversations.media`."""
+        """Fields of the prompt that name the row's media: a list of frames at ``fps``."""
         return frame_list(row, where, root, self.fps)
 
 
@@ -133,7 +133,7 @@ class VLMRLAIFPrompts(VLMRLAIFInstructions):
     """VLM-RLAIF's RL file: as its SFT file with ``uid``; one question a row, and its answer if any."""
 
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
-        """See :meth:`RowDataset.parse_all`."""
+        """The only question of a row as a prompt, with its answer where there is one."""
         row = object_row(row, where)
         refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)
@@ -153,7 +153,7 @@ class ChatMessages(RowDataset):
     """
 
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One row of chat messages as a prompt: the last turn is the answer, where the assistant has it."""
         row = object_row(row, where)
         refuse_unused(row, where, ())
         said, videos = talk(row, "messages", where)

@@ -71,7 +71,7 @@ class NothingLeft(Dataset[None]):
         return self.num_processes
 
     def __getitem__(self, index: int) -> None:
-        """No prompt."""
+        """None in place of a prompt, from which an empty batch is made."""
 
 
 def prefetched(

@@ -120,7 +120,7 @@ class PlaceKeeper(Callback):
         self.place = Place(**{**asdict(self.place), **changes})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where it was."""
+        """Remember at which place of the training data the validation took place."""
         if not trainer.sanity_checking:
             self.settle(trainer)
             self._validated = self.place.epoch, self.place.batches + self._open

@@ -28,7 +28,7 @@ class PreferenceJsonl(RowDataset):
     """The project's own format: a row of :class:`~orlaif.data.datasets.JsonlDataset` with ``answers`` and ``ranks``."""
 
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One row as a prompt with its ranked answers."""
         rest = dict(object_row(row, where))
         answers, ranks = rest.pop("answers", None), rest.pop("ranks", None)
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
@@ -46,7 +46,7 @@ class LLaVAHoundPreferences(RowDataset):
     """
 
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One row as a prompt with two answers: the chosen one is better than the rejected one."""
         row = object_row(row, where)
         refuse_unused(row, where, ("video",))
         return named(
@@ -68,7 +68,7 @@ class TRLPreferences(RowDataset):
     """
 
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
-        """See :meth:`RowDataset.parse`."""
+        """One row as a prompt with two answers; a prompt of messages keeps its turns as history."""
         row = object_row(row, where)
         refuse_unused(row, where, ("video",))
         videos: list[str] = []
@@ -115,7 +115,7 @@ class VLMRLAIFRewards(VLMRLAIFInstructions):
     """VLM-RLAIF's reward data: its SFT rows with ``output_1``, ``output_2`` and ``preference``, the better one."""
 
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
-        """See :meth:`RowDataset.parse_all`."""
+        """One row as a prompt with both outputs, in the order that ``preference`` says."""
         row = object_row(row, where)
         refuse_unused(row, where, self.media_fields)
         said = turns(row, "conversations", where)

@@ -63,7 +63,7 @@ class Share:
 
 
 def _rounds(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Complete rounds only."""
+    """Lists of ``size`` rows each; what is left at the end is dropped."""
     while len(part := list(islice(rows, size))) == size:
         yield part
 

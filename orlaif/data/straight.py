@@ -153,7 +153,7 @@ class _Walk:
         self.taken: list[float] = []
 
     def frames(self, wanted: Callable[[float], Tensor]) -> tuple[Tensor, Tensor, float]:
-        """See :func:`straight_frames`."""
+        """Frames, times and duration, as :func:`straight_frames` returns them."""
         shown = self._shown()
         before = next(shown, None)
         if before is None:

@@ -106,7 +106,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_remote(path: Any) -> bool:
-    """Whether this is a URL."""
+    """Whether ``path`` is a URL, such as ``s3://bucket/run``, and not a path of this machine."""
     return "://" in str(path)
 
 
@@ -140,7 +140,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return {**checkpoint, "state_dict": state["state_dict"], "optimizer_states": optimizers}
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete it."""
+        """Delete a checkpoint: a file, a folder, or what lies behind a URL."""
         if is_remote(path):
             return super().remove_checkpoint(path)
         discard(Path(path))

@@ -40,7 +40,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """This process's shards, not copied."""
+        """The module's state dict of this process's shards (DTensors), without a copy."""
         assert self.model is not None
         return get_model_state_dict(self.model)
 
@@ -59,7 +59,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
 
     def remove_checkpoint(self, filepath: Any) -> None:
-        """Delete it."""
+        """Delete the folder of a checkpoint, by the first process alone."""
         if self.is_global_zero:
             discard(Path(filepath))
 

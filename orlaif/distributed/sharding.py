@@ -82,7 +82,7 @@ def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> No
 
 
 def is_sharded(model: nn.Module | None) -> bool:
-    """Whether :func:`shard` has been here."""
+    """Whether the weights lie in shards on several processes, which :func:`shard` does."""
     return isinstance(model, FSDPModule)
 
 

@@ -48,12 +48,12 @@ class WrittenAnswers(Loop):
     """The answers, returned, and written to ``predictions/predict.jsonl`` as they are made."""
 
     def start(self, module: Evaluated) -> None:
-        """A fresh file."""
+        """Empty the file of predictions that an earlier run may have left."""
         self._predictions = Predictions(module.run_dir, "predict", module.global_rank, module.trainer.world_size)
         self._predictions.clear()
 
     def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
-        """The answers of a batch."""
+        """Answer the questions of a batch and write them; returns the answers, one text per prompt."""
         prompts, answers = delivery.batch.prompts, module.answer(delivery.batch)
         self._predictions.append(
             [{"id": p.id, "question": p.question, "prediction": a} for p, a in zip(prompts, answers, strict=True)]

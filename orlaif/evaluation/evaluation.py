@@ -23,5 +23,5 @@ class Evaluation(Evaluated):
         super().__init__(policy, eval_max_new_tokens, loops)
 
     def configure_model(self) -> None:
-        """Load the policy; idempotent."""
+        """Load the policy's weights, unless that is done already."""
         self.policy.load()

@@ -181,7 +181,7 @@ def _number(text: str, tokens: list[_Token], i: int) -> tuple[float | None, int]
 
 
 def _a_scale(text: str, tokens: list[_Token], i: int) -> bool:
-    """``a hundred``, ``a dozen``."""
+    """Whether an article stands for the number one before a scale: ``a hundred``, ``a dozen``."""
     return (
         tokens[i].word == "a" and _word(tokens, i + 1) in _SCALES and text[tokens[i].end : tokens[i + 1].start] == " "
     )

@@ -33,7 +33,7 @@ class Ungraded:
     cause: str
 
     def record(self) -> dict[str, Any]:
-        """As it stands in ``graded.jsonl``."""
+        """Its fields as a dict, as they stand in ``graded.jsonl``."""
         return asdict(self)
 
 

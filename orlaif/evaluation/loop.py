@@ -34,7 +34,7 @@ class Loop(ABC):
         """Before the stage's loaders are made."""
 
     def start(self, module: Evaluated) -> None:  # noqa: B027
-        """Before the first batch."""
+        """Before the first batch of the stage: clear counters and files."""
 
     @abstractmethod
     def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
@@ -62,7 +62,7 @@ class Evaluated(LightningModule):
 
     @property
     def run_dir(self) -> str:
-        """Folder of this run."""
+        """Folder that everything of this run is written below."""
         return self.trainer.default_root_dir
 
     def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> ProcessorEncoder:
@@ -73,7 +73,7 @@ class Evaluated(LightningModule):
         return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt, self.policy.family)
 
     def answer(self, batch: PromptBatch) -> list[str]:
-        """One greedy answer per prompt."""
+        """One greedy answer per prompt; the list is empty for an empty batch."""
         return [group[0] for group in generate(self.policy, batch, 1, self.greedy).texts] if len(batch) else []
 
     @contextmanager
@@ -99,37 +99,37 @@ class Evaluated(LightningModule):
                 loop.setup(self)
 
     def on_validation_epoch_start(self) -> None:
-        """See :class:`Loop`."""
+        """Gather sharded weights and start the loop of ``validate``."""
         self._start("validate")
 
     def validation_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """See :class:`Loop`."""
+        """One batch, by the loop of ``validate``."""
         self.loops["validate"].step(self, delivery, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """See :class:`Loop`."""
+        """Let go of gathered weights and end the loop of ``validate``."""
         self._end("validate")
 
     def on_test_epoch_start(self) -> None:
-        """See :class:`Loop`."""
+        """Gather sharded weights and start the loop of ``test``."""
         self._start("test")
 
     def test_step(self, delivery: Delivery, batch_idx: int) -> None:
-        """See :class:`Loop`."""
+        """One batch, by the loop of ``test``."""
         self.loops["test"].step(self, delivery, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """See :class:`Loop`."""
+        """Let go of gathered weights and end the loop of ``test``."""
         self._end("test")
 
     def on_predict_epoch_start(self) -> None:
-        """See :class:`Loop`."""
+        """Gather sharded weights and start the loop of ``predict``."""
         self._start("predict")
 
     def predict_step(self, delivery: Delivery, batch_idx: int) -> Any:
-        """See :class:`Loop`."""
+        """One batch, by the loop of ``predict``; what it returns is Lightning's prediction."""
         return self.loops["predict"].step(self, delivery, batch_idx)
 
     def on_predict_epoch_end(self) -> None:
-        """See :class:`Loop`."""
+        """Let go of gathered weights and end the loop of ``predict``."""
         self._end("predict")

@@ -79,7 +79,7 @@ class OpenEndedSuite(Suite):
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
-        """By kind of question."""
+        """One table with a row for each kind of question, and one for all."""
         columns = list(ExactMatch.COLUMNS)
         if self.judge is not None:
             columns = [("judged accuracy %", "judged"), ("score (0-5)", "score"), *columns]
@@ -105,5 +105,5 @@ class OpenEndedSuite(Suite):
         return means
 
     def about(self) -> dict[str, Any]:
-        """The judge, pinned."""
+        """What the report pins: also the judge with its instructions, None without a judge."""
         return {**super().about(), "judge": None if self.judge is None else self.judge.about(self.instructions)}

@@ -161,11 +161,11 @@ class ExactMatch(Suite):
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
-        """By category."""
+        """One table with a row for each category, and one for all."""
         return [table("Exact match and token F1", records, self.COLUMNS, lambda record: record.get("category"))]
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """``accuracy``, ``token_f1``, and ``accuracy/<category>``."""
+        """Means in 0 to 1: ``accuracy``, ``token_f1``, and ``accuracy/<category>`` of each category."""
         means = {"accuracy": mean_of(records, "exact_match"), "token_f1": mean_of(records, "token_f1")}
         for category in sorted({record["category"] for record in records if record.get("category")}):
             members = [record for record in records if record.get("category") == category]

@@ -86,7 +86,7 @@ class VideoChatGPTSuite(Suite):
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
-        """One row per dimension."""
+        """One table with a row for each dimension that the judge scores from 0 to 5."""
         rows = []
         for dimension in ASKED:
             scored = [record for record in records if dimension in record["scores"]]
@@ -104,5 +104,5 @@ class VideoChatGPTSuite(Suite):
         return means | ungraded_rates([verdict for record in records for verdict in record["verdicts"].values()])
 
     def about(self) -> dict[str, Any]:
-        """The judge, pinned."""
+        """What the report pins: also the judge, with its instructions for each dimension."""
         return {**super().about(), "judge": self.judge.about(*map(instructions, ASKED))}

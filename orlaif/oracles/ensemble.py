@@ -54,17 +54,17 @@ class EnsembleOracle(Oracle):
         return lacking[0] if len(self.oracles) - len(lacking) < self.min_opinions else None
 
     def bind(self, policy: Any) -> None:
-        """Each member's own."""
+        """Bind every member to the policy that is trained."""
         for oracle in self.oracles:
             oracle.bind(policy)
 
     @property
     def borrows_policy(self) -> bool:
-        """If any member does."""
+        """Whether any member runs the policy's weights."""
         return any(oracle.borrows_policy for oracle in self.oracles)
 
     def held_models(self) -> tuple[str, ...]:
-        """Those of all members."""
+        """Names of the models that the members hold on the GPU."""
         return tuple(name for oracle in self.oracles for name in oracle.held_models())
 
     def take_counts(self) -> dict[str, float]:

@@ -65,7 +65,7 @@ class LocalJudge(Oracle):
 
     @property
     def borrows_policy(self) -> bool:
-        """Where ``model`` is null."""
+        """Whether the judge is the policy's base, which it is where ``model`` is null."""
         return self._borrowed is not None
 
     @property

@@ -175,7 +175,7 @@ class PreferenceRanker(Oracle):
         self._ranker: Ranker | None = None
 
     def held_models(self) -> tuple[str, ...]:
-        """The ranker."""
+        """Names of the models held on the GPU: the trained ranker."""
         return (type(self).__name__,)
 
     @property

@@ -21,7 +21,7 @@ LISTWISE_INSTRUCTIONS = (
 
 
 def opening(question: str) -> str:
-    """What comes before the candidates."""
+    """The text that a judge reads before the candidates: the question, and how they are quoted."""
     return f"Question: {question}\n\nCandidates, {QUOTED_NOTE}:"
 
 
@@ -41,7 +41,7 @@ class Ballot:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Letters of the texts."""
+        """Letters of the texts, from A on, in their order."""
         return tuple(string.ascii_uppercase[: len(self.texts)])
 
     def asked(self, markup: Collection[str] = ()) -> str:

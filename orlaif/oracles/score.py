@@ -118,12 +118,12 @@ class TextRewardModel:
         return self._loaded
 
     def held_models(self) -> tuple[str, ...]:
-        """The reward model."""
+        """Names of the models held on the GPU: the reward model."""
         return (type(self).__name__,)
 
     @torch.no_grad()
     def __call__(self, group: CandidateGroup) -> list[float]:
-        """One reward per answer."""
+        """One reward per answer of the group, from question and answer as a chat; the video is not seen."""
         tokenizer, model = self._load()
         markup = special_tokens(tokenizer)  # an answer that closes its turn must not open another
         texts = [

@@ -15,7 +15,7 @@ from orlaif.types import PromptBatch
 
 
 def base_of(model: Any) -> Any:
-    """The transformers model inside PEFT's."""
+    """The transformers model, taken out of PEFT's where there is one around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

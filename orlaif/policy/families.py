@@ -258,6 +258,6 @@ class TextBehindTheVideo(Family):
     """
 
     def corrected(self, model: Any, batch: PromptBatch, positions: Tensor) -> Tensor:
-        """Positions i64[3, P, S]."""
+        """Positions i64[3, P, S] in which text behind a video goes on from the video's largest coordinate."""
         vision = torch.isin(batch.input_ids, torch.tensor(self.placeholder_ids(base_of(model).config)).to(positions))
         return behind_the_largest(positions, vision, batch.attention_mask.bool())

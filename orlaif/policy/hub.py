@@ -228,7 +228,7 @@ def processor_files(folder: str) -> list[str]:
 
 
 def _strings(tree: Any) -> Iterator[str]:
-    """All strings in nested JSON."""
+    """Every string that is a value somewhere in nested JSON."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, (dict, list)):

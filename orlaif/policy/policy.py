@@ -260,7 +260,7 @@ class Policy(nn.Module):
 
     @property
     def processor(self) -> Any:
-        """The checkpoint's own processor."""
+        """Tokenizer and video processor that lie beside the weights; loaded when first asked for."""
         if self._processor is None:
             self._processor = load_processor(self.path)
         return self._processor
@@ -274,12 +274,12 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
         return next(self.network.parameters()).device
 
     @property
     def pad_id(self) -> int:
-        """Token that fills masked places."""
+        """Id of the token that fills masked places of prompts and completions."""
         return int(self.processor.tokenizer.pad_token_id)
 
     @property

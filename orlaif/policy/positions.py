@@ -76,5 +76,5 @@ class PromptPositions:
         return self._kept[id(batch)][1]
 
     def forget(self) -> None:
-        """Drop what is kept."""
+        """Drop the positions that are kept for the batches of a step."""
         self._kept = {}

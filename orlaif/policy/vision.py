@@ -26,7 +26,7 @@ class VisionFeatures:
         self._batches: dict[int, tuple[PromptBatch, dict[str, Any]]] = {}
 
     def forget(self) -> None:
-        """Drop what is kept."""
+        """Drop the features that are kept for the batches of a step."""
         self._batches = {}
 
     @contextmanager

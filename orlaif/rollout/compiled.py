@@ -94,13 +94,13 @@ class CompiledDecoder(SharedDecoder):
         return cache
 
     def one_step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The same, compiled."""
+        """Logits behind ``tokens`` as of :meth:`SharedDecoder.one_step`, by the compiled graph."""
         with torch._dynamo.config.patch(recompile_limit=64):  # one for each size; the default gives up at 8
             # The next replay of a CUDA graph overwrites its outputs.
             return _compiled_decode()(self.model, self.cache, tokens, positions, self.mask).clone()
 
     def new_shape(self, prompts: int, width: int) -> tuple[int, int] | None:
-        """Powers of two."""
+        """The next smaller cache in powers of two, so that few graphs are compiled; None where it saves too little."""
         shape = _power_of_two(prompts, self.shape[0]), _power_of_two(width, self.shape[1])
         return shape if shape[0] * shape[1] <= SHRINK_COMPILED_AT * len(self.rows) else None
 

@@ -61,12 +61,12 @@ class ExpandedDecoder:
         self.rows = self.real = rows
 
     def advance(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
+        """Logits [M, V] that follow ``tokens``, one forward over all rows, as :meth:`Decoder.advance`."""
         self.attention = torch.nn.functional.pad(self.attention, (0, 1), value=1)
         return expanded_step(self.model, self.cache, tokens, positions, self.attention)
 
     def drop(self, alive: Tensor) -> bool:
-        """See :class:`Decoder`."""
+        """Take ended completions out of the cache where enough of them have ended, as :meth:`Decoder.drop`."""
         kept = alive[self.rows].nonzero().squeeze(-1)
         if len(kept) > SHRINK_AT * len(self.rows):
             return False
@@ -103,7 +103,7 @@ class SharedDecoder:
         return GroupCache(prompts, bias, group_size, max_new_tokens)
 
     def advance(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
+        """Logits [M, V] that follow ``tokens``, over one prompt's cache per group, as :meth:`Decoder.advance`."""
         logits = self.one_step(tokens, positions)
         self.cache.advance()
         return logits if len(self.real) == len(self.rows) else logits.index_select(0, self.real)

@@ -37,7 +37,7 @@ class RankedGroups(Loop):
     """Rows ``id, video, question, start_s, end_s, category, answers, ranks``, in ``predictions/preferences.jsonl``."""
 
     def start(self, module: Evaluated) -> None:
-        """A fresh file."""
+        """Bind the oracle, empty the file of rows, and set the counters to zero."""
         assert isinstance(module, OracleRLAIF)
         module.oracle.bind(module.policy)
         self._predictions = Predictions(module.run_dir, "preferences", module.global_rank, module.trainer.world_size)
@@ -45,7 +45,7 @@ class RankedGroups(Loop):
         self._written = self._silent = self._asked = self._failed = 0
 
     def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> list[dict[str, Any]]:
-        """Rows of P prompts."""
+        """Sample, rank and write the rows of P prompts; returns the rows."""
         assert isinstance(module, OracleRLAIF)
         batch = delivery.batch
         if not len(batch):

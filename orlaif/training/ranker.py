@@ -60,7 +60,7 @@ class PreferenceRankerTraining(PolicyModule):
 
     @property
     def ranker(self) -> Ranker:
-        """Backbone and head."""
+        """The model that is trained: backbone and head, as the oracle will run them."""
         return Ranker(self.policy, self.head, self.system_prompt)
 
     def configure_model(self) -> None:
@@ -75,12 +75,12 @@ class PreferenceRankerTraining(PolicyModule):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """The head too."""
+        """Within it, sharded weights are whole, those of the head too."""
         with super().gathered(), sharding.gathered(self.head):
             yield
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The backbone's, and the head."""
+        """Parameters that the optimizer moves: the backbone's, then the head's."""
         assert self.head is not None
         return [*super().trained_parameters(), *self.head.parameters()]
 
@@ -103,7 +103,7 @@ class PreferenceRankerTraining(PolicyModule):
         return scores.masked_fill(ranks < 0, 0.0), ranks
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
-        """One batch of compared answers."""
+        """Loss (a scalar) of the orders of one batch of compared answers."""
         given = self.given(delivery, self.seed_step(delivery.batch, batch_idx))
         if given is None:
             return self.empty_step(batch_idx)
@@ -142,7 +142,7 @@ class PairAccuracy(Loop):
         self._pairs = {}
 
     def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> None:
-        """Compare scores with ranks."""
+        """Count, for each prompt of a batch, the pairs that the scores put in the order of the ranks."""
         assert isinstance(module, PreferenceRankerTraining)
         if batch := delivery.batch:
             for prompt, scores, ranks in zip(batch.prompts, *module.scored(batch), strict=True):
@@ -163,7 +163,7 @@ class Scores(Loop):
     """Scores f32[P, G] of the compared answers, returned."""
 
     def step(self, module: Evaluated, delivery: Delivery, batch_idx: int) -> Any:
-        """The scores of a batch."""
+        """Scores f32[P, G] of the answers of a batch."""
         assert isinstance(module, PreferenceRankerTraining)
         return module.scored(delivery.batch)[0]
 

@@ -50,7 +50,7 @@ class ResumableModule(Evaluated):
         self.notes.totals = totals
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """All that the optimizer moves."""
+        """Parameters that the optimizer moves, in the order that checkpoints number them."""
         return [p for p in self.policy.network.parameters() if p.requires_grad]
 
     def know_base(self) -> None:

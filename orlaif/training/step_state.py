@@ -49,7 +49,7 @@ class StepState:
         self._policy_start = 0.0
 
     def begin_policy(self) -> None:
-        """The policy's passes begin now."""
+        """Note the time: the policy's passes of this batch begin now."""
         self._policy_start = time.perf_counter()
 
     def hand_over(self, normalizer: Tensor, is_last: bool) -> None:
@@ -68,7 +68,7 @@ class StepState:
         self.begin_policy()
 
     def policy_s(self, device: torch.device) -> float:
-        """Seconds since :meth:`begin_policy`."""
+        """Seconds since :meth:`begin_policy`, once ``device`` has finished its work."""
         return elapsed(self._policy_start, device)
 
     def take(self) -> Tensor | None:

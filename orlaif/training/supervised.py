@@ -60,7 +60,7 @@ class SupervisedFineTuning(PolicyModule):
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
-        """One batch of reference answers."""
+        """Cross-entropy (a scalar) on one batch of reference answers."""
         given = self.given(delivery, self.seed_step(delivery.batch, batch_idx))
         if given is None:
             return self.empty_step(batch_idx)

@@ -88,16 +88,16 @@ class Plan:
 
     @property
     def worst(self) -> str:
-        """The phase that needs most."""
+        """Name of the phase that needs the most memory."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
     def total(self) -> int:
-        """Peak bytes of one GPU."""
+        """Peak bytes of one GPU: what always stands there, and the worst phase."""
         return sum(self.standing.values()) + sum(self.phases[self.worst].values())
 
     def table(self, memory: float | None = None) -> str:
-        """In words and numbers."""
+        """The plan as text, sizes in GB per GPU; with ``memory``, the bytes of a GPU, whether it fits."""
         s = self.setup
         lines = [
             f"parameters   {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M trained "

@@ -47,7 +47,7 @@ class GroupCache:
         self.position = torch.zeros(1, dtype=torch.long, device=bias.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens so far, padding included."""
+        """Tokens in the cache so far, those of padding included."""
         return self.prompt_length + self.step
 
     def advance(self) -> None:
@@ -107,7 +107,7 @@ class GroupCache:
             self.bias = self.bias.index_select(0, prompts)
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds."""
+        """Every tensor of the cache, in a fixed order."""
         return [self.bias, self.position, *(x for pair in (*self.prompts, *self.own) for x in pair)]
 
 

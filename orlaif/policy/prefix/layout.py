@@ -63,7 +63,7 @@ class GroupRows:
     _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> GroupRows:
-        """The same layout on ``device``."""
+        """The same layout with its tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in ("source", "group", "segment", "predict")}
         return GroupRows(**moved, spans=self.spans)
 
@@ -75,12 +75,12 @@ class GroupRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(R, L)."""
+        """Numbers of rows and of places in a row, (R, L)."""
         return int(self.source.shape[0]), int(self.source.shape[1])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """How many places hold a token that is not padding."""
         return sum(span.length for span in self.spans)
 
     def lay(self, prompts: Tensor, completions: Tensor, padding: int = 0) -> Tensor:

@@ -186,7 +186,7 @@ class Probe:
         self.sees = not torch.equal(alone(self.model, other, self.ids[0, 0], self.family), rows[0][0])
 
     def _logps(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """f64[P, G, T]."""
+        """Log-probs f64[P, G, T] of ``ids`` i64[P, G, T] under logits, computed in f64."""
         logps = logits.double().log_softmax(-1).view(*ids.shape, -1)
         return logps.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 

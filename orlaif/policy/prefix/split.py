@@ -132,7 +132,7 @@ def _apart(block: _Block, x: Tensor, zero: bool = False) -> Tensor:
 
 
 def _together(block: _Block, x: Tensor) -> Tensor:
-    """The reverse of :func:`_apart`."""
+    """One row per completion [B * G, H, T, ...] to completions' tokens [B, H, tokens, ...]: reverses :func:`_apart`."""
     g, t = block.size
     x = x.reshape(-1, g, *x.shape[1:]).transpose(1, 2)
     x = x.reshape(x.shape[0], x.shape[1], g * t, *x.shape[4:])

@@ -39,11 +39,11 @@ class StopSignals(Callback):
 
     # Lightning sets handlers of its own behind setup, which are replaced here, and puts the old ones back at the end.
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Listen for signals; a lone process stops at once, since there is nothing to save yet."""
         self._listen(at_once=trainer.world_size == 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Listen for signals, which from here on end the run behind the step under way."""
         self._listen(at_once=False)
         self._trainer = trainer
 
@@ -53,11 +53,11 @@ class StopSignals(Callback):
             self._listen(at_once=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Listen for signals, which stop a test at once."""
         self._listen(at_once=True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Listen for signals, which stop a prediction at once."""
         self._listen(at_once=True)
 
     def _listen(self, at_once: bool) -> None:
