@@ -61,7 +61,7 @@ def places(total: int, frames: int) -> np.ndarray:
 
 
 def of_transformers(backend: str) -> Decode:
-    """Its own loader."""
+    """transformers' ``load_video`` with one of its backends."""
     from transformers.video_utils import load_video
 
     def decode(path: str, frames: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ def of_pyav() -> Decode:
     import av
 
     def decode(path: str, frames: int) -> torch.Tensor:
-        found = []
+        shown = []
         with av.open(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
@@ -109,15 +109,15 @@ def of_pyav() -> Decode:
                     following = last = next(source)
                 while following is not None and following.time <= wanted + half:
                     last, following = following, next(source, None)
-                found.append(last.to_ndarray(format="rgb24"))
-        return torch.from_numpy(np.stack(found))
+                shown.append(last.to_ndarray(format="rgb24"))
+        return torch.from_numpy(np.stack(shown))
 
     return decode
 
 
 def contenders() -> dict[str, Decode]:
     """All that can be imported here."""
-    found: dict[str, Decode] = {"orlaif": ours}
+    decoders: dict[str, Decode] = {"orlaif": ours}
     makers: dict[str, Callable[[], Decode]] = {
         "transformers (torchcodec)": lambda: of_transformers("torchcodec"),
         "transformers (pyav)": lambda: of_transformers("pyav"),
@@ -126,10 +126,10 @@ def contenders() -> dict[str, Decode]:
     }
     for name, make in makers.items():
         try:
-            found[name] = make()
+            decoders[name] = make()
         except ImportError as error:
             print(f"{name}: left out ({error})")
-    return found
+    return decoders
 
 
 def measure(decoders: dict[str, Decode], paths: list[str], frames: int, threads: int, repeats: int) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def through_the_datamodule(paths: list[str], frames: int, threads: int, repeats:
         collator = data.make_collator(ProcessorEncoder(None))
 
         def collate(prompts: Any) -> Sealed:
-            """The DataModule's own decoding on its threads, without tokenising."""
+            """The DataModule's decoding on its threads, without tokenising."""
             clips = collator.decode(prompts)
             assert all(not isinstance(clip, Exception) for clip in clips)
             empty = torch.zeros(0, 1, dtype=torch.int64)

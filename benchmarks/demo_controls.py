@@ -5,7 +5,7 @@
     scores         the same with the oracle's scores in place of its ranks, `zscore` (scalar GRPO)
     more SFT       as many further supervised steps on the reference answers
 
-Each arm of each seed is a run of its own through the command line; results are kept as they come, so that an
+Each arm of each seed is a separate run through the command line; results are kept as they come, so that an
 interrupted benchmark goes on where it stopped. Writes JSON and prints the table of the README:
 
     .venv/bin/python -m benchmarks.demo_controls [--seeds 0 1 2 3 4] [--output outputs/demo_controls]

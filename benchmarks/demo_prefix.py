@@ -115,14 +115,14 @@ def main() -> None:
     steps: dict[str, list[dict[str, float]]] = {"shared": [], "duplicate": []}
     losses: dict[str, list[float]] = {}
     for _ in range(arguments.turns):
-        for prefix, found in steps.items():
+        for prefix, kept in steps.items():
             new = run(start, data, prefix)
             losses[prefix] = [step["train/loss"] for step in new]
-            found += new[WARM:]
+            kept += new[WARM:]
     stages = [name for name in steps["shared"][0] if name.startswith("time/")]
     medians = {
-        prefix: {stage: 1e3 * statistics.median(step[stage] for step in found) for stage in stages}
-        for prefix, found in steps.items()
+        prefix: {stage: 1e3 * statistics.median(step[stage] for step in kept) for stage in stages}
+        for prefix, kept in steps.items()
     }
     report: dict[str, Any] = {
         **about(False),

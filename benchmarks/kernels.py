@@ -104,33 +104,33 @@ def token_loss(logps: Tensor, p: Problem) -> Tensor:
 
 def candidates(cuda: bool) -> dict[str, Candidate]:
     """All that this machine can run; a library that is not installed is left out, and said so."""
-    found: dict[str, Candidate] = {"eager fp32": Candidate("logits", lambda p: eager(_logits(p), p))}
-    found["eager fp32, through the head"] = Candidate("hidden", lambda p: eager(p.hidden @ p.weight.t(), p))
+    ways: dict[str, Candidate] = {"eager fp32": Candidate("logits", lambda p: eager(_logits(p), p))}
+    ways["eager fp32, through the head"] = Candidate("hidden", lambda p: eager(p.hidden @ p.weight.t(), p))
     ours = "triton" if cuda else "torch"
-    found[f"orlaif fused head ({ours})"] = Candidate(
+    ways[f"orlaif fused head ({ours})"] = Candidate(
         "hidden",
         lambda p: linear_grpo_rank_loss(p.hidden, p.weight, p.token_ids, implementation=ours, **p.common)[0],
     )
     if not cuda:
-        return found
-    found["orlaif (triton)"] = Candidate(
+        return ways
+    ways["orlaif (triton)"] = Candidate(
         "logits", lambda p: grpo_rank_loss(_logits(p), p.token_ids, implementation="triton", **p.common)[0]
     )
-    found["orlaif (triton, in place)"] = Candidate(
+    ways["orlaif (triton, in place)"] = Candidate(
         "logits",
         lambda p: grpo_rank_loss(_logits(p), p.token_ids, inplace=True, implementation="triton", **p.common)[0],
         options={"inplace": True},
     )
     compiled = torch.compile(eager, dynamic=True)
-    found["torch.compile"] = Candidate("logits", lambda p: compiled(_logits(p), p))
+    ways["torch.compile"] = Candidate("logits", lambda p: compiled(_logits(p), p))
     compiled_head = torch.compile(lambda h, w, p: eager(h @ w.t(), p), dynamic=True)
-    found["torch.compile, through the head"] = Candidate("hidden", lambda p: compiled_head(p.hidden, p.weight, p))
+    ways["torch.compile, through the head"] = Candidate("hidden", lambda p: compiled_head(p.hidden, p.weight, p))
     for add in (_liger, _trl, _cce):
         try:
-            found |= add()
+            ways |= add()
         except ImportError as error:
             print(f"left out: {error}")
-    return found
+    return ways
 
 
 def _logits(p: Problem) -> Tensor:
@@ -279,7 +279,7 @@ def _cpu_peak(name: str, shape: tuple[int, int, int], fill: float, queue: Any) -
 
 
 def peak_cpu(name: str, shape: tuple[int, int, int], fill: float) -> int:
-    """Bytes by which a call raises the peak of a process of its own."""
+    """Bytes by which a call raises the peak of a fresh process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_cpu_peak, args=(name, shape, fill, queue))
@@ -301,11 +301,11 @@ def ceilings(p: Problem, cuda: bool, repeats: int) -> dict[str, dict[str, float]
         torch.mm(logits, p.weight, out=dx)
         torch.mm(logits.t(), flat, out=dw)
 
-    found = {}
+    times = {}
     for name, call in (("three bare GEMMs", gemms), ("copy of the logits", lambda: other.copy_(logits))):
         call()
-        found[name] = spread([seconds(call, cuda) for _ in range(repeats)])
-    return found
+        times[name] = spread([seconds(call, cuda) for _ in range(repeats)])
+    return times
 
 
 def measure(shape: tuple[int, int, int], fill: float, device: str, repeats: int) -> dict[str, Any]:

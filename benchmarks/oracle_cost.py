@@ -1,8 +1,8 @@
 """What an oracle costs: seconds per group as orlaif asks, against one request at a time.
 
-    HTTP        a server in another process that answers after 50 ms, each request on its own: all ballots of a step in
+    HTTP        a server in another process that answers after 50 ms, each request alone: all ballots of a step in
                 flight together, against one after the other
-    pairwise    a local judge: all groups and pairs in few passes, a video once per group, against a prompt of its own
+    pairwise    a local judge: all groups and pairs in few passes, a video once per group, against a prompt each
                 for each verdict (generate-style: the video is encoded and read every time)
     listwise    a local judge: all ballots of all groups in one batch, against one after the other
     ranker      a trained ranker: all groups in one batch, answers behind one prompt, against a prompt for each answer
@@ -95,7 +95,7 @@ def make_groups(root: str, number: int, answers: int) -> list[CandidateGroup]:
 @torch.no_grad()
 def verdicts_one_by_one(judge: PairwiseJudge, groups: list[CandidateGroup]) -> list[float]:
     """Probability of A for every ordered pair, a forward pass of a whole prompt each."""
-    policy, found = judge.judge, []
+    policy, verdicts = judge.judge, []
     letters = letter_ids(policy, 2)
     for group in groups:
         for a, b in permutations(group.answers, 2):
@@ -105,13 +105,13 @@ def verdicts_one_by_one(judge: PairwiseJudge, groups: list[CandidateGroup]) -> l
             logits = policy.network(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=1, **batch.mm_inputs
             ).logits
-            found.append(float(logits[0, -1, letters].double().softmax(-1)[0]))
-    return found
+            verdicts.append(float(logits[0, -1, letters].double().softmax(-1)[0]))
+    return verdicts
 
 
 def scores_one_by_one(ranker: PreferenceRanker, groups: list[CandidateGroup]) -> list[list[float]]:
     """Scores of every answer, a forward pass of a whole prompt each."""
-    network, found = ranker.ranker, []
+    network, scores = ranker.ranker, []
     with torch.no_grad():
         for group in groups:
             text = render(network.policy.processor, group.prompt)
@@ -119,8 +119,8 @@ def scores_one_by_one(ranker: PreferenceRanker, groups: list[CandidateGroup]) ->
             for answer in group.answers:
                 batch = to_batch(network.policy.processor, [group.prompt], [group.clip], [text])
                 row.append(float(network(batch, [[answer]])))
-            found.append(row)
-    return found
+            scores.append(row)
+    return scores
 
 
 def compare(ways: dict[str, Callable[[], Any]], groups: int, repeats: int) -> dict[str, Any]:

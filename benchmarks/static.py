@@ -95,8 +95,8 @@ def inspect(compiled: Any, arch: str, warps: int, itemsize: int | None = None) -
             return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))  # type: ignore[union-attr]
 
         sizes = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "short": 16, "ubyte": 8}
-        found = re.findall(r"(?:global|buffer)_(load|store)_(\w+?)(?:_d16\w*)?\s", text)
-        accesses = Counter((kind, sizes.get(width, 8)) for kind, width in found)
+        accessed = re.findall(r"(?:global|buffer)_(load|store)_(\w+?)(?:_d16\w*)?\s", text)
+        accesses = Counter((kind, sizes.get(width, 8)) for kind, width in accessed)
         # Scalar registers may move into lanes of vector registers, which touches no memory; scratch memory counts.
         registers, spills = field("vgpr_count"), field("vgpr_spill_count") + field("private_segment_fixed_size")
         shared, resident = field("group_segment_fixed_size"), None
@@ -192,7 +192,7 @@ def small_kernels(arch: str) -> list[dict[str, Any]]:
 
 
 def liger_kernels(dtype: str, vocabulary: int, arch: str) -> list[dict[str, Any]]:
-    """Liger's GRPO loss from logits, forward and backward, with its own launch parameters (ops/grpo_loss.py)."""
+    """Liger's GRPO loss from logits, forward and backward, with its launch parameters (ops/grpo_loss.py)."""
     from liger_kernel.ops import grpo_loss as liger
 
     constants: dict[str, Any] = {
@@ -284,18 +284,18 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/static.json")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    found = report(arguments.quick)
+    figures = report(arguments.quick)
     os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
     with open(arguments.output, "w", encoding="utf-8") as file:
-        lines = {key: [json.dumps(item) for item in found.pop(key)] for key in ("kernels", "predictions_h100")}
-        file.write(json.dumps(found)[:-1])
+        lines = {key: [json.dumps(item) for item in figures.pop(key)] for key in ("kernels", "predictions_h100")}
+        file.write(json.dumps(figures)[:-1])
         for key, items in lines.items():  # a record a line, for whoever compares two of these files
             file.write(f',\n"{key}": [\n' + ",\n".join(items) + "\n]")
         file.write("}\n")
-        found |= {key: [json.loads(item) for item in items] for key, items in lines.items()}
+        figures |= {key: [json.loads(item) for item in items] for key, items in lines.items()}
     names = f"{'kernel':<55} {'dtype':<5} {'V':>7} {'target':<7}"
     print(f"{names} {'regs':>4} {'spill':>5} {'occ':>5} {'instructions a logit':>20}  loads / stores by bits")
-    for r in found["kernels"]:
+    for r in figures["kernels"]:
         if r.get("vocabulary", 152064) in (152064, 32003) and r.get("dtype", "bf16") == "bf16":
             occupancy = f"{100 * r['occupancy']:.0f}%" if "occupancy" in r else ""
             print(
@@ -304,7 +304,7 @@ def main() -> None:
                 f"{r['loads']} / {r['stores']}"
             )
     print("\nPREDICTED, not measured: milliseconds on an H100, bf16, forward and backward")
-    for p in found["predictions_h100"]:
+    for p in figures["predictions_h100"]:
         print(f"N={p['tokens']} H={p['hidden']} V={p['vocabulary']}: {p['predicted_ms']}")
 
 

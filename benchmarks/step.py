@@ -140,12 +140,12 @@ def inputs(point: tuple[int, int, int], device: str, vocabulary: int) -> tuple[P
 
 def parts(completions: Completions, advantages: Tensor, rows: int) -> list[tuple[Completions, Tensor]]:
     """The group in parts of at most ``rows`` answers."""
-    found = []
+    pieces = []
     for ids, part in zip(completions.ids.split(rows, 1), advantages.split(rows), strict=True):
         texts = (("",) * ids.shape[1],)
         mask = torch.ones_like(ids, dtype=torch.bool)
-        found.append((Completions(ids=ids, mask=mask, texts=texts), part))
-    return found
+        pieces.append((Completions(ids=ids, mask=mask, texts=texts), part))
+    return pieces
 
 
 # ----------------------------------------------------------------------------------------------------------- candidates
@@ -250,7 +250,7 @@ class TRL(Candidate):
 def _grouper_sdpa(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """What prefix_grouper calls for the prompt, and for the answers over [prompt, own]; its masks know padding only."""
+    """What prefix_grouper calls for the prompt, and the answers over [prompt, answer]; its masks know padding only."""
     repeats = query.shape[1] // key.shape[1]
     n, m = query.shape[2], key.shape[2]
     causal = None if n == m else torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
@@ -283,8 +283,8 @@ class Grouper(Candidate):
         )
         mask = batch.attention_mask, completions.mask[0].long()
         ids = grouper.concat_input(batch.input_ids, mask[0], completions.ids[0], mask[1])
-        own = p + torch.arange(a, device=ids.device).repeat(g)
-        positions = torch.cat([torch.arange(p, device=ids.device), own])[None]
+        behind = p + torch.arange(a, device=ids.device).repeat(g)
+        positions = torch.cat([torch.arange(p, device=ids.device), behind])[None]
         # Only the places that predict answers go through the LM head, as for the other candidates.
         hidden = self.model.model(
             input_ids=ids,
@@ -322,11 +322,11 @@ def candidates(model: Any, point: tuple[int, int, int], device: str) -> dict[str
 # ---------------------------------------------------------------------------------------------------------- measurement
 
 
-def agreement(found: dict[str, Candidate], device: str) -> dict[str, float]:
+def agreement(contenders: dict[str, Candidate], device: str) -> dict[str, float]:
     """Largest difference of log-probs from the duplicated batch, at a small size."""
     batch, completions, _ = inputs((64, 8, 3), device, 1000)
     with torch.no_grad():
-        logps = {name: candidate.logps(batch, completions).float() for name, candidate in found.items()}
+        logps = {name: candidate.logps(batch, completions).float() for name, candidate in contenders.items()}
     return {name: float((value - logps["duplicate"]).abs().max()) for name, value in logps.items()}
 
 
@@ -337,12 +337,12 @@ def measure_step(
     repeats: int,
 ) -> dict[str, Any]:
     """Forward, loss and backward of every candidate, taking turns."""
-    found = candidates(model, point, device)
+    contenders = candidates(model, point, device)
     batch, completions, advantages = inputs(point, device, model.config.vocab_size)
     tolerance = 0.2 if device == "cuda" else 1e-4
-    errors = agreement(found, device)
-    rows = {name: {"log_prob_difference": errors[name]} for name in found}
-    times: dict[str, list[float]] = {name: [] for name in found if errors[name] <= tolerance}
+    errors = agreement(contenders, device)
+    rows = {name: {"log_prob_difference": errors[name]} for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders if errors[name] <= tolerance}
     peaks: dict[str, int] = {}
 
     def step(candidate: Candidate) -> Callable[[], None]:
@@ -359,7 +359,7 @@ def measure_step(
 
     for _ in range(repeats):
         for name in times:
-            taken, peak = timed_with_peak(step(found[name]), device == "cuda")
+            taken, peak = timed_with_peak(step(contenders[name]), device == "cuda")
             times[name].append(taken)
             peaks[name] = max(peak, peaks.get(name, 0))
     for name, taken_all in times.items():

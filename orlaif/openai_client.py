@@ -105,7 +105,7 @@ class ChatClient:
         return {"base_url": self.base_url, "model": self.model, **self.settings}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine that asks, on a thread of its own where connections live on; Ctrl-C cancels it."""
+        """Run a coroutine that asks, on a separate thread where connections live on; Ctrl-C cancels it."""
         if self._background is None:
             self._background = _Background()
             self._limit = asyncio.Semaphore(self.concurrency)
@@ -258,7 +258,7 @@ def _advice(status: int, words: str, settings: dict[str, Any]) -> str:
 
 
 class _Background:
-    """An event loop on a thread of its own, so that connections live on between steps, in notebooks too."""
+    """An event loop on a separate thread, so that connections live on between steps, in notebooks too."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

@@ -1,7 +1,7 @@
 """Replies of a server on disk: SQLite in WAL mode, texts only, nothing that is executed when it is read.
 
 Several processes may write at once, and one that is killed loses no reply that it had kept. SQLite's locks do not reach
-across machines: on a network drive each machine needs a folder of its own.
+across machines: on a network drive each machine needs another folder.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ One file, though longer than others: a newcomer who has read it knows every shap
 
 Shape legend, used in every docstring of the project:
 
-    P  prompts on this rank          G  completions per prompt (the group)
+    P  prompts on this process       G  completions per prompt (the group)
     S  prompt tokens (padded left)   T  completion tokens (padded right)
     V  vocabulary                    F  frames of a clip
 

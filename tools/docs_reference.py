@@ -71,11 +71,11 @@ def default_text(value: Any) -> str:
 
 def meanings(cls: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of each argument."""
-    found: dict[str, str] = {}
+    said: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for one in docstring_parser.parse(base.__dict__.get("__doc__") or "").params:
-            found[one.arg_name] = " ".join((one.description or "").split())
-    return found
+            said[one.arg_name] = " ".join((one.description or "").split())
+    return said
 
 
 def recipe_keys(path: str) -> str:

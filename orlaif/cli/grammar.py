@@ -32,7 +32,7 @@ _NO_PATH = re.compile(r"^(?:Expected a dot import path string|Unexpected import 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One thing that jsonargparse found wrong.
+    """One complaint of jsonargparse.
 
     Args:
         keys: of the recipe, from its top to where it is.
@@ -86,13 +86,13 @@ def sentence(message: str, place_of: Callable[[Sequence[str]], str], top: Sequen
     """
     if (match := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)) is not None:
         return _unrecognized(match[1], top)
-    found = [leaf for leaf in leaves(message) if leaf.said != "Expected a <class 'NoneType'>"]
-    if not found:
+    complaints = [leaf for leaf in leaves(message) if leaf.said != "Expected a <class 'NoneType'>"]
+    if not complaints:
         return message
-    deepest = max(len(leaf.keys) for leaf in found)
-    found = [leaf for leaf in found if len(leaf.keys) == deepest]
-    leaf = min(found, key=lambda one: _dullness(one.said))
-    keys, line = _worded(leaf, [one.said for one in found], message, top)
+    deepest = max(len(leaf.keys) for leaf in complaints)
+    complaints = [leaf for leaf in complaints if len(leaf.keys) == deepest]
+    leaf = min(complaints, key=lambda one: _dullness(one.said))
+    keys, line = _worded(leaf, [one.said for one in complaints], message, top)
     place = place_of(keys)
     return f"{line} ({place})" if place else line
 

@@ -21,7 +21,7 @@ SILENCED = (
     r"Total length of .* within your local rank is zero",
     # Decoding is threaded inside the loader, which Lightning does not know.
     r"The '\w+' does not have many workers",
-    # A resumed run writes into its own folder.
+    # A resumed run writes into the folder that it is resumed from.
     r"Checkpoint directory .* exists and is not empty",
 )
 

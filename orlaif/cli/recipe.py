@@ -1,6 +1,6 @@
 """A recipe as LightningCLI reads it: ``orlaif fit | validate | test | predict --config recipes/X.yaml``.
 
-LightningCLI with one key of its own, ``run_dir``: everything that a run writes lies below it (checkpoints, TensorBoard
+LightningCLI with one more key, ``run_dir``: everything that a run writes lies below it (checkpoints, TensorBoard
 events, predictions, the exported model, the configuration). :func:`run` runs a subcommand; :func:`read_recipe` only
 reads, for what looks at a recipe without training (``orlaif plan``, ``orlaif check-data``).
 """
@@ -125,11 +125,11 @@ class OrlaifCLI(RunOnceCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """With checkpoints that are safe to be killed, unless the recipe names a checkpoint callback or wants none."""
-        own = config.get("callbacks") or []
-        own = own if isinstance(own, list) else [own]
-        if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in own):
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in given):
             callbacks = [*callbacks, Checkpointing()]
-        if not any(isinstance(c, StopSignals) for c in own):
+        if not any(isinstance(c, StopSignals) for c in given):
             callbacks = [*callbacks, StopSignals()]
         return super()._instantiate_trainer(config, callbacks)
 

@@ -1,6 +1,6 @@
 """The words of a command line before the parser reads them: the recipes that they name, checked as files.
 
-What the parser would overlook or say in many lines is found here, by file and line: a file that is missing, not UTF-8,
+What the parser would overlook or say in many lines is said here, by file and line: a file that is missing, not UTF-8,
 no YAML or no mapping, a key given twice, a key of the recipe that is none. Class paths of earlier versions are replaced
 (:mod:`orlaif.cli.moved`), and modules beside a recipe become importable.
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from orlaif.data.datasets import RowDataset
-from orlaif.data.rows import find_video, folder_of, id_field, named, object_row, read_rows, text_field, texts_field
+from orlaif.data.rows import built_from, find_video, folder_of, id_field, object_row, read_rows, text_field, texts_field
 from orlaif.data.text_files import whole_text
 from orlaif.types import VideoPrompt
 
@@ -101,9 +101,9 @@ class VideoMME(RowDataset):
         tags = {name: text_field(row, name, where) for name in names}
         if tags["duration"] not in ("short", "medium", "long"):
             raise ValueError(f"{where}: field 'duration' is {tags['duration']!r}; it must be short, medium or long")
-        # The nested file has no videoID of its own; its videos are named by number.
+        # The nested file has no videoID; its videos are named by number.
         media = id_field(row, "videoID" if "videoID" in row else "video_id", where)
-        return named(
+        return built_from(
             where,
             VideoPrompt,
             id=id_field(row, "question_id", where),
@@ -168,10 +168,10 @@ class OpenEndedQA(RowDataset):
             except ValueError as error:
                 yield error
         asked = set()
-        for found in super().read():
-            if isinstance(found, VideoPrompt):
-                asked.add(found.id)
-            yield found
+        for prompt in super().read():
+            if isinstance(prompt, VideoPrompt):
+                asked.add(prompt.id)
+            yield prompt
         if left := [name for name in self._answers if name not in asked]:
             yield ValueError(f"{self.answers}: no question for {len(left)} answers, such as question_id {left[0]!r}")
 
@@ -183,7 +183,7 @@ class OpenEndedQA(RowDataset):
             raise ValueError(f"{where}: field 'question_id' is {name!r}; {self.answers} has no answer to it")
         answer, kind = self._answers[name]
         question = text_field(row, "question", where)
-        return named(
+        return built_from(
             where,
             VideoPrompt,
             id=name,
@@ -243,8 +243,8 @@ class VideoChatGPT(RowDataset):
     def _prompts_of(self, row: dict[str, Any], file: str, number: int, where: str, root: str) -> Iterator[VideoPrompt]:
         video, answer = find_video(root, text_field(row, "video_name", where)), text_field(row, "A", where)
         for name in ("Q1", "Q2") if file == "consistency" else ("Q",):
-            own = f"{file}-{number}" + (f"/{name[1]}" if file == "consistency" else "")
+            prompt_id = f"{file}-{number}" + (f"/{name[1]}" if file == "consistency" else "")
             question = text_field(row, name, where)
             tags = {"file": file}
-            self.places[own] = where
-            yield named(where, VideoPrompt, id=own, video=video, question=question, answer=answer, tags=tags)
+            self.places[prompt_id] = where
+            yield built_from(where, VideoPrompt, id=prompt_id, video=video, question=question, answer=answer, tags=tags)

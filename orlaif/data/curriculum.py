@@ -11,7 +11,7 @@ class AnswerLengthCurriculum:
     """Easy questions first, as in VLM-RLAIF (Ahn et al. 2024): those with short reference answers, then the others.
 
     Args:
-        stages: parts of equal size, shuffled each on its own; 2 are easy and hard.
+        stages: parts of equal size, each shuffled by itself; 2 are easy and hard.
 
     Raises:
         ValueError: fewer than 2 stages.

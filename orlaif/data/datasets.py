@@ -104,20 +104,20 @@ class RowDataset(PromptDataset):
 
     def problems(self) -> list[str]:
         """Every broken row, a line each; the others stay, so that they can be looked at."""
-        found: list[str] = []
+        broken: list[str] = []
         prompts: list[VideoPrompt] = []
         try:
             for one in self.rows():
                 if isinstance(one, ValueError):
-                    found.append(str(one))
+                    broken.append(str(one))
                 else:
                     prompts.append(one)
         except ValueError as error:
-            found.append(str(error))
-        if not prompts and not found:
-            found.append(f"data file {self.path}: no rows")
+            broken.append(str(error))
+        if not prompts and not broken:
+            broken.append(f"data file {self.path}: no rows")
         self._prompts = prompts
-        return found
+        return broken
 
     def readable(self) -> list[VideoPrompt]:
         """Those that were read, without the broken ones."""
@@ -208,7 +208,7 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
     def epoch(
         self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
     ) -> Dataset[VideoPrompt]:
-        """As of :meth:`PromptDataset.epoch`; a stream has its own seed, and cannot follow a curriculum."""
+        """As of :meth:`PromptDataset.epoch`; a stream has a seed already, and cannot follow a curriculum."""
         return StreamedRows(self.in_order if fixed else partial(self.shuffled, number), share)
 
     def __iter__(self) -> Iterator[VideoPrompt]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from orlaif.data.rows import join, named
+from orlaif.data.rows import built_from, join
 from orlaif.types import VideoPrompt
 
 FIELDS = tuple(field.name for field in dataclasses.fields(VideoPrompt))
@@ -76,4 +76,4 @@ def parse_row(row: Any, where: str, video_root: str) -> VideoPrompt:
         values["options"] = tuple(values["options"])
     if "history" in values:
         values["history"] = tuple((question, answer) for question, answer in values["history"])
-    return named(where, VideoPrompt, **values)
+    return built_from(where, VideoPrompt, **values)

@@ -13,10 +13,10 @@ from typing import Any
 
 from orlaif.data.datasets import RowDataset
 from orlaif.data.rows import (
+    built_from,
     find_video,
     id_field,
     join,
-    named,
     object_row,
     refuse_others,
     refuse_unused,
@@ -84,7 +84,7 @@ def frame_list(row: dict[str, Any], where: str, root: str, fps: float) -> dict[s
 class LLaVAConversations(RowDataset):
     """LLaVA-style rows ``id, video, conversations``, as LLaVA-Video and LLaVA-Hound write them.
 
-    Each answer of a conversation is a prompt of its own (``<id>``, then ``<id>#2``, ...), with what came before it as
+    Each answer of a conversation is one prompt (``<id>``, then ``<id>#2``, ...), with what came before it as
     its history. Videos may be named without their extension.
     """
 
@@ -104,9 +104,9 @@ class LLaVAConversations(RowDataset):
         name, media = id_field(row, "id", where), self.media(row, where, video_root)
         pairs = [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)]
         for place, (question, answer) in enumerate(pairs):
-            own = name if place == 0 else f"{name}#{place + 1}"
+            unique = name if place == 0 else f"{name}#{place + 1}"
             history = tuple(pairs[:place])
-            yield named(where, VideoPrompt, id=own, question=question, answer=answer, history=history, **media)
+            yield built_from(where, VideoPrompt, id=unique, question=question, answer=answer, history=history, **media)
 
 
 class VLMRLAIFInstructions(LLaVAConversations):
@@ -142,7 +142,7 @@ class VLMRLAIFPrompts(VLMRLAIFInstructions):
         answer = said[1][1] if len(said) > 1 else None
         name = id_field(row, "uid" if "uid" in row else "id", where)
         media = self.media(row, where, video_root)
-        yield named(where, VideoPrompt, id=name, question=said[0][1], answer=answer, **media)
+        yield built_from(where, VideoPrompt, id=name, question=said[0][1], answer=answer, **media)
 
 
 class ChatMessages(RowDataset):
@@ -163,7 +163,7 @@ class ChatMessages(RowDataset):
         history = tuple(zip(said[:-1:2], said[1::2], strict=True))
         name = id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1]
         video = join(video_root, videos[0])
-        return named(where, VideoPrompt, id=name, video=video, question=said[-1], answer=answer, history=history)
+        return built_from(where, VideoPrompt, id=name, video=video, question=said[-1], answer=answer, history=history)
 
 
 def talk(row: dict[str, Any], name: str, where: str) -> tuple[list[str], list[str]]:

@@ -147,7 +147,7 @@ class PlaceKeeper(Callback):
     # -------------------------------------------------------------- going on
 
     def go_on(self, trainer: Trainer, place: Place) -> None:
-        """Put the loops there, once Lightning has restored its own idea and before it asks for data."""
+        """Put the loops there, once Lightning has restored its idea of it and before it asks for data."""
         self._resized = place.batches > 0 and place.batch_size != self.batch_size
         place = place.on_batches_of(self.batch_size)
         self.place, self._going_on, self._open = place, True, 0

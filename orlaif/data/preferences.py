@@ -12,10 +12,10 @@ from orlaif.data.datasets import RowDataset
 from orlaif.data.fields import parse_row
 from orlaif.data.formats import VLMRLAIFInstructions, question_text, talk, turns, words_and_videos
 from orlaif.data.rows import (
+    built_from,
     find_video,
     id_field,
     join,
-    named,
     object_row,
     refuse_others,
     refuse_unused,
@@ -36,7 +36,7 @@ class PreferenceJsonl(RowDataset):
         if not isinstance(ranks, list) or not all(type(rank) is int and rank >= 0 for rank in ranks):
             raise ValueError(f"{where}: field 'ranks' is {ranks!r}; it must be a list of whole numbers, 0 = best")
         prompt = parse_row(rest, where, video_root)
-        return named(where, PreferencePrompt, **vars(prompt), answers=tuple(answers), ranks=tuple(ranks))
+        return built_from(where, PreferencePrompt, **vars(prompt), answers=tuple(answers), ranks=tuple(ranks))
 
 
 class LLaVAHoundPreferences(RowDataset):
@@ -49,7 +49,7 @@ class LLaVAHoundPreferences(RowDataset):
         """One row as a prompt with two answers: the chosen one is better than the rejected one."""
         row = object_row(row, where)
         refuse_unused(row, where, ("video",))
-        return named(
+        return built_from(
             where,
             PreferencePrompt,
             id=text_field(row, "id", where),
@@ -81,7 +81,7 @@ class TRLPreferences(RowDataset):
         videos += [text_field(row, "video", where)] if row.get("video") is not None else []
         if len(videos) != 1:
             raise ValueError(f"{where}: {len(videos)} videos in 'prompt' and 'video'; a row has exactly one")
-        return named(
+        return built_from(
             where,
             PreferencePrompt,
             id=id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1],
@@ -130,7 +130,7 @@ class VLMRLAIFRewards(VLMRLAIFInstructions):
         preference = row.get("preference")
         if preference not in (1, 2) or type(preference) is not int:
             raise ValueError(f"{where}: field 'preference' is {preference!r}; it must be 1 or 2, the better output")
-        yield named(
+        yield built_from(
             where,
             PreferencePrompt,
             id=id_field(row, "id", where),

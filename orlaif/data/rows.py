@@ -221,8 +221,8 @@ def texts_field(row: dict[str, Any], name: str, where: str, least: int = 1) -> t
     return tuple(value)
 
 
-def named(where: str, kind: type[Any], **fields: Any) -> Any:
-    """``kind(**fields)``; what it finds wrong names ``where``."""
+def built_from(where: str, kind: type[Any], **fields: Any) -> Any:
+    """``kind(**fields)`` of a row; a ValueError of its fields is raised again with ``where`` before it."""
     try:
         return kind(**fields)
     except ValueError as error:

@@ -77,7 +77,7 @@ class FpsSampling(Sampling):
 
 @dataclass(frozen=True)
 class SegmentSampling(Sampling):
-    """``num_frames`` frames of the segment ``start_s`` to ``end_s`` of every video, narrower than the prompt's own.
+    """``num_frames`` frames of the segment ``start_s`` to ``end_s`` of every video, narrower than that of the prompt.
 
     Args:
         start_s: start of the segment, in seconds of the file's time line.

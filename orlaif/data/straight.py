@@ -4,7 +4,7 @@ Transport and program streams, AVI and raw streams have no index of times, and n
 can be trusted: a seek lands a group of pictures late, or on a frame that refers to others. Read from the start, every
 frame comes, in the order of display. Only frames that are wanted are converted to RGB.
 
-Times are the frames' own, or, where the file has none (AVI, raw streams), those of an even rate.
+Times are those of the frames, or, where the file has none (AVI, raw streams), those of an even rate.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class ShapesDataset(JsonlDataset):
     """One split of the embedded data set, rendered on first use.
 
     Args:
-        root: folder for the files; each seed has its own folder below it.
+        root: folder for the files; each seed has a folder below it.
         split: ``train``, ``validation`` or ``test``.
         seed: of the whole data set.
         size: clips of this split; by default 3200, 100 and 500.

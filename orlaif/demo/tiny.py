@@ -1,4 +1,4 @@
-"""A tiny, randomly initialised Qwen3-VL with its own tokenizer and processor, as a Hugging Face folder.
+"""A tiny, randomly initialised Qwen3-VL with tokenizer and processor, as a Hugging Face folder.
 
 For the demo and the tests: the same classes, files and loading code as a real checkpoint, at a size that a CPU trains
 in a minute. Nothing outside this file knows that a model is tiny. From the shell::

@@ -1,6 +1,6 @@
 """Checkpoints that survive being killed: complete under their name, or not there.
 
-A checkpoint of a sharded run is a folder, of which each process writes its own part (torch.distributed.checkpoint); one
+A checkpoint of a sharded run is a folder, of which each process writes its part (torch.distributed.checkpoint); one
 of a single process or of DDP is a file. Both appear under their name only when they are complete, and each can be read
 by the other, on any number of processes (``orlaif.distributed.fsdp2`` writes and reads folders).
 """
@@ -113,7 +113,7 @@ def is_remote(path: Any) -> bool:
 class SafeCheckpointIO(TorchCheckpointIO):
     """Checkpoints in one file that is complete or not there; reads sharded folders as well.
 
-    URLs go to Lightning's own, by fsspec: whether a file is complete there is the store's business.
+    URLs go to Lightning's checkpoint IO, by fsspec: whether a file is complete there is the store's business.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:

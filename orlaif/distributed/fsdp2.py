@@ -1,6 +1,6 @@
 """FSDP2 under Lightning: ``--trainer.strategy fsdp2`` shards the policy over all processes of a run.
 
-A checkpoint is a folder of which each process writes its own part; it is read by any number of processes, and files of
+A checkpoint is a folder of which each process writes its part; it is read by any number of processes, and files of
 a single process or of DDP are read as well (``orlaif.distributed.checkpoint_io``).
 """
 
@@ -67,7 +67,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Read weights and optimizers into this process's shards: from a folder of any number of processes, or a file.
 
         Raises:
-            ValueError: weights are missing that the policy's own checkpoint does not have either.
+            ValueError: weights are missing that the policy's checkpoint does not have either.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         assert self.model is not None
@@ -80,7 +80,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         set_model_state_dict(self.model, weights, options=options)
         names: list[str] = self.lightning_module.trained_names()  # type: ignore[union-attr, operator]
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
-            set_optimizer_state_dict(self.model, optimizer, named(state, names), options=options)
+            set_optimizer_state_dict(self.model, optimizer, state_by_name(state, names), options=options)
         return checkpoint
 
     def _load_folder(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
@@ -98,18 +98,18 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{i}"])
         return torch.load(path / REST, weights_only=weights_only)
 
-    def _check_missing(self, found: Any, path: Path) -> None:
+    def _check_missing(self, stored: Any, path: Path) -> None:
         assert self.model is not None
         module: Any = self.lightning_module
         keys = get_model_state_dict(self.model).keys()
-        if missing := sorted(keys - set(found) - module.reloaded_keys(keys)):
+        if missing := sorted(keys - set(stored) - module.reloaded_keys(keys)):
             raise ValueError(
                 f"checkpoint {path} has no {missing[0]} and {len(missing) - 1} more weights that this recipe trains; "
                 "it belongs to another recipe"
             )
 
 
-def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def state_by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """An optimizer's state by the names of its parameters, from torch's, by their numbers."""
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[i]: value for i, value in state["state"].items()}, "param_groups": groups}

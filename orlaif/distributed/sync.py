@@ -29,7 +29,7 @@ def process_index() -> int:
 
 
 def local_process_index() -> int:
-    """Which of this machine's processes this is, from 0: the launcher's ``LOCAL_RANK``, else the run's own number."""
+    """Which of this machine's processes this is, from 0: the launcher's ``LOCAL_RANK``, else its number in the run."""
     return int(os.environ.get("LOCAL_RANK", process_index()))
 
 

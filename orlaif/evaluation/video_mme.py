@@ -14,7 +14,7 @@ from orlaif.evaluation.choices import choice
 from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed, table
 
 #: What the official script deletes, wherever it stands, in this order. Two of them are two phrases run together, for
-#: lack of a comma between them, so that neither phrase is ever deleted on its own.
+#: lack of a comma between them, so that neither phrase is ever deleted alone.
 OFFICIAL_PREFIXES = (
     "The best answer is",
     "The correct answer is",
@@ -88,7 +88,7 @@ class VideoMMESuite(Suite):
 
     @staticmethod
     def _spread(record: Record) -> Record:
-        """Scores under the record's own duration, and under all."""
+        """Scores under the record's duration, and under all."""
         scores = {
             f"{duration}/{scoring}": value
             for duration in (record["tags"]["duration"], "all")

@@ -68,7 +68,7 @@ class EnsembleOracle(Oracle):
         return tuple(name for oracle in self.oracles for name in oracle.held_models())
 
     def take_counts(self) -> dict[str, float]:
-        """Each member's own, under its class and place: ``HTTPJudge_0/requests``."""
+        """Counts of each member, under its class and place: ``HTTPJudge_0/requests``."""
         return {
             f"{type(oracle).__name__}_{i}/{name}": value
             for i, oracle in enumerate(self.oracles)

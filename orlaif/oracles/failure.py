@@ -157,7 +157,7 @@ def _checked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
 
 
 def _asked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
-    """Without an error: where the oracle raises one, each group is asked alone, so that it costs its own group only."""
+    """Without an error: where the oracle raises one, each group is asked alone, so that it costs that group only."""
     try:
         return _checked(oracle, groups)
     except OracleError as error:

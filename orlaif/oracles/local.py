@@ -88,7 +88,7 @@ class LocalJudge(Oracle):
         return self._markup
 
     def held_models(self) -> tuple[str, ...]:
-        """Its own, unless that is the policy."""
+        """Name of the judge, unless it is the policy, which is counted already."""
         return () if self.model is None else (type(self).__name__,)
 
     def _adapter_off(self) -> Any:

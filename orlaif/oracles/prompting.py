@@ -27,7 +27,7 @@ def opening(question: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
-    """A group as a judge sees it: each different answer once, in an order of its own, with a letter.
+    """A group as a judge sees it: each different answer once, in an order drawn for it, with a letter.
 
     Args:
         group: what is ranked.
@@ -45,7 +45,7 @@ class Ballot:
         return tuple(string.ascii_uppercase[: len(self.texts)])
 
     def asked(self, markup: Collection[str] = ()) -> str:
-        """Question and lettered candidates, each a JSON string on a line of its own.
+        """Question and lettered candidates, each a JSON string on one line.
 
         Args:
             markup: special tokens of the judge's tokenizer, which must not stand in a candidate as they are.

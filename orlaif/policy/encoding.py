@@ -36,7 +36,7 @@ def video_metadata(clip: VideoClip, prompt: VideoPrompt | None = None) -> VideoM
     if prompt is not None:
         end = clip.duration_s if prompt.end_s is None else min(prompt.end_s, clip.duration_s)
         spans.append(end - (prompt.start_s or 0.0))
-    # Frames lie on the file's own grid: where they span the file or the segment, that is the exact length.
+    # Frames lie on the file's grid of times: where they span the file or the segment, that is the exact length.
     span_s = next((span for span in spans if abs(span - looked_at) <= spacing), looked_at)
     return VideoMetadata(
         total_num_frames=max(1, round(span_s * 1000)),

@@ -154,7 +154,7 @@ def write_policy(policy: Policy, folder: str, merge: bool) -> None:
 
 
 def _write_adapter(policy: Policy, folder: str, options: dict[str, Any]) -> None:
-    """The trained adapter on the model of ``policy.source``, which is named so that it is found from anywhere."""
+    """The trained adapter on the model of ``policy.source``, by a path that holds from anywhere."""
     source = policy.source
     policy.network.save_pretrained(folder, selected_adapters=[adapters.POLICY], **options)
     if policy.folded is not None:  # the base of training had another adapter merged into it

@@ -47,9 +47,9 @@ def family_of(config: Any) -> Family:
 class Family:
     """Generic behaviour. Objects are made for one loaded model, and remember what they have asked it."""
 
-    #: Whether clips of unequal lengths may need passes of their own (:meth:`collate`).
+    #: Whether clips of unequal lengths may need separate passes (:meth:`collate`).
     may_split = True
-    #: Frames of a synthetic clip that the model takes, as the check at load found out.
+    #: Frames of a synthetic clip that the model takes, as the check at load saw.
     probe_frames = 4
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Family:
     # ----------------------------------------------------------------- encoding
 
     def encode(self, processor: Any, prompt: str, clip: VideoClip, metadata: VideoMetadata) -> dict[str, Any]:
-        """One prompt by the processor, in a call of its own.
+        """One prompt by the processor, in a separate call.
 
         Args:
             processor: of transformers.
@@ -108,7 +108,7 @@ class Family:
         """P encoded prompts as one batch.
 
         What has a value for each token is padded on the left. All else lies one behind the other where shapes allow it;
-        where they do not (stacked frames of clips that have unequally many), each prompt keeps its own tensors, in
+        where they do not (stacked frames of clips that have unequally many), each prompt keeps its tensors, in
         lists, and passes through the model go by prompts whose shapes agree (``orlaif.policy.encoding.sub_batches``).
 
         Args:
@@ -170,7 +170,7 @@ class Family:
         self._asks_decoder = handed is not None and not same_places(handed, self.counted(model, batch), batch)
 
     def prompt_positions(self, model: Any, batch: PromptBatch) -> Tensor:
-        """Position ids of the prompts: those that the model hands to its own decoder.
+        """Position ids of the prompts: those that the model hands to its decoder.
 
         Args:
             model: of transformers, or PEFT's around one.

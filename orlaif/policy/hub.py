@@ -193,7 +193,7 @@ def check_checkpoint(path: str) -> None:
 
 
 def load_processor(path: str) -> Any:
-    """The checkpoint's own processor (of an adapter without one, its base's), set to pad prompts on the left."""
+    """The checkpoint's processor (of an adapter without one, its base's), set to pad prompts on the left."""
     place, revision = find_source(path).processor
     processor = AutoProcessor.from_pretrained(place, revision=revision)
     processor.tokenizer.padding_side = "left"

@@ -126,7 +126,7 @@ def is_reference(name: str) -> bool:
 
 @torch.no_grad()
 def refresh_reference(model: nn.Module) -> None:
-    """Copy the trained adapter into the frozen one, each process its own shard."""
+    """Copy the trained adapter into the frozen one, each process its shard."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if is_reference(name):

@@ -88,7 +88,7 @@ def merged(source: Source, adapter: str, dtype: str) -> Any:
 
 
 def add_adapters(first: str, second: str) -> None:
-    """Make the low-rank adapter in folder ``second`` the sum of both: of rank r1 + r2, on the base of ``first``.
+    """Make the low-rank adapter in folder ``second`` the sum of both, with r = r1 + r2, on the base of ``first``.
 
     Raises:
         ValueError: an adapter that is more than low-rank matrices (:func:`check_sum`).
@@ -104,7 +104,7 @@ def add_adapters(first: str, second: str) -> None:
     check_sum(first, settings[1])
     modules = sorted({name.rpartition(".lora_")[0] for state in weights for name in state})
     summed: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for module in modules:
         down, up = [], []
         for about, state in zip(settings, weights, strict=True):
@@ -113,13 +113,13 @@ def add_adapters(first: str, second: str) -> None:
                 up.append(state[f"{module}.lora_B.weight"] * _scaling(about, module, len(a)))
         summed[f"{module}.lora_A.weight"] = torch.cat(down).contiguous()
         summed[f"{module}.lora_B.weight"] = torch.cat(up, 1).contiguous()
-        ranks[module.removeprefix("base_model.model.")] = len(summed[f"{module}.lora_A.weight"])
-    rank = max(ranks.values())
-    about = {**settings[1], "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": sorted(ranks)}
+        sizes[module.removeprefix("base_model.model.")] = len(summed[f"{module}.lora_A.weight"])
+    largest = max(sizes.values())
+    about = {**settings[1], "r": largest, "lora_alpha": largest, "use_rslora": False, "target_modules": sorted(sizes)}
     about |= {"rank_pattern": {}, "alpha_pattern": {}, "exclude_modules": None, "layers_to_transform": None}
-    for name, own in ranks.items():
-        if own != rank:
-            about["rank_pattern"][name] = about["alpha_pattern"][name] = own
+    for name, size in sizes.items():
+        if size != largest:
+            about["rank_pattern"][name] = about["alpha_pattern"][name] = size
     save_file(summed, os.path.join(second, _WEIGHTS), metadata={"format": "pt"})
     with open(os.path.join(second, ADAPTER_CONFIG), "w", encoding="utf-8") as file:
         json.dump(about, file, indent=2)
@@ -145,11 +145,11 @@ def check_sum(first: str, second: dict[str, Any]) -> None:
             )
 
 
-def _scaling(about: dict[str, Any], module: str, rank: int) -> float:
+def _scaling(about: dict[str, Any], module: str, r: int) -> float:
     """What PEFT multiplies B A with."""
     from peft.utils.other import get_pattern_key
 
     name = module.removeprefix("base_model.model.")
     pattern: dict[str, float] = about.get("alpha_pattern") or {}
     alpha: float = pattern.get(get_pattern_key(list(pattern), name), about["lora_alpha"])
-    return float(alpha / (rank**0.5 if about.get("use_rslora") else rank))
+    return float(alpha / (r**0.5 if about.get("use_rslora") else r))

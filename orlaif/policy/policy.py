@@ -53,7 +53,7 @@ class Policy(nn.Module):
         lora: arguments of ``peft.LoraConfig``; None means full fine-tuning (of an adapter's base, it merged into it).
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
         prefix: ``shared`` = a group in one row (exact, the prompt is paid once), ``duplicate`` = the prompt again for
-            each completion, ``auto`` = shared where a check on the loaded model, with its own weights, gives the
+            each completion, ``auto`` = shared where a check on the loaded model, with its weights, gives the
             model's own log-probs, else duplicate; the log says which and why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -404,7 +404,7 @@ class Policy(nn.Module):
         self.check_context(batch, completions.ids.shape[-1])
         parts = self.parts(batch)
         outputs = [self._pass(model, part, completions.of_prompts(at), hidden) for at, part in parts]
-        gathered = getattr(self.network, "is_gathered", False)  # then each process goes its own way
+        gathered = getattr(self.network, "is_gathered", False)  # then processes need not call together
         if self.is_sharded and not gathered and self.family.may_split:  # equally many passes, then
             for _ in range(max(exchange(len(parts))) - len(parts)):
                 at, part = parts[0]

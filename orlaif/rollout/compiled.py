@@ -110,7 +110,7 @@ class CompiledDecoder(SharedDecoder):
         for new, old in zip(smaller.prompts, self.cache.prompts, strict=True):
             for buffer, values in zip(new, old, strict=True):
                 buffer.copy_(values.index_select(0, prompts))
-        for new, old in zip(smaller.own, self.cache.own, strict=True):
+        for new, old in zip(smaller.completions, self.cache.completions, strict=True):
             for buffer, values in zip(new, old, strict=True):
                 buffer.copy_(values.index_select(0, rows))
         smaller.bias.copy_(self.cache.bias.index_select(0, prompts))

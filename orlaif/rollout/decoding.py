@@ -1,7 +1,7 @@
 """Decoding a batch of groups, one token of every unfinished completion at a time.
 
 :class:`SharedDecoder` keeps the keys and values of a prompt once per group: attention reads them once for all its
-completions, whose own keys and values lie in buffers of their own. :class:`ExpandedDecoder` repeats the prompt's cache
+completions, whose keys and values lie in separate buffers. :class:`ExpandedDecoder` repeats the prompt's cache
 for every completion, which works for any cache of transformers (windows, linear attention). A compiled step lies in
 ``orlaif.rollout.compiled``.
 
@@ -44,7 +44,7 @@ class Decoder(Protocol):
 
 
 class ExpandedDecoder:
-    """Every row has a cache of its own.
+    """Every row has its cache, with the prompt repeated.
 
     Args:
         model: of transformers, or PEFT's around one.

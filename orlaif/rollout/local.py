@@ -157,8 +157,8 @@ def _sample(
     for step in range(limit):
         rows = decoder.rows[decoder.real]
         if noise is not None:  # for all completions, ended or not
-            for part, own in noises:
-                part.exponential_(generator=own)
+            for part, source in noises:
+                part.exponential_(generator=source)
         tokens, token_logps = choose_tokens(
             policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
         )

@@ -1,6 +1,6 @@
 """Completions from vLLM, in the training process, with the policy's weights of this moment.
 
-Each process has an engine of its own on its own GPU. Before a rollout it takes the policy's weights if they have
+Each process has one engine, on its GPU. Before a rollout it takes the policy's weights if they have
 changed: whole ones, gathered where they are sharded, with the adapter added where there is one (the policy's own are
 not touched), under the names of the checkpoint, through vLLM's ``reload_weights``; what it has cached of prompts and
 videos is then forgotten. vLLM seeds its process; the trainer's random state is put back after each call. Its log-probs
@@ -122,7 +122,7 @@ class VLLMRollout(BaseRollout):
         return min(room, positions or room)
 
     def update(self, policy: Policy, longest: int = 0) -> None:
-        """Give the engine the policy's weights, if they are newer than its own; all processes must call.
+        """Give the engine the policy's weights, if they are newer than those it has; all processes must call.
 
         Args:
             policy: the model of this moment.

@@ -1,9 +1,9 @@
 """What the training stages share: the optimizer, the exact normaliser, greedy evaluation, and the run's folder.
 
 **The normaliser.** A loss is a weighted sum over tokens divided by what the tokens count together, over all accumulated
-batches and all ranks. How much that is, is only known when the last batch has been sampled. So every batch contributes
-its undivided sum, and the gradients are divided once, after the last backward pass and before clipping. Accumulating n
-batches then gives the update of one n-times larger batch, whatever the lengths of the answers.
+batches and all processes. How much that is, is only known when the last batch has been sampled. So every batch
+contributes its undivided sum, and the gradients are divided once, after the last backward pass and before clipping.
+Accumulating n batches then gives the update of one n-times larger batch, whatever the lengths of the answers.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class PolicyModule(ResumableModule):
             optimizer.zero_grad()
 
     def on_after_backward(self) -> None:
-        """Once the last accumulated batch is in, divide the gradients by the normaliser of all batches and ranks."""
+        """Once the last accumulated batch is in, divide the gradients by the normaliser of the whole step."""
         self.batch_is_done()
         self.log("time/policy", self.step_state.policy_s(self.device), prog_bar=True)
         normalizer = self.step_state.take()
@@ -210,7 +210,7 @@ class PolicyModule(ResumableModule):
 
     def _divide_gradients(self, normalizer: Tensor) -> None:
         normalizer = self.trainer.strategy.reduce(normalizer, reduce_op="sum")
-        # Each loss was divided by the number of batches and averaged over ranks; both are undone here.
+        # Each loss was divided by the number of batches and averaged over processes; both are undone here.
         factor = float(self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1))
         for parameter in self.trained_parameters():
             if parameter.grad is not None:
@@ -243,7 +243,7 @@ class PolicyModule(ResumableModule):
         return self.accumulate(self.zero_loss(), torch.zeros((), device=self.device), batch_idx)
 
     def zero_loss(self) -> Tensor:
-        """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps ranks in step."""
+        """A loss of zero that reaches every parameter: an empty batch carries no weight but keeps processes in step."""
         return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

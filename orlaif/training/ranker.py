@@ -26,7 +26,7 @@ PreferenceLoss = Literal["bradley_terry", "plackett_luce"]
 class PreferenceRankerTraining(PolicyModule):
     """Fits a scalar head on a video-language model, and the model with it, to preferences.
 
-    The loss is averaged over all pairs (or choices) of all accumulated batches and ranks. Validation and test log
+    The loss is averaged over all pairs (or choices) of all accumulated batches and processes. Validation and test log
     ``<stage>/pair_accuracy``, the share of ordered pairs whose scores are in that order.
 
     Args:

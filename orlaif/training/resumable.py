@@ -121,11 +121,11 @@ class ResumableModule(Evaluated):
             self._stated_before = checkpoint.get("stated", {})
         if "state_dict" not in checkpoint:  # sharded: the strategy has loaded it
             return
-        own = self.state_dict()
-        checkpoint["state_dict"].update({name: own[name] for name in self.reloaded_keys(own)})
+        present = self.state_dict()
+        checkpoint["state_dict"].update({name: present[name] for name in self.reloaded_keys(present)})
         by_number = {name: i for i, name in enumerate(self.trained_names())}
         states = checkpoint.get("optimizer_states", [])
-        checkpoint["optimizer_states"] = [numbered(state, by_number) for state in states]
+        checkpoint["optimizer_states"] = [state_by_number(state, by_number) for state in states]
 
     def _check_base(self, checkpoint: dict[str, Any]) -> None:
         if "callbacks" not in checkpoint:
@@ -144,20 +144,20 @@ class ResumableModule(Evaluated):
         return [names[id(p)] for p in self.trained_parameters()]
 
     def reloaded_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those keys of a state dict that come from the policy's own checkpoint, not from Lightning's."""
+        """Those keys of a state dict that come from the policy's checkpoint, not from Lightning's."""
         frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if self._is_reloaded(name, p)}
-        found = set()
+        reloaded = set()
         for key in keys:
-            words = key.split(".")  # a quantised weight has further keys below its own
+            words = key.split(".")  # a quantised weight has further keys below its name
             if any(".".join(words[:n]) in frozen for n in range(len(words), max(0, len(words) - 3), -1)):
-                found.add(key)
-        return found
+                reloaded.add(key)
+        return reloaded
 
     def _is_reloaded(self, name: str, parameter: nn.Parameter) -> bool:
         return not parameter.requires_grad and not adapters.is_reference(name)
 
 
-def numbered(state: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
+def state_by_number(state: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     """An optimizer's state by the numbers of its parameters, as torch has it, from one by their names (or numbers)."""
     if not any(isinstance(key, str) for key in state["state"]):
         return state

@@ -39,7 +39,7 @@ def reference_completions(policy: Policy, batch: PromptBatch) -> Completions:
 
 
 class SupervisedFineTuning(PolicyModule):
-    """Cross-entropy on the reference answers, averaged over all answer tokens of all accumulated batches and ranks.
+    """Cross-entropy on the reference answers, averaged over all answer tokens of all accumulated batches and processes.
 
     Args:
         policy: the model to be trained.

@@ -102,7 +102,7 @@ def test_attention_over_prompt_and_own_tokens_by_the_formula(fixed: bool) -> Non
     cache, mask = a_cache()
     group = GroupCache(prefilled(cache), padding_bias(mask), 3, 4, fixed=fixed)
     if not fixed:
-        for keys, values in group.own:
+        for keys, values in group.completions:
             keys.fill_(torch.nan)
             values.fill_(torch.nan)
     generator = torch.Generator().manual_seed(1)
@@ -136,7 +136,7 @@ def test_which_rows_are_kept_by_hand(policy: Policy, batch: PromptBatch) -> None
     assert decoder.rows.tolist() == [1, 1, 6, 7, 18, 18]
     assert decoder.real.tolist() == [0, 2, 3, 4]
     assert decoder.shape == (3, 2)
-    assert decoder.cache.own[0][0].shape[0] == 6
+    assert decoder.cache.completions[0][0].shape[0] == 6
     assert decoder.cache.prompts[0][0].shape[0] == 3
     alive[7] = False
     assert decoder.drop(alive)

@@ -103,9 +103,9 @@ def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
     while total < before:  # what did not help may do so after something else has
         before = total
         for remedy in _REMEDIES:
-            if (found := remedy(estimate, setup, memory)) is None:
+            if (outcome := remedy(estimate, setup, memory)) is None:
                 continue
-            label, changed, smaller = found
+            label, changed, smaller = outcome
             if (needed := changed.plan(smaller).total) >= total:
                 continue
             estimate, setup, total = changed, smaller, needed

@@ -20,10 +20,10 @@ from orlaif.training.rlaif import OracleRLAIF
 
 def size_in_bytes(text: str) -> float:
     """``80GB``, ``40 GiB`` or a number of GB; raises ValueError for anything else."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
-    if found is None or not math.isfinite(float(found[1])) or float(found[1]) <= 0:
+    size = re.fullmatch(r"\s*([\d.]+)\s*(GiB|GB|G)?\s*", text, re.IGNORECASE)
+    if size is None or not math.isfinite(float(size[1])) or float(size[1]) <= 0:
         raise ValueError(f"--gpu-memory is {text!r}; it must be a size such as 80GB or 40GiB")
-    return float(found[1]) * (2**30 if (found[2] or "").lower() == "gib" else GB)
+    return float(size[1]) * (2**30 if (size[2] or "").lower() == "gib" else GB)
 
 
 def main(arguments: Sequence[str]) -> int:

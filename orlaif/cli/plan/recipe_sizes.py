@@ -57,8 +57,8 @@ def setup_of(
         text_tokens: of a question and the chat template.
         answer_tokens: of an answer that is read from data, not sampled.
     """
-    named = trainer.get("strategy")
-    name = named if isinstance(named, str) else type(named).__name__
+    setting = trainer.get("strategy")
+    name = setting if isinstance(setting, str) else type(setting).__name__
     strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
     video, patches, pixels = tokens
     common: dict[str, Any] = {

@@ -116,7 +116,7 @@ def can_decode(probe: Probe, share: bool) -> bool:
         share: a prompt's keys and values are kept once for its group, instead of for each completion.
 
     Raises:
-        ValueError: it cannot, and a cache of its own for each completion is the last way.
+        ValueError: it cannot, and a cache for each completion is the last way.
     """
     kind = probe.model.config.model_type
     try:

@@ -38,7 +38,7 @@ def prefill(model: Any, batch: PromptBatch, positions: Tensor, family: Family) -
 
 
 def expanded_step(model: Any, cache: Any, tokens: Tensor, positions: Tensor, attention: Tensor) -> Tensor:
-    """Logits [N, V] behind one token per row, each row with a cache of its own.
+    """Logits [N, V] behind one token per row, each row with its cache.
 
     Args:
         model: of transformers, or PEFT's around one.

@@ -37,10 +37,13 @@ class GroupCache:
         fixed: bool = False,
     ) -> None:
         self.prompts, self.bias, self.fixed = prompts, bias, fixed
-        self.own: list[tuple[Tensor, Tensor]] = []
+        #: Keys and values [P * G, K, T, D] of the completions' tokens, of every layer.
+        self.completions: list[tuple[Tensor, Tensor]] = []
         for keys, values in prompts:
             shape = (keys.shape[0] * group_size, keys.shape[1], max_new_tokens)
-            self.own.append((keys.new_zeros(*shape, keys.shape[-1]), values.new_zeros(*shape, values.shape[-1])))
+            self.completions.append(
+                (keys.new_zeros(*shape, keys.shape[-1]), values.new_zeros(*shape, values.shape[-1]))
+            )
         self.prompt_length = int(bias.shape[-1])
         self.step = 0
         #: i64[1], the same as ``step``, for ``fixed``.
@@ -58,18 +61,18 @@ class GroupCache:
             self.step += 1
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take in one token per row, [P * G, K, 1, D]; returns the completions' own, [P * G, K, t, D]."""
-        own_key, own_value = self.own[layer_idx]
+        """Take in one token per row, [P * G, K, 1, D]; returns those of the completions, [P * G, K, t, D]."""
+        all_keys, all_values = self.completions[layer_idx]
         if self.fixed:
-            own_key.index_copy_(2, self.position, key)
-            own_value.index_copy_(2, self.position, value)
-            return own_key, own_value
-        own_key[:, :, self.step : self.step + 1] = key
-        own_value[:, :, self.step : self.step + 1] = value
-        return own_key[:, :, : self.step + 1], own_value[:, :, : self.step + 1]
+            all_keys.index_copy_(2, self.position, key)
+            all_values.index_copy_(2, self.position, value)
+            return all_keys, all_values
+        all_keys[:, :, self.step : self.step + 1] = key
+        all_values[:, :, self.step : self.step + 1] = value
+        return all_keys[:, :, : self.step + 1], all_values[:, :, : self.step + 1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """One query per row, [P * G, H, 1, D], over the prompt of its group and its own tokens.
+        """One query per row, [P * G, H, 1, D], over the prompt of its group and the tokens of its row.
 
         The G * n queries that share a prompt and a key head are one matrix, so that keys and values of the prompt are
         read once; one softmax covers both parts.
@@ -89,17 +92,19 @@ class GroupCache:
 
         grouped = query.reshape(p * g, k, n, d)
         scores = (by_prompt(grouped) @ prompt_key.mT).to(exact) * scale + self.bias.to(exact)
-        own_scores = by_prompt(grouped @ key.mT).to(exact) * scale
+        completion_scores = by_prompt(grouped @ key.mT).to(exact) * scale
         if self.fixed:
             later = torch.arange(key.shape[2], device=key.device) > self.position
-            own_scores = own_scores.masked_fill(later, -torch.inf)
-        weights = torch.cat([scores, own_scores], -1).softmax(-1).to(value.dtype)
+            completion_scores = completion_scores.masked_fill(later, -torch.inf)
+        weights = torch.cat([scores, completion_scores], -1).softmax(-1).to(value.dtype)
         out = by_row(weights[..., :s] @ prompt_value) + by_row(weights[..., s:]) @ value
         return out.reshape(query.shape[0], query.shape[1], 1, -1)
 
     def keep(self, prompts: Tensor | None, rows: Tensor) -> None:
         """Go on with ``rows`` of the completions, whose prompts are ``prompts`` (None: all of them)."""
-        self.own = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.own]
+        self.completions = [
+            (keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self.completions
+        ]
         if prompts is not None:
             self.prompts = [
                 (keys.index_select(0, prompts), values.index_select(0, prompts)) for keys, values in self.prompts
@@ -108,7 +113,7 @@ class GroupCache:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the cache, in a fixed order."""
-        return [self.bias, self.position, *(x for pair in (*self.prompts, *self.own) for x in pair)]
+        return [self.bias, self.position, *(x for pair in (*self.prompts, *self.completions) for x in pair)]
 
 
 def prefilled(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a loaded model does with a video, asked of the model at load, with its own weights.
+"""What a loaded model does with a video, asked of the loaded model itself.
 
 Two synthetic prompts of unequal lengths, two random completions behind each. Every completion alone, unpadded, through
 the model as transformers runs it, is the truth; a layout must give the same log-probs for the padded batch of both. A
@@ -135,7 +135,7 @@ class Probe:
     Args:
         model: of transformers, in eval mode.
         processor: its processor.
-        family: where the model differs from others; it is told what was found out.
+        family: where the model differs from others; it is told what came out.
 
     Raises:
         ValueError: the model or its processor cannot take a video, or does not look at it.

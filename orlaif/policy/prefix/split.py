@@ -70,7 +70,7 @@ class _Block:
         prompt: tokens of the prompt.
         completions: tokens of all completions.
         size: G, T of the completions padded to the longest.
-        own: i64[G * T] into the completions' tokens, for completions of different lengths; padding repeats token 0.
+        source: i64[G * T] into the completions' tokens, for completions of different lengths; padding repeats token 0.
         valid: bool[G * T].
         back: i64[tokens], the place of each token in [G * T].
     """
@@ -79,7 +79,7 @@ class _Block:
     prompt: slice
     completions: slice
     size: tuple[int, int]
-    own: Tensor | None
+    source: Tensor | None
     valid: Tensor | None
     back: Tensor | None
 
@@ -92,13 +92,15 @@ def _blocks(rows: GroupRows) -> list[_Block]:
     for span in spans[:1] if alike else spans:
         lengths = torch.tensor(span.completions)
         longest = int(lengths.max())
-        own = valid = back = None
+        source = valid = back = None
         if int(lengths.min()) != longest:
             device = rows.source.device
             valid = torch.arange(longest) < lengths[:, None]
-            own = ((lengths.cumsum(0) - lengths)[:, None] + torch.arange(longest)).where(valid, torch.zeros(()).long())
+            source = ((lengths.cumsum(0) - lengths)[:, None] + torch.arange(longest)).where(
+                valid, torch.zeros(()).long()
+            )
             back = valid.flatten().nonzero().squeeze(-1).to(device)
-            own, valid = own.flatten().to(device), valid.flatten().to(device)
+            source, valid = source.flatten().to(device), valid.flatten().to(device)
         end = span.start + span.prompt
         blocks.append(
             _Block(
@@ -106,7 +108,7 @@ def _blocks(rows: GroupRows) -> list[_Block]:
                 prompt=slice(span.start, end),
                 completions=slice(end, span.start + span.length),
                 size=(len(lengths), longest),
-                own=own,
+                source=source,
                 valid=valid,
                 back=back,
             )
@@ -122,9 +124,9 @@ def _fold(x: Tensor, heads: int) -> Tensor:
 def _apart(block: _Block, x: Tensor, zero: bool = False) -> Tensor:
     """Completions' tokens [B, H, tokens, ...] to one row per completion [B * G, H, T, ...]."""
     g, t = block.size
-    if block.own is not None:
+    if block.source is not None:
         assert block.valid is not None
-        x = x.index_select(2, block.own)
+        x = x.index_select(2, block.source)
         if zero:
             x = x.masked_fill(~block.valid.view(-1, *(1,) * (x.ndim - 3)), 0.0)
     b, h, _, *rest = x.shape
@@ -162,8 +164,8 @@ class _Split(torch.autograd.Function):
             q = q[:, :, behind]
             out_1, lse_1, rest_1 = _flash(_fold(q, heads), prompt_k, prompt_v, False, scale)
             out_1, lse_1 = out_1.reshape(q.shape), lse_1.reshape(q.shape[:3])
-            own = [_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind])]
-            out_2, lse_2, rest_2 = _flash(own[0], own[1], own[2], True, scale)
+            apart = [_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind])]
+            out_2, lse_2, rest_2 = _flash(*apart, True, scale)
             out_2, lse_2 = _together(block, out_2), _together(block, lse_2)
             lse = torch.logaddexp(lse_1, lse_2)
             weight = torch.exp(lse_1 - lse).unsqueeze(-1)
@@ -203,11 +205,11 @@ class _Split(torch.autograd.Function):
                     rest_1,
                 )
                 g_pk, g_pv = g_pk + g_k1, g_pv + g_v1
-                own_q, own_k, own_v, own_out, own_lse = (
+                row_q, row_k, row_v, row_out, row_lse = (
                     _apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind], out, lse)
                 )
                 g_q2, g_k2, g_v2 = _flash_backward(
-                    _apart(block, g_out, zero=True), own_q, own_k, own_v, own_out, own_lse, True, scale, rest_2
+                    _apart(block, g_out, zero=True), row_q, row_k, row_v, row_out, row_lse, True, scale, rest_2
                 )
                 g_q[:, :, behind] = g_q1.reshape(q.shape) + _together(block, g_q2)
                 g_k[:, :, behind], g_v[:, :, behind] = _together(block, g_k2), _together(block, g_v2)

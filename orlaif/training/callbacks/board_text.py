@@ -93,7 +93,7 @@ def wrapped(text: str, width: float) -> list[str]:
     """Lines of a text that are no wider than ``width`` pixels; broken at blanks, and within words that are wider.
 
     Args:
-        text: anything; its own line breaks are kept.
+        text: anything; the line breaks in it are kept.
         width: pixels.
 
     Returns:

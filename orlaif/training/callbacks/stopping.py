@@ -37,9 +37,9 @@ class StopSignals(Callback):
         self._at_once = False
         self._trainer: Trainer | None = None
 
-    # Lightning sets handlers of its own behind setup, which are replaced here, and puts the old ones back at the end.
+    # Lightning sets handlers behind setup, which are replaced here, and puts the old ones back at the end.
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals; a lone process stops at once, since there is nothing to save yet."""
+        """Listen for signals: a lone process stops at once, several stop together at the first step."""
         self._listen(at_once=trainer.world_size == 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
