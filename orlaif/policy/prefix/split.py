@@ -164,8 +164,8 @@ class _Split(torch.autograd.Function):
             q = q[:, :, behind]
             out_1, lse_1, rest_1 = _flash(_fold(q, heads), prompt_k, prompt_v, False, scale)
             out_1, lse_1 = out_1.reshape(q.shape), lse_1.reshape(q.shape[:3])
-            apart = [_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind])]
-            out_2, lse_2, rest_2 = _flash(*apart, True, scale)
+            row_q, row_k, row_v = (_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind]))
+            out_2, lse_2, rest_2 = _flash(row_q, row_k, row_v, True, scale)
             out_2, lse_2 = _together(block, out_2), _together(block, lse_2)
             lse = torch.logaddexp(lse_1, lse_2)
             weight = torch.exp(lse_1 - lse).unsqueeze(-1)
