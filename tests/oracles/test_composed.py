@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import StableLmConfig, StableLmForCausalLM, StableLmForSequenceClassification
+from transformers import (
+    PreTrainedTokenizerBase,
+    StableLmConfig,
+    StableLmForCausalLM,
+    StableLmForSequenceClassification,
+)
 
 from orlaif.demo.tiny import tiny_tokenizer
 from orlaif.openai_client import ChatClient
@@ -224,20 +230,24 @@ def test_a_retry_that_helps_leaves_no_failure() -> None:
     assert ranking.failures == ()
 
 
+def reward_config(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> StableLmConfig:
+    """A tiny language model of the tokenizer's vocabulary; ``settings`` are further ones of StableLmConfig."""
+    return StableLmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+    )
+
+
 def test_a_reward_model_of_hugging_face(tmp_path: Path) -> None:
     """Rewards of a padded batch are those of each answer alone."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(["which", "red", "blue", "ball"])
-    config = StableLmConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = reward_config(tokenizer, num_hidden_layers=2, num_labels=1)
     model = StableLmForSequenceClassification(config)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -258,15 +268,7 @@ def test_a_reward_model_may_be_an_adapter(tmp_path: Path) -> None:
     """On a language model, with the head beside it, as TRL's reward trainer saves it."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(["which", "red", "blue", "ball"])
-    config = StableLmConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = reward_config(tokenizer, num_hidden_layers=1)
     StableLmForCausalLM(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     base = StableLmForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.demo.shapes import ShapesDataset, words
-from orlaif.demo.tiny import make_tiny_model
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.oracles import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.aggregate import bradley_terry
 from orlaif.oracles.local import letter_ids
@@ -21,6 +20,7 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
 from orlaif.types import CandidateGroup, VideoPrompt
 from tests.families import vision_tower
+from tests.oracles.lettered import make_lettered_model
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
@@ -28,10 +28,7 @@ LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 @pytest.fixture(scope="module")
 def judge_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Qwen3-VL whose tokenizer knows capital letters."""
-    folder = str(tmp_path_factory.mktemp("judge"))
-    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"]  # candidates stand in quotes
-    make_tiny_model(folder, known, hidden_size=32, num_layers=2, seed=3)
-    return folder
+    return make_lettered_model(str(tmp_path_factory.mktemp("judge")), seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.demo.shapes import ShapesDataset, words
-from orlaif.demo.tiny import make_tiny_model
+from orlaif.demo.shapes import ShapesDataset
 from orlaif.evaluation.grader import ChatGrader, comparison
 from orlaif.evaluation.open_ended import OpenEndedSuite
 from orlaif.evaluation.quoting import quoted, special_tokens, without_tokens
@@ -22,16 +21,14 @@ from orlaif.oracles.prompting import ballots
 from orlaif.policy import Policy
 from orlaif.types import CandidateGroup
 from tests.oracles.hostile import HOSTILE
+from tests.oracles.lettered import make_lettered_model
 from tests.oracles.server import ChatServer, candidates, shortest_first
 from tests.oracles.test_http import group
 
 
 @pytest.fixture(scope="module")
 def judge_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("judge"))
-    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"]
-    make_tiny_model(folder, known, hidden_size=32, num_layers=2, seed=3)
-    return folder
+    return make_lettered_model(str(tmp_path_factory.mktemp("judge")), seed=3)
 
 
 @pytest.fixture(scope="module")

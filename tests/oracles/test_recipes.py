@@ -14,12 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orlaif.cli.recipe import run
 from orlaif.data.preferences import PreferenceJsonl
-from orlaif.demo.shapes import words
-from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles.preference import Ranker
 from orlaif.policy import Policy
 from tests.cli.test_cli import small
 from tests.conftest import REPO
+from tests.oracles.lettered import make_lettered_model
 from tests.oracles.server import ChatServer, shortest_first
 
 RECIPES = sorted((REPO / "recipes" / "oracles").glob("*.yaml"))
@@ -30,10 +29,7 @@ CLIENT = f"{ORACLE}.client.init_args"
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A judge, and a policy that can be one: its tokenizer knows the letters."""
-    folder = str(tmp_path_factory.mktemp("letters"))
-    known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"]  # candidates stand in quotes
-    make_tiny_model(folder, known, hidden_size=32, num_layers=2, seed=1)
-    return folder
+    return make_lettered_model(str(tmp_path_factory.mktemp("letters")), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,7 @@ def expanded_step(model: Any, cache: Any, tokens: Tensor, positions: Tensor, att
         positions: i64[N, 1] or i64[3, N, 1].
         attention: [N, tokens so far, these included], 0 at padding.
     """
-    return model(
-        input_ids=tokens[:, None],
-        attention_mask=attention,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    return _step(model, cache, tokens, positions, attention)
 
 
 def shared_step(model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
@@ -67,6 +60,10 @@ def shared_step(model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor
         positions: i64[N, 1] or i64[3, N, 1].
         mask: bool[1, 1, 1, 1], which goes through transformers as it is, and is not read.
     """
+    return _step(model, cache, tokens, positions, mask, grouping=cache)
+
+
+def _step(model: Any, cache: Any, tokens: Tensor, positions: Tensor, mask: Tensor, **grouping: GroupCache) -> Tensor:
     return model(
         input_ids=tokens[:, None],
         attention_mask=mask,
@@ -74,5 +71,5 @@ def shared_step(model: Any, cache: GroupCache, tokens: Tensor, positions: Tensor
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        grouping=cache,
+        **grouping,
     ).logits[:, -1]
