@@ -209,7 +209,8 @@ class PolicyModule(ResumableModule):
             self._divide_gradients(normalizer)
 
     def _divide_gradients(self, normalizer: Tensor) -> None:
-        normalizer = self.trainer.strategy.reduce(normalizer, reduce_op="sum")
+        # Strategies sum in place, and the caller's is still this process's own.
+        normalizer = self.trainer.strategy.reduce(normalizer.clone(), reduce_op="sum")
         # Each loss was divided by the number of batches and averaged over processes; both are undone here.
         factor = float(self.trainer.accumulate_grad_batches * self.trainer.world_size / normalizer.clamp(min=1))
         for parameter in self.trained_parameters():
