@@ -37,6 +37,7 @@ from benchmarks.harness import about, installed, seconds, spread, timed_with_pea
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
 from orlaif.policy.prefix.attention import enable_grouping
+from orlaif.policy.prefix.choice import PrefixChoice
 from orlaif.rollout import SamplingParams, generate
 from orlaif.rollout.local import prefill
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
@@ -65,7 +66,8 @@ class TextPolicy(Policy):
     def __init__(self, model: Any, prefix: Any, attentions: tuple[str, ...]) -> None:
         super().__init__("text", dtype=str(model.dtype).removeprefix("torch."), prefix=prefix)
         self.model = model
-        self.attentions = attentions
+        is_shared = prefix == "shared"
+        self.choice = PrefixChoice(layout=prefix, attentions=attentions if is_shared else (), shares_cache=is_shared)
         self.decoded = SimpleNamespace(tokenizer=SimpleNamespace(batch_decode=self._texts, pad_token_id=0))
 
     @staticmethod
@@ -464,7 +466,9 @@ def measure_rollout(point: tuple[int, int, int], model: Any, device: str, repeat
         "shared": lambda: generate(shared, batch, g, sampling, generator.manual_seed(0)),
         "shared prefill, expanded decode": lambda: generate(expanded, batch, g, sampling, generator.manual_seed(0)),
         "duplicate (transformers)": lambda: duplicated(a),
-        "prefill, shared": torch.no_grad()(lambda: prefill(shared, batch, g, a)),
+        "prefill, shared": torch.no_grad()(
+            lambda: prefill(model, batch, shared.prompt_positions(batch), shared.family)
+        ),
         "prefill, duplicate": lambda: duplicated(1),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -215,7 +215,8 @@ def arguments_of(class_path: str) -> list[str]:
     for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
         if "__init__" not in vars(base) and base is not kind:
             continue
-        parameters = inspect.signature(base.__init__ if isinstance(kind, type) else base).parameters.values()
+        maker = base.__init__ if isinstance(kind, type) else base  # type: ignore[misc]
+        parameters = inspect.signature(maker).parameters.values()
         names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

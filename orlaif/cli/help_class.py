@@ -68,7 +68,8 @@ def arguments(kind: Any) -> Iterator[Argument]:
         if isinstance(kind, type) and base is not kind and "__init__" not in vars(base):
             continue
         try:
-            parameters = inspect.signature(base.__init__ if isinstance(kind, type) else base).parameters.values()
+            maker = base.__init__ if isinstance(kind, type) else base  # type: ignore[misc]
+            parameters = inspect.signature(maker).parameters.values()
         except ValueError:  # built in, without a signature
             return
         docs = documented(base)

@@ -134,7 +134,8 @@ def write_policy(policy: Policy, folder: str, merge: bool) -> None:
         return
     options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False) if weights else ():
+    for name, parameter in model.named_parameters(remove_duplicate=False) if weights is not None else ():
+        assert weights is not None
         if name in weights and (same := first.setdefault(id(parameter), name)) in weights:
             weights[name] = weights[same]  # tied weights are one tensor, which is written once
     if policy.lora is None:

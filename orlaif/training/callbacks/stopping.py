@@ -74,8 +74,9 @@ class StopSignals(Callback):
             raise KeyboardInterrupt
         is_first, self._received = self._received is None, number
         trainer = self._trainer
-        alone = trainer is not None and trainer.world_size == 1 and trainer.training
-        if is_first and alone and getattr(trainer.lightning_module, "is_interruptible", False):  # type: ignore[union-attr]
+        if not is_first or trainer is None or trainer.world_size > 1 or not trainer.training:
+            return
+        if getattr(trainer.lightning_module, "is_interruptible", False):
             self._heed(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
