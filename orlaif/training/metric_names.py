@@ -13,6 +13,7 @@ METRICS = {
     "train/clip_ratio/low_mean": "share of answer tokens whose ratio was clipped from below",
     "train/clip_ratio/high_mean": "share of answer tokens whose ratio was clipped from above",
     "train/clip_ratio/region_mean": "share of answer tokens whose ratio was clipped",
+    "train/clip_ratio/runaway_mean": "share of answer tokens whose log-ratio was held at ``max_log_ratio``",
     "train/grad_norm": "norm of all gradients of a step before clipping",
     "train/num_tokens": "tokens of prompts and answers so far, all processes together",
     "train/completions/mean_length": "mean tokens of an answer",
