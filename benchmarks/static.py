@@ -4,7 +4,7 @@ For each kernel, dtype, vocabulary and architecture: registers, spills, shared m
 width of global accesses, and how often a row is read and written; beside them Liger's kernels, compiled the same way.
 From bytes and FLOPs, as a stated model, a PREDICTION of milliseconds on an H100 (nothing here is measured).
 
-    .venv/bin/python -m benchmarks.static [--quick] [--output benchmarks/results/static.json]
+    .venv/bin/python -m benchmarks.static [--quick | --dtypes .. --vocabularies ..] [--output ..]
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from orlaif_kernels import row_kernel as kernels
 from orlaif_kernels.rows import programs, row_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from benchmarks.harness import about
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -214,56 +216,84 @@ def liger_kernels(dtype: str, vocabulary: int, arch: str) -> list[dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------- prediction
 
-#: The model: bandwidth and FLOP/s that copies and GEMMs of these sizes reach on an H100 SXM (shared/REFERENCE.md).
-BANDWIDTH, FLOPS, LAUNCH_S = 3.0e12, 798e12, 4e-6
+#: The model: bandwidth and FLOP/s that copies and GEMMs of these sizes reach on an H100 SXM, and tokens of a chunk.
+BANDWIDTH, FLOPS, LAUNCH_S, CHUNK = 3.0e12, 798e12, 4e-6, 2048
+
+
+def held_by_l2(vocabulary: int, itemsize: int = 2, arch: str = "sm_90") -> bool:
+    """Whether all rows that are worked on at a time fit in L2, so that the second sweep reads no memory."""
+    l2, multiprocessors = MACHINES[arch][4:]
+    launch, row = row_launch(vocabulary, itemsize), vocabulary * itemsize
+    at_once = programs(10**9, row, launch["num_warps"] * 32, multiprocessors, l2 * 10**6)
+    return at_once * row <= l2 * 10**6
 
 
 def predict(tokens: int, hidden: int, vocabulary: int) -> dict[str, Any]:
-    """PREDICTED milliseconds on an H100 in bf16, forward and backward; bytes / bandwidth + FLOPs / throughput."""
-    row = 2 * vocabulary * tokens / BANDWIDTH
-    gemms = 6 * tokens * hidden * vocabulary / FLOPS
-    chunks = -(-tokens // 2048)
-    accumulate = (chunks - 1) * 2 * 4 * vocabulary * hidden / BANDWIDTH
-    fused = gemms + 2 * row + accumulate
+    """PREDICTED milliseconds on an H100 in bf16, forward and backward: bytes / bandwidth + FLOPs / throughput, one
+    after the other, as if nothing overlapped. A *floor* is what no way of doing it goes below: least bytes, GEMMs.
+
+    Beside GEMMs and row passes a fused head moves, of the head's gradient in float32, the first chunk's write, a read
+    and a write for each further chunk, and the narrowing (a read, and a write of 2 bytes); of the hidden states the
+    gather, the zero fill of their gradient, the scatter into it, and its product with the incoming gradient.
+    """
+    in_l2 = held_by_l2(vocabulary)
+    row = 2 * vocabulary * tokens / BANDWIDTH  # one read, or one write, of all logits
+    in_place = (2 if in_l2 else 3) * row
+    gemm = 2 * tokens * hidden * vocabulary / FLOPS
+    chunks = -(-tokens // CHUNK)
+    head = vocabulary * hidden * (4 + 8 * (chunks - 1) + 6) / BANDWIDTH
+    states = tokens * hidden * 2 * (2 + 1 + 2 + 2) / BANDWIDTH
+    milliseconds = {
+        "floor_ms": {
+            "from logits: one read, one write": 2 * row,
+            "through a head: three GEMMs": 3 * gemm,
+            "through a frozen head: two GEMMs": 2 * gemm,
+        },
+        "predicted_ms": {
+            "from logits, in place": in_place + 4 * LAUNCH_S,
+            "from logits, out of place": 3 * row + 4 * LAUNCH_S,
+            "fused head": 3 * gemm + in_place + head + states,
+            "fused head, frozen": 2 * gemm + in_place + states,
+        },
+        "of_these_ms": {"row passes": in_place, "the head's gradient in float32": head, "hidden states": states},
+    }
     return {
         "tokens": tokens,
         "hidden": hidden,
         "vocabulary": vocabulary,
-        "predicted_ms": {
-            "logits, in place (1 read, 1 write)": round(1e3 * (2 * row + 4 * LAUNCH_S), 3),
-            "logits, out of place (2 reads, 1 write)": round(1e3 * (3 * row + 4 * LAUNCH_S), 3),
-            "three bare GEMMs": round(1e3 * gemms, 2),
-            "fused head, accumulation not overlapped": round(1e3 * fused, 2),
-            "fused head, frozen": round(1e3 * (gemms * 2 / 3 + 2 * row), 2),
-        },
+        "second_read_from_l2": in_l2,
+        **{kind: {k: round(1e3 * x, 3) for k, x in named.items()} for kind, named in milliseconds.items()},
         "predicted_gb_above_inputs_and_outputs": round(
-            (min(tokens, 2048) * vocabulary * 2 + vocabulary * hidden * 2) / 1e9, 2
+            (min(tokens, CHUNK) * vocabulary * 2 + vocabulary * hidden * 2) / 1e9, 2
         ),
-        "predicted_gb_frozen_head": round(min(tokens, 2048) * vocabulary * 2 / 1e9, 2),
+        "predicted_gb_frozen_head": round(min(tokens, CHUNK) * vocabulary * 2 / 1e9, 2),
     }
 
 
-def report(quick: bool) -> dict[str, Any]:
-    """All records; ``quick`` takes two vocabularies and leaves fp16 out, which compiles like bf16."""
-    vocabularies = (32003, 152064) if quick else VOCABULARIES
-    dtypes = ("bf16", "fp32") if quick else tuple(DTYPES)
-    targets = tuple(TARGETS)
-    records = []
-    for arch in targets:
-        records += small_kernels(arch)
-        for dtype in dtypes:
-            for vocabulary in vocabularies:
-                records += [row_kernel(variant, dtype, vocabulary, arch) for variant in VARIANTS]
+def jobs(quick: bool, dtypes: list[str], vocabularies: list[int]) -> list[tuple[str, str, str, int]]:
+    """Variant, architecture, dtype and vocabulary of each row kernel; ``quick``: all variants for one architecture, and
+    for the others the two that are largest."""
+    if not quick:
+        return [(x, arch, d, v) for arch in TARGETS for d in dtypes for v in vocabularies for x in VARIANTS]
+    sizes = [("bf16", 152064), ("bf16", 32003), ("fp32", 152064)]
+    largest = [(x, arch, *sizes[0]) for arch in TARGETS if arch != "sm_90" for x in VARIANTS if "loss and" in x]
+    return largest + [(x, "sm_90", *size) for size in sizes for x in VARIANTS]
+
+
+def report(quick: bool, dtypes: list[str], vocabularies: list[int]) -> dict[str, Any]:
+    """All records."""
+    records = [r for arch in (["sm_90"] if quick else TARGETS) for r in small_kernels(arch)]
+    records += [row_kernel(variant, d, v, arch) for variant, arch, d, v in jobs(quick, dtypes, vocabularies)]
     try:
-        for dtype in dtypes:
+        for dtype in [] if quick else dtypes:
             records += [r for v in vocabularies for r in liger_kernels(dtype, v, "sm_90")]
     except ImportError:
         print("liger-kernel is not installed: its figures are left out")
-    shapes = [(n, h, v) for h, v in ((3584, 152064), (2048, 151936)) for n in (2048, 8192, 32768)] + [
-        (8192, 4096, 128256)
-    ]
+    shapes = [(n, h, v) for h, v in ((3584, 152064), (2048, 151936)) for n in (2048, 8192, 32768)]
+    shapes += [(8192, 4096, 128256), (8192, 3840, 262144)]
     return {
         "what": "compiled ahead of time and read from the binaries; milliseconds are PREDICTIONS of a stated model",
+        "commit": about(False)["commit"],
         "versions": {"triton": triton.__version__, "liger-kernel": _version("liger-kernel")},
         "kernels": records,
         "predictions_h100": [predict(*shape) for shape in shapes],
@@ -280,11 +310,13 @@ def _version(package: str) -> str | None:
 def main() -> None:
     """Write the JSON, and print what stands out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a sample, in half a minute")
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=list(VOCABULARIES))
     parser.add_argument("--output", default="outputs/static.json")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    figures = report(arguments.quick)
+    figures = report(arguments.quick, arguments.dtypes, arguments.vocabularies)
     os.makedirs(os.path.dirname(arguments.output) or ".", exist_ok=True)
     with open(arguments.output, "w", encoding="utf-8") as file:
         lines = {key: [json.dumps(item) for item in figures.pop(key)] for key in ("kernels", "predictions_h100")}
@@ -305,7 +337,7 @@ def main() -> None:
             )
     print("\nPREDICTED, not measured: milliseconds on an H100, bf16, forward and backward")
     for p in figures["predictions_h100"]:
-        print(f"N={p['tokens']} H={p['hidden']} V={p['vocabulary']}: {p['predicted_ms']}")
+        print(f"N={p['tokens']} H={p['hidden']} V={p['vocabulary']}: {p['predicted_ms']}; floors {p['floor_ms']}")
 
 
 if __name__ == "__main__":

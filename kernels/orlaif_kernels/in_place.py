@@ -16,7 +16,7 @@ from torch import Tensor
 from orlaif_kernels.arguments import LossSettings
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.objective import GRPORank, Objective
-from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, on_device_of, triton_pass
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows, on_device_of
 
 
 class InPlace(torch.autograd.Function):
@@ -31,28 +31,26 @@ class InPlace(torch.autograd.Function):
         fused = isinstance(objective, GRPORank) and objective.fusible and logits.dtype != torch.float16
         slots = TERM_SLOTS if fused else STATE_SLOTS
         state = torch.empty(slots, ids.numel(), dtype=torch.float32, device=logits.device)
-        rows: dict[str, Any] = {"num_rows": ids.numel(), "rows_per_completion": logits.shape[1]}
-        ctx.again = None
+        rows, stride, ctx.again = Rows(ids, mask, settings, "triton", state), logits.shape[1], None
         if fused:
-            more: dict[str, Any] = {"statistics": True, "term": batch, "normalizer": batch.normalizer, "out": logits}
-            triton_pass(logits, ids, mask, state, settings, **rows, **more)
+            out: dict[str, Any] = {"term": batch, "normalizer": batch.normalizer, "out": logits}
+            rows.launch(logits, rows_per_completion=stride, statistics=True, **out)
             logits[:, ids.shape[1] :].zero_()
-            total, found = batch.of_state(state)
+            total, more = batch.of_state(state)
         else:
-            triton_pass(logits, ids, mask, state, settings, statistics=True, **rows)
+            rows.launch(logits, rows_per_completion=stride, statistics=True)
             statistics = (state[slot].view(ids.shape) for slot in (LOGP, ENTROPY))
-            total, found, c, h = batch.derivatives(objective, *statistics)
-            ctx.again = (c.flatten() / batch.normalizer, h.flatten() / batch.normalizer, rows, state, settings)
-        sums |= found
+            total, more, c, h = batch.derivatives(objective, *statistics)
+            ctx.again = (rows, c.flatten() / batch.normalizer, h.flatten() / batch.normalizer)
+        sums |= more
         ctx.mark_dirty(logits)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits)
-        ctx.batch, ctx.spent = batch, False
+        ctx.spent = False
         return total / batch.normalizer, logits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradient, once."""
         """The gradient, once."""
         if grad_logits is not None:
             raise RuntimeError(
@@ -71,14 +69,14 @@ class InPlace(torch.autograd.Function):
             return (None,) * 5
         ctx.spent = True
         (logits,) = ctx.saved_tensors
-        dlogits, batch = logits.detach(), ctx.batch
+        dlogits = logits.detach()
         if ctx.again is None:
             scale_in_place(dlogits, grad)
         else:
-            c, h, rows, state, settings = ctx.again
-            gradients = (c * grad, h * grad)
-            triton_pass(dlogits, batch.token_ids, batch.mask, state, settings, gradients=gradients, out=dlogits, **rows)
-            dlogits[:, batch.token_ids.shape[1] :].zero_()
+            rows, c, h = ctx.again
+            stride = dlogits.shape[1]
+            rows.launch(dlogits, rows_per_completion=stride, gradients=(c * grad, h * grad), out=dlogits)
+            dlogits[:, rows.mask.shape[1] :].zero_()
         return dlogits, None, None, None, None
 
 

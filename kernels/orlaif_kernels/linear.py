@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +30,7 @@ from torch.distributed.tensor import DTensor, Partial
 from orlaif_kernels.arguments import LossSettings, choose
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.objective import GRPORank, Objective
-from orlaif_kernels.rows import (
-    ENTROPY,
-    LOGP,
-    STATE_SLOTS,
-    TERM_SLOTS,
-    torch_gradient,
-    torch_statistics,
-    triton_pass,
-)
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows
 from orlaif_kernels.statistics import wide
 
 #: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to about this many numbers.
@@ -228,22 +219,25 @@ def narrow(first: Tensor, second: Tensor, scale: Tensor, dtype: torch.dtype) -> 
     return out[:done].view(-1, first.shape[1])
 
 
+def rows_of(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings, slots: int = STATE_SLOTS) -> Rows:
+    """Of all tokens, their state 0."""
+    state = torch.zeros(slots, token_ids.numel(), dtype=wide(head.hidden), device=mask.device)
+    return Rows(token_ids, mask, settings, head.implementation, state)
+
+
 def statistics(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> Tensor:
     """State [4, N * T] of all tokens, 0 where masked."""
-    state = torch.zeros(STATE_SLOTS, token_ids.numel(), dtype=wide(head.hidden), device=mask.device)
+    rows = rows_of(head, token_ids, mask, settings)
     for at, _, logits, _ in head.chunks(mask):
-        _statistics(head, at, logits, token_ids, mask, state, settings)
-    return state
+        rows.statistics(logits, at)
+    return rows.state
 
 
-def statistics_backward(
-    head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings, state: Tensor, grad: Tensor, wanted: list[bool]
-) -> Gradients:
+def statistics_backward(head: Head, rows: Rows, grad: Tensor, wanted: list[bool]) -> Gradients:
     """What dl/dlogp and dl/dH, slots of ``grad`` [4, N * T], make of hidden states, head and bias."""
-    gradients = Gradients(head, wanted)
-    c, h = grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
-    for at, hidden, logits, out in head.chunks(mask):
-        _gradient(head, at, logits, token_ids, mask, state, settings, c, h, out)
+    gradients, c, h = Gradients(head, wanted), grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
+    for at, hidden, logits, out in head.chunks(rows.mask):
+        rows.gradient(logits, at, c, h, out)
         gradients.add(at, hidden, out)
     return gradients
 
@@ -252,55 +246,26 @@ def losses(
     head: Head, batch: Batch, objective: Objective, settings: LossSettings, wanted: list[bool]
 ) -> tuple[Tensor, dict[str, Tensor], Gradients]:
     """The undivided loss, sums of metrics and gradients of a token-level objective, in one pass over the chunks."""
-    ids, mask, gradients = batch.token_ids, batch.mask, Gradients(head, wanted)
+    gradients = Gradients(head, wanted)
     fused = head.implementation == "triton" and isinstance(objective, GRPORank) and objective.fusible
-    dtype = wide(head.hidden)
-    state = torch.zeros(TERM_SLOTS if fused else STATE_SLOTS, ids.numel(), dtype=dtype, device=mask.device)
-    c, h = state.new_zeros(2, 0 if fused else ids.numel())
+    rows = rows_of(head, batch.token_ids, batch.mask, settings, TERM_SLOTS if fused else STATE_SLOTS)
+    state = rows.state
+    c, h = state.new_zeros(2, 0 if fused else state.shape[1])
     total, sums = state.new_zeros(()), dict[str, Tensor]()
-    for at, hidden, logits, out in head.chunks(mask):
+    for at, hidden, logits, out in head.chunks(batch.mask):
         if fused:
-            rows: dict[str, Any] = {"num_rows": at.numel(), "index": at, "out": out if gradients.wanted else None}
-            triton_pass(logits, ids, mask, state, settings, statistics=True, term=batch, **rows)
+            rows.launch(logits, index=at, statistics=True, term=batch, out=out if gradients.wanted else None)
         else:
-            _statistics(head, at, logits, ids, mask, state, settings)
+            rows.statistics(logits, at)
             loss, more, c[at], h[at] = batch.derivatives(objective, state[LOGP, at], state[ENTROPY, at], at)
             total, sums = total + loss, {name: value + sums.get(name, 0.0) for name, value in more.items()}
             if gradients.wanted:
-                _gradient(head, at, logits, ids, mask, state, settings, c, h, out)
+                rows.gradient(logits, at, c, h, out)
         if gradients.wanted:
             gradients.add(at, hidden, out)
     if fused:
         total, sums = batch.of_state(state)
     elif not sums:  # no token counts: the names of the metrics all the same
-        none = torch.empty(0, dtype=torch.long, device=mask.device)
+        none = torch.empty(0, dtype=torch.long, device=batch.mask.device)
         sums = batch.derivatives(objective, state[LOGP, none], state[ENTROPY, none], none)[1]
     return total, sums, gradients
-
-
-def _statistics(
-    head: Head, at: Tensor, logits: Tensor, ids: Tensor, mask: Tensor, state: Tensor, settings: LossSettings
-) -> None:
-    if head.implementation == "triton":
-        triton_pass(logits, ids, mask, state, settings, num_rows=at.numel(), index=at, statistics=True)
-    else:
-        state[:, at] = torch_statistics(logits, ids.flatten()[at].long(), settings, state.dtype)
-
-
-def _gradient(
-    head: Head,
-    at: Tensor,
-    logits: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    state: Tensor,
-    settings: LossSettings,
-    c: Tensor,
-    h: Tensor,
-    out: Tensor,
-) -> None:
-    if head.implementation == "triton":
-        how: dict[str, Any] = {"num_rows": at.numel(), "index": at, "gradients": (c, h), "out": out}
-        triton_pass(logits, ids, mask, state, settings, **how)
-    else:
-        torch_gradient(logits, ids.flatten()[at].long(), state[:, at], c[at], h[at], settings, out)

@@ -17,7 +17,7 @@ from orlaif_kernels import linear
 from orlaif_kernels.arguments import LossSettings, check_ids, check_tokens, unpack
 from orlaif_kernels.keywords import HeadArguments
 from orlaif_kernels.linear import Head, narrow
-from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, Rows
 from orlaif_kernels.statistics import TokenStatistics, wide
 
 
@@ -116,8 +116,8 @@ def _backward(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = Head(hidden, weight, bias, how)
-    made = linear.statistics_backward(head, token_ids, mask, unpack(packed), state, grad, wanted)
-    d_hidden, first, second, d_bias = made.done()
+    rows = Rows(token_ids, mask, unpack(packed), head.implementation, state)
+    d_hidden, first, second, d_bias = linear.statistics_backward(head, rows, grad, wanted).done()
     if wanted[1] and weight.dtype.itemsize == 2:
         first = narrow(first, second, torch.ones((), dtype=first.dtype, device=first.device), weight.dtype)
     return d_hidden, first, d_bias.to(weight.dtype)
@@ -125,11 +125,9 @@ def _backward(
 
 @_backward.register_fake
 def _(grad: Tensor, state: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    vocabulary, width = weight.shape
-    sizes = (tuple(hidden.shape), (vocabulary, width), (vocabulary,))
-    empty = ((0,), (0, width), (0,))
-    d_hidden, d_weight, d_bias = (s if want else e for s, e, want in zip(sizes, empty, rest[-1], strict=True))
-    return hidden.new_empty(d_hidden), weight.new_empty(d_weight), weight.new_empty(d_bias)
+    sizes = (hidden.shape, weight.shape, weight.shape[:1])
+    empty = ((0,), (0, weight.shape[1]), (0,))
+    return tuple(hidden.new_empty(s if want else e) for s, e, want in zip(sizes, empty, rest[-1], strict=True))  # type: ignore[return-value]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

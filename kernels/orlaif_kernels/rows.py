@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,84 +52,110 @@ def programs(num_rows: int, row_bytes: int, threads: int, multiprocessors: int, 
     return min(num_rows, multiprocessors * max(1, min(2048 // threads, by_cache)))
 
 
-def triton_pass(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    state: Tensor,
-    settings: LossSettings,
-    *,
-    num_rows: int,
-    rows_per_completion: int | None = None,
-    index: Tensor | None = None,
-    statistics: bool = False,
-    term: Batch | None = None,
-    gradients: tuple[Tensor, Tensor] | None = None,
-    normalizer: Tensor | None = None,
-    out: Tensor | None = None,
-) -> None:
-    """A pass of the Triton kernel over ``num_rows`` rows.
+@dataclass(frozen=True)
+class Rows:
+    """The tokens whose rows of logits are read, and what is kept of each.
 
     Args:
-        logits: rows of V, for every token, or for the tokens ``index`` i64[M].
         token_ids: [N, T].
         mask: bool[N, T].
-        state: f32[4, N * T] (10 slots with ``term``).
-        settings: of the scale, and of the loss with ``term``.
-        num_rows: M.
-        rows_per_completion: rows from one completion's first to the next's; T by default.
-        index: the token of each row.
-        statistics: make them; else they are read.
-        term: the tokens' constants, for a GRPO_rank loss.
-        gradients: dl/dlogp and dl/dH, f32[N * T], of any other loss.
-        normalizer: f32[], divides the gradient.
-        out: takes the gradient; it may be ``logits``.
+        settings: of the scale, and of the loss with a ``term``.
+        implementation: ``torch`` or ``triton``.
+        state: f32[4, N * T] (f64 for f64 logits; 10 slots with a ``term``), written by a pass that makes statistics,
+            read by one that makes gradients.
     """
-    from orlaif_kernels import row_kernel as k
-    from orlaif_kernels.token_kernel import KL_ESTIMATORS
 
-    n, t = token_ids.shape
-    v = logits.shape[-1]
-    launch = row_launch(v, logits.element_size(), settings.cap is not None)
-    count = min(num_rows, 3)  # in the interpreter
-    if logits.is_cuda:
-        gpu = torch.cuda.get_device_properties(logits.device)
-        threads = launch["num_warps"] * (64 if torch.version.hip else 32)
-        count = programs(
-            num_rows, v * logits.element_size(), threads, gpu.multi_processor_count, gpu.L2_cache_size or 2**25
-        )
-    (high,) = struct.unpack("f", struct.pack("f", settings.factor))  # the nearest float32, and the rest
-    with on_device_of(logits):
-        k.row_kernel[(count,)](
-            logits,
-            out,
-            token_ids,
-            mask.view(torch.uint8),
-            index,
-            state,
-            *(gradients or (None, None)),
-            *((None,) * 4 if term is None else (term.advantages, term.weights, term.old_logps, term.ref_logps)),
-            normalizer,
-            num_rows,
-            t,
-            n * t,
-            t if rows_per_completion is None else rows_per_completion,
-            math.log2(math.e) * settings.factor,
-            high,
-            settings.factor - high,
-            settings.cap,
-            *settings.bounds,
-            1.0 + settings.clip_high,
-            settings.most,
-            settings.kl_coef,
-            settings.entropy_coef,
-            V=v,
-            STATISTICS=statistics,
-            TERM=term is not None,
-            GRADIENT=out is not None,
-            KL_ESTIMATOR=KL_ESTIMATORS[settings.kl_estimator],
-            **launch,
-        )
+    token_ids: Tensor
+    mask: Tensor
+    settings: LossSettings
+    implementation: str
+    state: Tensor
+
+    def statistics(self, logits: Tensor, at: Tensor) -> None:
+        """Of rows [M, V] of the tokens ``at`` i64[M]."""
+        if self.implementation == "triton":
+            self.launch(logits, index=at, statistics=True)
+        else:
+            ids = self.token_ids.flatten()[at].long()
+            self.state[:, at] = torch_statistics(logits, ids, self.settings, self.state.dtype)
+
+    def gradient(self, logits: Tensor, at: Tensor, c: Tensor, h: Tensor, out: Tensor) -> None:
+        """Into ``out`` (it may be ``logits``), from dl/dlogp ``c`` and dl/dH ``h``, [N * T]."""
+        if self.implementation == "triton":
+            self.launch(logits, index=at, gradients=(c, h), out=out)
+        else:
+            ids = self.token_ids.flatten()[at].long()
+            torch_gradient(logits, ids, self.state[:, at], c[at], h[at], self.settings, out)
+
+    def launch(
+        self,
+        logits: Tensor,
+        *,
+        index: Tensor | None = None,
+        rows_per_completion: int | None = None,
+        statistics: bool = False,
+        term: Batch | None = None,
+        gradients: tuple[Tensor, Tensor] | None = None,
+        normalizer: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:
+        """A pass of the Triton kernel.
+
+        Args:
+            logits: rows of V, for every token, or for the tokens ``index``.
+            index: i64[M], the token of each row.
+            rows_per_completion: rows from one completion's first to the next's; T by default.
+            statistics: make them; else they are read.
+            term: the tokens' constants, for a GRPO_rank loss.
+            gradients: dl/dlogp and dl/dH, f32[N * T], of any other loss.
+            normalizer: f32[], divides the gradient.
+            out: takes the gradient; it may be ``logits``.
+        """
+        from orlaif_kernels import row_kernel as k
+        from orlaif_kernels.token_kernel import KL_ESTIMATORS
+
+        settings, (n, t), v = self.settings, self.token_ids.shape, logits.shape[-1]
+        num_rows = n * t if index is None else index.numel()
+        launch = row_launch(v, logits.element_size(), settings.cap is not None)
+        count = min(num_rows, 3)  # in the interpreter
+        if logits.is_cuda:
+            gpu = torch.cuda.get_device_properties(logits.device)
+            threads = launch["num_warps"] * (64 if torch.version.hip else 32)
+            count = programs(
+                num_rows, v * logits.element_size(), threads, gpu.multi_processor_count, gpu.L2_cache_size or 2**25
+            )
+        (high,) = struct.unpack("f", struct.pack("f", settings.factor))  # the nearest float32, and the rest
+        with on_device_of(logits):
+            k.row_kernel[(count,)](
+                logits,
+                out,
+                self.token_ids,
+                self.mask.view(torch.uint8),
+                index,
+                self.state,
+                *(gradients or (None, None)),
+                *((None,) * 4 if term is None else (term.advantages, term.weights, term.old_logps, term.ref_logps)),
+                normalizer,
+                num_rows,
+                t,
+                n * t,
+                t if rows_per_completion is None else rows_per_completion,
+                math.log2(math.e) * settings.factor,
+                high,
+                settings.factor - high,
+                settings.cap,
+                *settings.bounds,
+                1.0 + settings.clip_high,
+                settings.most,
+                settings.kl_coef,
+                settings.entropy_coef,
+                V=v,
+                STATISTICS=statistics,
+                TERM=term is not None,
+                GRADIENT=out is not None,
+                KL_ESTIMATOR=KL_ESTIMATORS[settings.kl_estimator],
+                **launch,
+            )
 
 
 def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> tuple[Tensor, Tensor | None]:

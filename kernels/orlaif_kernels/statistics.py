@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orlaif_kernels import reference
 from orlaif_kernels.arguments import LossSettings, check_ids, check_tokens, choose, unpack
-from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, torch_gradient, torch_statistics, triton_pass
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, Rows
 
 #: What a chunk of the PyTorch implementation holds, in numbers.
 CHUNK_NUMBERS = 2**22
@@ -106,18 +106,31 @@ def _chunks(mask: Tensor, vocabulary: int) -> Any:
         yield some, (some // mask.shape[1], some % mask.shape[1])
 
 
+def transient_bytes(logits: Tensor, implementation: str) -> int:
+    """What either operator below holds at its height beside its arguments and results, in bytes.
+
+    With ``torch``, for the rows of a chunk: a copy, that in float32 if it is narrower, distances to the largest logit
+    and exponentials in float32 (or wider), and a flag each. (A soft cap, which needs more, is not counted.)
+    """
+    if implementation == "triton":
+        return 0
+    narrow, size = logits.element_size(), wide(logits).itemsize
+    chunk = min(logits.numel(), max(CHUNK_NUMBERS, logits.shape[-1]))
+    return chunk * (narrow + (size if narrow < size else 0) + 2 * size + 1)
+
+
 @torch.library.custom_op("orlaif_kernels::token_statistics", mutates_args=())
 def _forward(logits: Tensor, token_ids: Tensor, mask: Tensor, packed: str, implementation: str) -> Tensor:
-    settings = unpack(packed)
-    make = torch.empty if implementation == "triton" else torch.zeros
+    full = implementation == "triton" and token_ids.numel() > 0
+    make = torch.empty if full else torch.zeros
     state = make(STATE_SLOTS, token_ids.numel(), dtype=wide(logits), device=logits.device)
-    if implementation == "triton" and token_ids.numel():
+    rows = Rows(token_ids, mask, unpack(packed), implementation, state)
+    if full:
         logits, stride = rows_of(logits)
-        rows: dict[str, Any] = {"num_rows": token_ids.numel(), "rows_per_completion": stride}
-        triton_pass(logits, token_ids, mask, state, settings, statistics=True, **rows)
+        rows.launch(logits, rows_per_completion=stride, statistics=True)
         return state
     for at, place in _chunks(mask, logits.shape[-1]):
-        state[:, at] = torch_statistics(logits[place], token_ids[place].long(), settings, state.dtype)
+        rows.statistics(logits[place], at)
     return state
 
 
@@ -130,20 +143,19 @@ def _(logits: Tensor, token_ids: Tensor, *_: Any) -> Tensor:
 def _backward(
     grad: Tensor, state: Tensor, logits: Tensor, token_ids: Tensor, mask: Tensor, packed: str, implementation: str
 ) -> Tensor:
-    settings = unpack(packed)
+    rows = Rows(token_ids, mask, unpack(packed), implementation, state)
+    gradients = grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
     if implementation == "triton" and token_ids.numel():
         logits, stride = rows_of(logits)
         # The layout of the logits, so that one address serves both; a view such as logits[:, :-1] has gaps.
         dlogits = torch.empty_strided(logits.shape, logits.stride(), dtype=logits.dtype, device=logits.device)
-        gradients = (grad[LOGP].contiguous(), grad[ENTROPY].contiguous())
-        rows: dict[str, Any] = {"num_rows": token_ids.numel(), "rows_per_completion": stride}
-        triton_pass(logits, token_ids, mask, state, settings, gradients=gradients, out=dlogits, **rows)
+        rows.launch(logits, rows_per_completion=stride, gradients=gradients, out=dlogits)
         return dlogits
     dlogits = torch.zeros_like(logits)
     for at, place in _chunks(mask, logits.shape[-1]):
-        rows_ = logits[place]  # a copy
-        torch_gradient(rows_, token_ids[place].long(), state[:, at], grad[LOGP, at], grad[ENTROPY, at], settings, rows_)
-        dlogits[place] = rows_
+        some = logits[place]  # a copy
+        rows.gradient(some, at, *gradients, out=some)
+        dlogits[place] = some
     return dlogits
 
 

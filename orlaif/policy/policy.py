@@ -16,8 +16,7 @@ import contextlib
 from typing import Any, get_args
 
 import torch
-from orlaif_kernels import linear_logps
-from orlaif_kernels.reference import token_logps
+from orlaif_kernels import linear_logps, token_statistics
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -445,7 +444,7 @@ class Policy(nn.Module):
             temperature: divides the logits, as in sampling.
             fused_head: never hold all logits at once, by the arithmetic of the loss with a fused head; without
                 gradient.
-            implementation: of the fused head: ``auto``, ``torch`` or ``triton``.
+            implementation: ``auto``, ``torch`` or ``triton``.
 
         Returns:
             f32[P, G, T], 0 where masked; with gradient unless ``reference`` or ``fused_head``.
@@ -460,7 +459,9 @@ class Policy(nn.Module):
             )
         else:
             logits = self.completion_logits(batch, completions, reference)
-            logps = token_logps(logits, ids, mask=mask, temperature=temperature)
+            logps = token_statistics(
+                logits, ids, mask=mask, temperature=temperature, implementation=implementation
+            ).logps
         return logps.view(completions.ids.shape)
 
     def export(self, folder: str, merge: bool = False) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._library.custom_ops import OPDEFS
 
 from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.live_bytes import LiveBytes
@@ -45,8 +46,18 @@ def completions(policy: Policy) -> Completions:
     return Completions(ids=ids, mask=torch.ones(P, G, T, dtype=torch.bool), texts=texts)
 
 
+class EveryByte(LiveBytes):
+    """Sees inside the operators of the loss, operation by operation, where the plan goes by what they say."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "orlaif_kernels":
+            with self:
+                return OPDEFS[func.name()]._init_fn(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def counted(known: list[Any], work: Any) -> int:
-    with LiveBytes([t for t in known if isinstance(t, torch.Tensor)]) as live:
+    with EveryByte([t for t in known if isinstance(t, torch.Tensor)]) as live:
         work()
     return live.peak
 
@@ -106,7 +117,7 @@ def setup_for(policy: Policy) -> Setup:
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, checkpointing: bool, dtype: str) -> None:
-    """Within 20 %, phase by phase: the loss makes few copies of the logits now, and the plan counts them coarsely."""
+    """Within 10 %, phase by phase."""
     settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": checkpointing}
     policy = Policy(folder, prefix="shared", prefix_attention="split", **settings)
     estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
@@ -117,4 +128,4 @@ def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, checkpointing
         planned = sum(plan.phases[phase].values())
         print(f"{phase}: planned {planned / 1e6:.1f} MB, real {peak / 1e6:.1f} MB, {planned / peak - 1:+.1%}")
     for phase, peak in real.items():
-        assert sum(plan.phases[phase].values()) == pytest.approx(peak, rel=0.2), phase
+        assert sum(plan.phases[phase].values()) == pytest.approx(peak, rel=0.1), phase

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from orlaif_kernels import grpo_rank_loss, linear, linear_grpo_rank_loss, linear_logps, rank_advantage
+from orlaif_kernels import grpo_rank_loss, linear, linear_grpo_rank_loss, linear_logps, rank_advantage, rows
 from torch import Tensor
 
 from tests.kernels.cases import MASKS, Case, make_case, truth
@@ -178,18 +178,18 @@ def test_an_excluding_bias(implementation: str) -> None:
 
 def test_masked_tokens_are_not_computed_with_and_a_frozen_head_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, _, case = make_head(4, 10, 16, 200, torch.float32, bias=False, mask="ragged")
-    rows: list[int] = []
+    computed: list[int] = []
     heads: list[int] = []
-    original = linear.torch_statistics
-    monkeypatch.setattr(linear, "torch_statistics", lambda x, *a: (rows.append(len(x)), original(x, *a))[1])
+    original = rows.torch_statistics
+    monkeypatch.setattr(rows, "torch_statistics", lambda x, *a: (computed.append(len(x)), original(x, *a))[1])
     monkeypatch.setattr(linear, "_accumulate", lambda *_: heads.append(1))
     arguments = {**case.arguments, "implementation": "torch", "chunk_size": 8}
     linear_grpo_rank_loss(hidden.requires_grad_(), weight, case.token_ids, **arguments)[0].backward()
-    assert sum(rows) == int(case.mask.sum())
-    assert max(rows) <= 8
+    assert sum(computed) == int(case.mask.sum())
+    assert max(computed) <= 8
     assert heads == []
     assert weight.grad is None
-    rows.clear()
+    computed.clear()
     with torch.no_grad():  # a loss alone: one GEMM, no gradients
         loss, _ = linear_grpo_rank_loss(hidden, weight.requires_grad_(), case.token_ids, **arguments)
     assert heads == []

@@ -18,8 +18,8 @@ def compile_all(output: Path, *options: str) -> list[dict[str, Any]]:
     """Run the report in a process without the interpreter, and with a compilation cache of its own."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(output.parent / "cache")
-    command = [sys.executable, str(REPO / "benchmarks/static.py"), *options, "--output", str(output)]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-m", "benchmarks.static", *options, "--output", str(output)]
+    subprocess.run(command, check=True, env=environment, cwd=REPO, capture_output=True)
     return json.loads(output.read_text())["kernels"]
 
 

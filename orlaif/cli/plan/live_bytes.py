@@ -1,7 +1,7 @@
 """Counting the bytes of tensors that are alive, on any device: on the meta device without a byte being allocated.
 
 Every operation's outputs pass by; a storage counts from the operation that made it until it is freed. What kernels use
-inside one operation is not seen.
+inside one operation is not seen; of the statistics of logits, which are large, it is known.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+from orlaif_kernels.statistics import transient_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
+
+#: Operators that hold more for a moment, and which argument is the logits; the last is the implementation.
+_STATISTICS = {"orlaif_kernels::token_statistics": 0, "orlaif_kernels::token_statistics_backward": 2}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -37,6 +41,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
+        if func.name() in _STATISTICS:
+            self.peak = max(self.peak, self.now + transient_bytes(args[_STATISTICS[func.name()]], args[-1]))
         return out
 
     def _see(self, tensor: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from orlaif_kernels.arguments import LossSettings
+from orlaif_kernels.statistics import statistics_of
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
-from orlaif.losses import grpo_rank_loss, token_logps
+from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy, lora
 from orlaif.policy.asking import base_of
 
@@ -107,11 +109,12 @@ class Passes:
         ids = torch.empty(1, positions, dtype=torch.long, device="meta")
         mask = torch.empty(1, positions, dtype=torch.bool, device="meta")
         places = torch.zeros(1, dtype=torch.long, device="meta")
+        implementation = "torch" if s.loss == "logits" else "triton"
         with torch.set_grad_enabled(train), LiveBytes([states, weight, ids, mask, places]) as live:
             logits = nn.functional.linear(states, weight)
             logits = logits.index_fill(-1, places, -torch.inf)
             if not train:
-                token_logps(logits, ids, mask=mask, temperature=s.temperature)
+                statistics_of(logits, ids, mask, LossSettings(temperature=s.temperature), implementation)
             elif s.loss == "inplace":  # the gradient takes the place of the logits
                 logits.backward(logits.detach())
             elif s.rollout:
@@ -128,7 +131,7 @@ class Passes:
                 del logits
                 loss.backward()
             else:
-                loss = token_logps(logits, ids, mask=mask).sum()
+                loss = statistics_of(logits, ids, mask, LossSettings(), implementation).logps.sum()
                 del logits
                 loss.backward()
         return live.peak

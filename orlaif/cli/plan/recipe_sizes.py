@@ -88,6 +88,6 @@ def setup_of(
         )
     ranker = isinstance(module, PreferenceRankerTraining)
     group = 2 if ranker else 1
-    loss = "none" if ranker else "logits"
+    loss = "none" if ranker else "triton"
     common["completion_tokens"] = answer_tokens
     return Setup(**common, group_size=group, part=group, rollout=False, loss=loss)

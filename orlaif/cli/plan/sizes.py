@@ -31,7 +31,8 @@ class Setup:
         rollout: whether completions are sampled.
         reference: whether there is a KL term.
         refresh: whether the reference is renewed, which with LoRA takes a second adapter.
-        loss: ``logits`` (autograd over logits), ``inplace`` (Triton), ``fused_head``, or ``none`` (a ranker's scores).
+        loss: ``logits`` (by PyTorch, a chunk at a time), ``triton``, ``inplace`` (Triton, the gradient where the logits
+            were), ``fused_head``, or ``none`` (a ranker's scores).
         temperature: of sampling.
         host_overhead: bytes that are not tensors.
         engine: bytes of an engine beside the model that samples (vLLM's).
