@@ -158,18 +158,17 @@ class Rows:
             )
 
 
-def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Logits in ``wide``, soft-capped, in memory of their own unless nothing had to change; and the cap's slope."""
+def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
+    """Logits in ``wide``, soft-capped, in memory of their own unless nothing had to change."""
     z = logits.to(wide)
     if settings.cap is None:
-        return z, None
-    bent = torch.tanh(z / settings.cap)
-    return (settings.cap * bent).masked_fill_(z == -torch.inf, -torch.inf), 1 - bent.square()
+        return z
+    return (settings.cap * torch.tanh(z / settings.cap)).masked_fill_(z == -torch.inf, -torch.inf)
 
 
 def torch_statistics(logits: Tensor, target: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
     """Statistics [4, M] in ``wide`` of rows [M, V] with targets i64[M]; NaN for a target outside the vocabulary."""
-    z, _ = _scaled(logits, settings, wide)
+    z = _scaled(logits, settings, wide)
     if z.shape[0] == 0:
         return z.new_zeros(STATE_SLOTS, 0)
     top, best = z.max(-1, keepdim=True)
@@ -187,7 +186,7 @@ def torch_gradient(
     logits: Tensor, target: Tensor, state: Tensor, c: Tensor, h: Tensor, settings: LossSettings, out: Tensor
 ) -> None:
     """Into ``out`` (it may be ``logits``): the gradient of rows [M, V] from dl/dlogp ``c`` and dl/dH ``h``, [M]."""
-    z, slope = _scaled(logits, settings, state.dtype)
+    z = _scaled(logits, settings, state.dtype)
     top, log_sum, logp, entropy = state.unsqueeze(-1)
     c, h = (x.to(z.dtype).unsqueeze(-1) * settings.factor for x in (c, h))
     log_p = (z - top).mul_(settings.factor).sub_(log_sum)
@@ -198,4 +197,7 @@ def torch_gradient(
     within = (target >= 0) & (target < z.shape[-1])
     of_target = -c * torch.expm1(sure) - h * sure.exp() * (sure + entropy)
     g.scatter_(-1, target.where(within, 0).unsqueeze(-1), of_target)
-    out.copy_(g if slope is None else g.mul_(slope))
+    if settings.cap is not None:  # 1 - tanh^2, which would cancel where the cap is nearly reached
+        e = torch.exp(logits.to(z.dtype).abs() * (-2 / settings.cap))
+        g.mul_(4 * e / (1 + e).square())
+    out.copy_(g)

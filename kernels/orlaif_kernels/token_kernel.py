@@ -54,10 +54,10 @@ def logit(x, softcap):
 
 @triton.jit
 def capped(gradient, x, softcap):
-    """Through the soft cap: d cap(x) / dx = 1 - (cap(x) / softcap)^2."""
+    """Through the soft cap: 1 - tanh(x / softcap)^2, which would cancel where the cap is nearly reached."""
     if softcap is not None:
-        y = tanh(x.to(tl.float32) / softcap)
-        gradient = gradient * (1.0 - y * y)
+        e = tl.exp2(tl.abs(x.to(tl.float32) / softcap) * (-2.0 * LOG2E))
+        gradient = gradient * (4.0 * e / ((1.0 + e) * (1.0 + e)))
     return gradient
 
 

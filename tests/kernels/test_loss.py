@@ -286,6 +286,15 @@ class TestInPlace:
         assert torch.equal(leaf.detach().cpu(), case.logits)
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_the_slope_of_a_soft_cap_that_is_nearly_reached(implementation: str) -> None:
+    """1 - tanh^2 is 2e-7 there, and float32 knows it only to a tenth of that."""
+    logits = torch.randn(2, 3, 31, generator=torch.Generator().manual_seed(0)) * 3 - 250
+    case = make_case(logits=logits, softcap=30.0)
+    assert 0 < float(case.truth()[1].abs().max()) < 1e-5
+    check(case, implementation=implementation)
+
+
 def test_an_empty_batch_is_a_zero_with_a_gradient() -> None:
     leaf = torch.zeros(0, 3, 10, device=DEVICE, requires_grad=True)
     empty = torch.zeros(0, 3, device=DEVICE)
