@@ -32,14 +32,19 @@ ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
+def below_one(x):
+    """(1 - tanh |x|) / 2, which does not cancel where tanh is nearly 1."""
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    return e / (1.0 + e)
+
+
+@triton.jit
 def tanh(x):
-    """Accurate near 0, where (1 - e) / (1 + e) cancels."""
+    """By its series near 0, where 1 - (1 - tanh) cancels."""
     size = tl.abs(x)
-    e = tl.exp2(size * (-2.0 * LOG2E))
-    far = (1.0 - e) / (1.0 + e)
     square = x * x
     near = size * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0))))
-    size = tl.where(size < 0.1, near, far)
+    size = tl.where(size < 0.1, near, 1.0 - 2.0 * below_one(x))
     return tl.where(x < 0.0, -size, size)
 
 
@@ -54,10 +59,10 @@ def logit(x, softcap):
 
 @triton.jit
 def capped(gradient, x, softcap):
-    """Through the soft cap: 1 - tanh(x / softcap)^2, which would cancel where the cap is nearly reached."""
+    """Through the soft cap: 1 - tanh(x / softcap)^2 = 4 t (1 - t) with t = (1 - tanh) / 2."""
     if softcap is not None:
-        e = tl.exp2(tl.abs(x.to(tl.float32) / softcap) * (-2.0 * LOG2E))
-        gradient = gradient * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+        t = below_one(x.to(tl.float32) / softcap)
+        gradient = gradient * (4.0 * t * (1.0 - t))
     return gradient
 
 
