@@ -160,14 +160,14 @@ def test_an_objective_of_ones_own_against_autograd(objective: Any, way: str, imp
     }
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     if way == "head":
-        loss, found = linear_policy_loss(*leaves, ids, objective, chunk_size=4, **told)
+        loss, noted = linear_policy_loss(*leaves, ids, objective, chunk_size=4, **told)
     else:
-        loss, found = policy_loss(hidden @ weight.t(), ids, objective, inplace=way == "inplace", **told)
+        loss, noted = policy_loss(hidden @ weight.t(), ids, objective, inplace=way == "inplace", **told)
     assert float(3 * loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
-    assert found.keys() == {"loss", "entropy", *metrics}
-    assert float(found["entropy"]) == pytest.approx(float(entropy[mask].mean()), rel=1e-5)
+    assert noted.keys() == {"loss", "entropy", *metrics}
+    assert float(noted["entropy"]) == pytest.approx(float(entropy[mask].mean()), rel=1e-5)
     for name, value in metrics.items():
-        assert float(found[name]) == pytest.approx(float(value[mask].mean()), rel=1e-5)
+        assert float(noted[name]) == pytest.approx(float(value[mask].mean()), rel=1e-5)
     for mine, true in zip(torch.autograd.grad(3 * loss, leaves), torch.autograd.grad(exact, truths), strict=True):
         assert float((mine.double() - true).abs().max() / true.abs().max()) < 5e-6
 
