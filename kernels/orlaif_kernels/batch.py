@@ -206,7 +206,7 @@ def prepare(
             f"advantages have shape {tuple(advantages.shape)}; they must be [{completions}] or {list(token_ids.shape)}"
         )
     length = max_completion_length if normalizer is None else max_completion_length or 1
-    weights, own = loss_weights(mask if packing is None else packing.pad(mask), settings.loss_type, length, wide)
+    weights, count = loss_weights(mask if packing is None else packing.pad(mask), settings.loss_type, length, wide)
     weights = weights if packing is None else packing.unpad(weights)
     if token_weights is not None:
         weights = weights * token_weights.detach().to(wide).masked_fill(~mask, 0.0)
@@ -221,7 +221,7 @@ def prepare(
         mask=mask.contiguous(),
         advantages=advantages,
         weights=weights.contiguous(),
-        normalizer=own.clamp(min=1) if normalizer is None else _divisor(normalizer, mask, wide),
+        normalizer=count.clamp(min=1) if normalizer is None else _divisor(normalizer, mask, wide),
         old_logps=constant(old_logps),
         ref_logps=constant(ref_logps),
         packing=packing,
