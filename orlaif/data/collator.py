@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 OnBadVideo = Literal["error", "skip"]
 
+#: A rate is that of so many videos at least, so that one bad video at the start of a run is no rate of 100 %.
+_FEWEST = 20
+
 
 class Collator:
     """From prompts to a :class:`~orlaif.types.Delivery`: decodes on threads, encodes as the model's encoder does.
@@ -105,7 +108,7 @@ class BadVideos:
     """Counts the videos that were left out, and stops a run that has too many.
 
     Args:
-        max_rate: share of all videos so far, from the 20th on.
+        max_rate: share of all videos so far; before the 20th video, of 20.
     """
 
     def __init__(self, max_rate: float) -> None:
@@ -122,7 +125,7 @@ class BadVideos:
         for error in delivery.skipped:
             log.warning("skipped bad video %s", error)
             self._last = error
-        if videos >= 20 and bad > self.max_rate * videos:
+        if bad > self.max_rate * max(videos, _FEWEST):
             cause = f"{bad} of {videos} videos so far are bad, more than data.max_bad_rate allows ({self.max_rate:g})"
             if self._last is None:
                 raise VideoError("(those of the run before)", cause)

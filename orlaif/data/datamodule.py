@@ -48,7 +48,8 @@ class VideoDataModule(ResumableDataModule):
         num_workers: processes that prepare batches in place of threads; for processors that hold Python's lock.
         curriculum: order of the training data; by default all of it is shuffled.
         on_bad_video: ``error`` stops at the first bad video; ``skip`` leaves it out and counts it.
-        max_bad_rate: with ``skip``, the run stops when more than this share of all videos so far is bad.
+        max_bad_rate: with ``skip``, the run stops when more than this share of all videos so far is bad; before
+            the 20th video, when more than this share of 20 is.
         seed: of the order of the training data; by default that of ``seed_everything``.
         encoder: makes a model's inputs of prompts and clips, for use without a Trainer, such as
             ``ProcessorEncoder(load_processor(path), system_prompt)`` of ``orlaif.policy``; by default the
@@ -187,8 +188,8 @@ class VideoDataModule(ResumableDataModule):
         """Open the delivery and count its bad videos.
 
         Raises:
-            VideoError: a bad video, or more than ``max_bad_rate`` of them (from the 20th video on); while training, on
-                all processes what any of them met.
+            VideoError: a bad video, or more than ``max_bad_rate`` of them; while training, on all processes what any of
+                them met.
         """
         opened, error = None, None
         training = self.trainer is not None and self.trainer.training

@@ -66,20 +66,56 @@ class Oracle(ABC):
 
 
 def dense_ranks(scores: Tensor) -> Tensor:
-    """Ranks from scores: the largest is 0, equal scores share a rank, NaN is not ranked.
+    """Ranks from scores: the largest is 0, equal scores share a rank, infinite ones are the best or the worst.
+
+    NaN is no score: such an answer is not ranked, and the others are ranked as if it were not there.
 
     Args:
-        scores: f32[P, G].
+        scores: [P, G], of any dtype but complex.
 
     Returns:
-        i64[P, G], dense numbering.
+        i64[P, G], dense numbering, -1 where the score is NaN.
+
+    Raises:
+        ValueError: scores of another shape.
     """
+    if scores.ndim != 2:
+        raise ValueError(f"dense_ranks was given scores of shape {list(scores.shape)}; expected [P, G], a row a group")
     ranks = torch.full(scores.shape, -1, dtype=torch.int64)
     for row, out in zip(scores.cpu(), ranks, strict=True):
         valid = ~row.isnan()
-        _, inverse = torch.unique(-row[valid], return_inverse=True)
-        out[valid] = inverse
+        levels, inverse = torch.unique(row[valid], return_inverse=True)  # ascending
+        out[valid] = len(levels) - 1 - inverse
     return ranks
+
+
+def no_score_failures(oracle: Oracle, groups: Sequence[CandidateGroup], scores: Tensor) -> tuple[OracleError, ...]:
+    """An error for each group whose scores f[P, G] are all NaN, for oracles that owe every answer one."""
+    cause = "all its scores are NaN; its model computes no numbers (weights, or a dtype too narrow for them?)"
+    name = type(oracle).__name__
+    missing = scores.isnan().all(-1).tolist()
+    return tuple(OracleError(name, group.prompt.id, cause) for group, none in zip(groups, missing, strict=True) if none)
+
+
+def checked_ranking(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
+    """What an oracle says of P groups, if that is a ranking of them.
+
+    Raises:
+        OracleError: as :meth:`Oracle.rank`.
+        ValueError: naming the oracle, for anything that is no :class:`~orlaif.types.Ranking` of shape [P, G].
+    """
+    name = f"{type(oracle).__name__}.rank"
+    expected = [len(groups), len(groups[0].answers)]
+    try:
+        ranking = oracle.rank(groups)
+    except ValueError as error:  # such as Ranking's, which does not know who makes it
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(ranking, Ranking):
+        given = f"a Tensor of shape {list(ranking.shape)}" if isinstance(ranking, Tensor) else type(ranking).__name__
+        raise ValueError(f"{name} returned {given}; it must be an orlaif.types.Ranking with ranks i64{expected}")
+    if list(ranking.ranks.shape) != expected:
+        raise ValueError(f"{name} gave ranks of shape {list(ranking.ranks.shape)}; expected {expected}")
+    return ranking
 
 
 def ranking_of(outcomes: Sequence[Tensor | OracleError], size: int) -> Ranking:
@@ -118,6 +154,6 @@ def order_consistency(
         replace(group, answers=tuple(group.answers[i] for i in order))
         for group, order in zip(groups, orders, strict=True)
     ]
-    again = oracle.rank(shuffled).ranks
+    again = checked_ranking(oracle, shuffled).ranks
     same = [bool((row == first[order]).all()) for row, first, order in zip(again, ranking.ranks, orders, strict=True)]
     return sum(same) / len(same)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from orlaif.oracles.base import Oracle
+from orlaif.oracles.base import Oracle, checked_ranking
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ def rank_groups(oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: Or
 
     Raises:
         OracleError: a group failed and the recipe does not allow it.
-        ValueError: the oracle's answer does not have the shape [P, G].
+        ValueError: the oracle's answer is no ranking of shape [P, G].
     """
     if on_failure.action == "error":
-        ranking = _checked(oracle, groups)
+        ranking = checked_ranking(oracle, groups)
         if ranking.failures:
             raise ranking.failures[0]
         return ranking
@@ -146,20 +146,10 @@ class Asked:
         return self._outcome
 
 
-def _checked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
-    ranking = oracle.rank(groups)
-    expected = (len(groups), len(groups[0].answers))
-    if tuple(ranking.ranks.shape) != expected:
-        raise ValueError(
-            f"{type(oracle).__name__}.rank gave ranks of shape {list(ranking.ranks.shape)}; expected {expected}"
-        )
-    return ranking
-
-
 def _asked(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking:
     """Without an error: where the oracle raises one, each group is asked alone, so that it costs that group only."""
     try:
-        return _checked(oracle, groups)
+        return checked_ranking(oracle, groups)
     except OracleError as error:
         if len(groups) == 1:
             return Ranking(ranks=torch.full((1, len(groups[0].answers)), -1), failures=(error,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -35,8 +36,9 @@ class FunctionOracle(Oracle):
         """
         rows = []
         for group in groups:
-            ranks = [-1 if rank is None else rank for rank in self.function(group)]
+            ranks: Any = self.function(group)
             try:
+                ranks = [-1 if rank is None else rank for rank in ranks]
                 if len(ranks) != len(group.answers) or not all(rank == int(rank) for rank in ranks):
                     raise ValueError(f"it must be {len(group.answers)} whole numbers")
                 rows.append(Ranking(ranks=torch.tensor([ranks], dtype=torch.int64)).ranks)

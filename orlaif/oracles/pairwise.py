@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orlaif.evaluation.quoting import quoted
 from orlaif.oracles.aggregate import bradley_terry, copeland
-from orlaif.oracles.base import dense_ranks
+from orlaif.oracles.base import dense_ranks, no_score_failures
 from orlaif.oracles.local import CUT, LocalJudge, letter_ids
 from orlaif.oracles.prompting import opening
 from orlaif.oracles.sorting import sorting_network
@@ -71,14 +71,16 @@ class PairwiseJudge(LocalJudge):
             groups: P groups.
 
         Returns:
-            Dense ranks i64[P, G], and for ``bradley_terry`` over all pairs the log-strengths f32[P, G] as scores.
+            Dense ranks i64[P, G], and for ``bradley_terry`` over all pairs the log-strengths f32[P, G] as scores;
+            groups whose verdicts are NaN in ``failures``.
         """
         rows: list[Tensor] = []
         for start in range(0, len(groups), self.batch_size):
             rows += self._rank_part(groups[start : start + self.batch_size])
         values = torch.stack(rows)
         scores = values.float() if self.pairs == "all" and self.method == "bradley_terry" else None
-        return Ranking(ranks=dense_ranks(values.round(decimals=6)), scores=scores)
+        failures = no_score_failures(self, groups, values)
+        return Ranking(ranks=dense_ranks(values.round(decimals=6)), scores=scores, failures=failures)
 
     def _rank_part(self, groups: Sequence[CandidateGroup]) -> list[Tensor]:
         """f64[G] of each group, more is better."""
@@ -104,6 +106,7 @@ class PairwiseJudge(LocalJudge):
         """Places in the order that the network makes, all groups one stage at a time."""
         orders = [list(range(len(members))) for members in texts]
         stages = [sorting_network(len(members)) for members in texts]
+        undecided = [False] * len(texts)
         for stage in range(max(len(members) for members in stages)):
             comparisons: list[list[tuple[int, int]]] = [
                 members[stage] if stage < len(members) else [] for members in stages
@@ -112,11 +115,15 @@ class PairwiseJudge(LocalJudge):
             for order, pairs in zip(orders, comparisons, strict=True):
                 meets = [(order[i], order[j]) for i, j in pairs]
                 wanted.append([*meets, *((b, a) for a, b in meets)])
-            for order, pairs, wins in zip(orders, comparisons, self._wins(prompts, texts, wanted), strict=True):
+            verdicts = self._wins(prompts, texts, wanted)
+            undecided = [before or bool(wins.isnan().any()) for before, wins in zip(undecided, verdicts, strict=True)]
+            for order, pairs, wins in zip(orders, comparisons, verdicts, strict=True):
                 for i, j in pairs:
                     if wins[order[j], order[i]] > wins[order[i], order[j]]:
                         order[i], order[j] = order[j], order[i]
-        return [-torch.tensor([order.index(i) for i in range(len(order))]).double() for order in orders]
+        places = [-torch.tensor([order.index(i) for i in range(len(order))]).double() for order in orders]
+        # A verdict that is NaN decides nothing, and an order that rests on it is none.
+        return [place * torch.nan if nan else place for place, nan in zip(places, undecided, strict=True)]
 
     def _wins(
         self, prompts: tuple[PromptBatch, str], texts: list[list[str]], pairs: list[list[tuple[int, int]]]

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.sync import process_index
 from orlaif.evaluation.quoting import special_tokens, without_tokens
-from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.oracles.base import Oracle, dense_ranks, no_score_failures
 from orlaif.policy import Policy
 from orlaif.policy.encoding import render, to_batch
 from orlaif.policy.ending import answer_ids
@@ -193,7 +193,8 @@ class PreferenceRanker(Oracle):
             groups: P groups.
 
         Returns:
-            Dense ranks i64[P, G] and the scores f32[P, G]; the same answer twice has the same score.
+            Dense ranks i64[P, G] and the scores f32[P, G]; the same answer twice has the same score; groups
+            whose scores are all NaN in ``failures``.
         """
         ranker = self.ranker
         parts = []
@@ -213,4 +214,5 @@ class PreferenceRanker(Oracle):
                 )
             )
         scores = torch.cat(parts)
-        return Ranking(ranks=dense_ranks(scores), scores=scores)
+        failures = no_score_failures(self, groups, scores)
+        return Ranking(ranks=dense_ranks(scores), scores=scores, failures=failures)

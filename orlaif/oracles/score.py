@@ -57,7 +57,12 @@ class ScoreOracle(Oracle):
         name = type(self).__name__
         rows = []
         for group in groups:
-            scores = torch.as_tensor(self.score(group), dtype=torch.float32)
+            given = self.score(group)
+            try:
+                scores = torch.as_tensor(given, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError) as error:
+                cause = f"the score gave {given!r}; expected {len(group.answers)} finite numbers"
+                raise OracleError(name, group.prompt.id, cause) from error
             if scores.shape != (len(group.answers),) or bool(scores.isinf().any()):
                 cause = f"the score gave {scores.tolist()}; expected {len(group.answers)} finite numbers"
                 raise OracleError(name, group.prompt.id, cause)

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from orlaif import VideoDataModule
+from orlaif.data.collator import BadVideos
 from orlaif.data.datamodule import Collator
 from orlaif.data.datasets import JsonlDataset
 from orlaif.data.epochs import EpochLoader
@@ -18,7 +19,7 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder, video_metadata
 from orlaif.policy.hub import load_processor
-from orlaif.types import Delivery, VideoError
+from orlaif.types import Delivery, PromptBatch, VideoError
 
 
 def module(tiny_model: str, train: JsonlDataset, **settings: object) -> VideoDataModule:
@@ -178,6 +179,21 @@ def test_too_many_skips_stop_the_run(
     else:
         trainer.fit(net, source)
         assert sorted(net.seen) == [0] * 3 + [1] * 21  # an empty batch is a step without weight, not a missing one
+
+
+def test_before_the_20th_video_the_rate_is_that_of_20() -> None:
+    empty = torch.zeros(0, 1, dtype=torch.int64)
+    nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
+    bad = Delivery(batch=nothing, skipped=(VideoError("v.mp4", "is broken"),))
+    short = BadVideos(0.05)
+    short.count(bad)  # 1 of 20 is 5 %
+    with pytest.raises(VideoError, match=r"v.mp4: is broken; 2 of 2 videos so far are bad, more than .* \(0.05\)"):
+        short.count(bad)
+    long = BadVideos(0.05)
+    long.counts = (59, 2)
+    long.count(bad)  # 3 of 60 is 5 %
+    with pytest.raises(VideoError, match="4 of 61"):
+        long.count(bad)
 
 
 def test_mistakes_are_named(tiny_model: str, shapes: ShapesDataset) -> None:

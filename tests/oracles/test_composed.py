@@ -98,8 +98,8 @@ def test_a_margin_ties_what_is_close_to_the_best_of_its_rank() -> None:
     assert ranking.scores[0].tolist() == pytest.approx([1.0, 0.95, 0.88, 0.5])
 
 
-@pytest.mark.parametrize("scores", [[1.0], [1.0, float("inf")], [1.0, 2.0, 3.0]])
-def test_a_score_that_is_none_is_an_error(scores: list[float]) -> None:
+@pytest.mark.parametrize("scores", [[1.0], [1.0, float("inf")], [1.0, 2.0, 3.0], None, ["x", "y"]])
+def test_a_score_that_is_none_is_an_error(scores: Any) -> None:
     with pytest.raises(OracleError, match="expected 2 finite numbers"):
         ScoreOracle(lambda g: scores).rank([group("a", "b")])
 
@@ -120,14 +120,15 @@ def test_a_function_of_ones_own() -> None:
         ([1, 1], "best answer"),
         ([0, 7], "must lie in"),
         (["a", 0], ""),
+        (None, "not iterable"),
     ],
 )
-def test_a_function_that_does_not_rank(ranks: list[object], cause: str) -> None:
-    def my_rank(candidates: CandidateGroup) -> list[object]:
+def test_a_function_that_does_not_rank(ranks: Any, cause: str) -> None:
+    def my_rank(candidates: CandidateGroup) -> Any:
         return ranks
 
     with pytest.raises(OracleError, match=rf"oracle my_rank gave no ranking for prompt 'p': it gave .*{cause}"):
-        FunctionOracle(my_rank).rank([group("a", "b")])  # type: ignore[arg-type]
+        FunctionOracle(my_rank).rank([group("a", "b")])
 
 
 # -------------------------------------------------------------------------------------------------------- ensembles

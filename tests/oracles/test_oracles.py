@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from orlaif.oracles import (
     order_consistency,
     rank_groups,
 )
+from orlaif.oracles.base import no_score_failures
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip, VideoPrompt
 
 CLIP = VideoClip(
@@ -50,6 +52,48 @@ def test_no_reference_answer_is_an_oracle_error() -> None:
 def test_dense_ranks_from_scores() -> None:
     scores = torch.tensor([[0.5, 2.0, 0.5, float("nan")], [float("nan")] * 4])
     assert dense_ranks(scores).tolist() == [[1, 0, 1, -1], [-1] * 4]
+
+
+def test_nan_is_no_score_and_infinity_is_an_order() -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, inf, -inf, 1.0], [2.0, nan, nan, 2.0]])
+    assert dense_ranks(scores).tolist() == [[-1, 0, 2, 1], [0, -1, -1, 0]]
+    assert dense_ranks(torch.tensor([[0, 1, 200]], dtype=torch.uint8)).tolist() == [[2, 1, 0]]
+    with pytest.raises(ValueError, match=r"dense_ranks was given scores of shape \[2\]; expected \[P, G\]"):
+        dense_ranks(torch.tensor([1.0, nan]))
+
+
+def test_a_group_without_any_score_has_failed() -> None:
+    nan = float("nan")
+    groups = [group("a", "b", id="x"), group("a", "b", id="y")]
+    (failure,) = no_score_failures(RandomOracle(), groups, torch.tensor([[nan, 1.0], [nan, nan]]))
+    assert str(failure).startswith("oracle RandomOracle gave no ranking for prompt 'y': all its scores are NaN")
+
+
+class Says(Oracle):
+    """Returns whatever it is given, as an oracle that was written wrong."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        return self.what() if callable(self.what) else self.what
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (torch.tensor([[0, 1]]), r"Says.rank returned a Tensor of shape \[1, 2\]; it must be an orlaif.types.Ranking"),
+        ([[0, 1]], r"Says.rank returned list; it must be an orlaif.types.Ranking with ranks i64\[1, 2\]"),
+        (None, "Says.rank returned NoneType; it must be"),
+        (Ranking(ranks=torch.tensor([[0, 1, 2]])), r"Says.rank gave ranks of shape \[1, 3\]; expected \[1, 2\]"),
+        (lambda: Ranking(ranks=torch.tensor([0, 1])), r"Says.rank: Ranking.ranks is torch.int64\[2\]; expected"),
+    ],
+)
+@pytest.mark.parametrize("action", ["error", "drop_group"])
+def test_what_is_no_ranking_is_an_error_that_names_the_oracle(what: Any, message: str, action: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        rank_groups(Says(what), [group("a", "b")], OracleFailure(action=action))
 
 
 class First(Oracle):
