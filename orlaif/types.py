@@ -1,6 +1,5 @@
 """The hand-overs between the stages of a training step, and what rooms that do not import each other ask of each other.
-
-One file, though longer than others: a newcomer who has read it knows every shape and every seam of the data's way.
+Longer than 300 lines because a newcomer who has read it knows every shape and every seam of the data's way.
 
 Shape legend, used in every docstring of the project:
 

@@ -1,8 +1,9 @@
 """The policy: a Hugging Face video-language model, and log-probs of completions.
 
 Weights are loaded on first use (or by :meth:`Policy.load`), so that a recipe can be read, checked and printed without
-them. Objects that it holds do the rest: ``reference`` (frozen), ``positions`` and ``features`` (of the last batch),
-``choice`` (how groups go through the model); ``orlaif.policy.export`` writes it to a folder.
+them. Objects that it holds and modules beside it do the rest: ``checkpoint`` (what is known without weights),
+``settings`` and ``loading``, ``reference`` (frozen), ``last`` (positions and features of the last batch), ``choice``
+(how groups go through the model) and ``passes``, ``head`` (for a fused loss); ``export`` writes it to a folder.
 
 The distribution is over the model's vocabulary without its image and video placeholder tokens: a sampled placeholder
 would ask the model for pixels that do not exist. Sampling, log-probs and loss exclude them alike.
@@ -13,38 +14,32 @@ Shapes: P prompts, G completions, T completion tokens, V vocabulary, L = S + G *
 from __future__ import annotations
 
 import contextlib
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from orlaif_kernels import linear_logps, token_statistics
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
-from orlaif.distributed.sync import exchange
-from orlaif.policy import lora as adapters
 from orlaif.policy.asking import base_of
-from orlaif.policy.encoding import sub_batches
+from orlaif.policy.checkpoint import Checkpoint
+from orlaif.policy.context import check_context
 from orlaif.policy.ending import end_ids
 from orlaif.policy.export import export_policy
-from orlaif.policy.families import Family, family_of
-from orlaif.policy.hub import Source, find_source, load_processor
-from orlaif.policy.lora_start import start_from
-from orlaif.policy.merging import fold
-from orlaif.policy.positions import PromptPositions
+from orlaif.policy.families import Family
+from orlaif.policy.head import fused, plain_head
+from orlaif.policy.loading import load_model
+from orlaif.policy.passes import LastBatch, completion_outputs
 from orlaif.policy.prefix.attention import PrefixAttention
-from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice, choose_prefix
-from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
+from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice
 from orlaif.policy.prefix.probe import synthetic_prompt
 from orlaif.policy.reference import FrozenReference
-from orlaif.policy.vision import VisionFeatures
+from orlaif.policy.settings import check_settings
 from orlaif.types import Completions, PromptBatch
 
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
-
-class Policy(nn.Module):
+class Policy(Checkpoint):
     """A video-language model to be trained.
 
     Args:
@@ -86,27 +81,7 @@ class Policy(nn.Module):
         sharding: Sharding | None = None,
         family: Family | None = None,
     ) -> None:
-        super().__init__()
-        if dtype not in _DTYPES:
-            raise ValueError(f"policy.dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-        if prefix not in get_args(Prefix):
-            raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
-        if prefix_attention not in get_args(PrefixAttention):
-            raise ValueError(
-                f"policy.prefix_attention is {prefix_attention!r}; it must be 'auto', 'mask', 'split' or 'flex'"
-            )
-        if prefix == "shared" and attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'"
-            )
-        if prefix_attention in ("split", "flex") and (attn_implementation != "sdpa" or prefix == "duplicate"):
-            raise ValueError(
-                f"policy.prefix_attention is {prefix_attention!r}; it needs prefix 'auto' or 'shared' and "
-                f"attn_implementation 'sdpa', and they are {prefix!r} and {attn_implementation!r}"
-            )
-        if quantization is not None and lora is None:
-            raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")
-        self.path = path
+        super().__init__(path, family)
         self.lora = lora
         self.quantization = quantization
         self.sharding = sharding or Sharding()
@@ -116,26 +91,20 @@ class Policy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.freeze_vision = freeze_vision
         self.prefix_attention: PrefixAttention = prefix_attention
+        check_settings(self)
         #: How often the weights have changed since they were loaded.
         self.version = 0
         #: ``prefix`` as settled by the loaded model; None before that.
         self.choice: PrefixChoice | None = None
-        self.model: nn.Module | None = None
         self.reference = FrozenReference(lora)
-        self.positions = PromptPositions()
-        self.features = VisionFeatures()
+        self.last = LastBatch()
+        self.positions, self.features = self.last.positions, self.last.features
         #: Whether the adapter at ``path`` is the one that is trained on.
         self.continued = False
         #: The adapter at ``path`` where it was merged into the base, under the one that is trained.
         self.folded: str | None = None
-        self._source: Source | None = None
-        self._processor: Any = None
-        self._family = family
-        self._parts: tuple[PromptBatch, list[tuple[Tensor, PromptBatch]]] | None = None
         #: Of compiled rollouts, by size (``orlaif.rollout.compiled``).
         self.decode_caches: dict[tuple[int, ...], Any] = {}
-
-    # ---------------------------------------------------------------- loading
 
     def load(self, device: torch.device | None = None) -> Policy:
         """Load weights and processor if that has not been done; returns self.
@@ -145,42 +114,9 @@ class Policy(nn.Module):
         """
         if self.model is not None:
             return self
-        source = self.source
-        options: dict[str, Any] = {"revision": source.revision}
-        if self.quantization is not None:
-            if device is None or device.type == "cpu":  # where bitsandbytes has no gradient
-                raise ValueError("policy.quantization needs a GPU, and this run has none")
-            options["quantization_config"] = adapters.quantization_config(self.quantization)
-            options["device_map"] = {"": device}
-        model: Any = self.family.load(
-            source.model, dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation, **options
-        )
-        if source.adapter is not None and self.lora is None:
-            model = fold(model, source.adapter)
-        self.choice = choose_prefix(
-            model,
-            lambda: self.processor,
-            self.prefix,
-            self.prefix_attention,
-            self.attn_implementation,
-            self.family,
-        )
-        tower: list[nn.Module] = []
-        if self.freeze_vision:
-            tower = self.family.tower(model)
-            for parameter in self.family.tower_parameters(model):
-                parameter.requires_grad_(False)
-        if self.lora is not None and source.adapter is not None:
-            quantized = self.quantization is not None
-            model, self.continued = start_from(model, self.lora, source.adapter, tower, quantized)
-            self.folded = None if self.continued else source.adapter
-        elif self.lora is not None:
-            model = adapters.attach(model, self.lora, tower)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if self.lora is not None:
-                model.enable_input_require_grads()
-        self.model = model
+        loaded = load_model(self, device)
+        self.choice, self.continued, self.folded = loaded.choice, loaded.continued, loaded.folded
+        self.model = loaded.model
         return self
 
     def load_reference(self, refreshed: bool = False) -> None:
@@ -234,42 +170,9 @@ class Policy(nn.Module):
         return self.choice.layout
 
     @property
-    def attentions(self) -> tuple[str, ...]:
-        """What a shared prefix may run on, once the model is loaded; empty for ``duplicate``."""
-        return () if self.choice is None else self.choice.attentions
-
-    @property
     def reads_prompt_once(self) -> bool:
         """Whether decoding can share a prompt's cache: full attention in every layer, by our attention function."""
         return self.layout == "shared" and self.choice is not None and self.choice.shares_cache
-
-    @property
-    def source(self) -> Source:
-        """What ``path`` names: a model, or an adapter and its base."""
-        if self._source is None:
-            self._source = find_source(self.path)
-        return self._source
-
-    @property
-    def family(self) -> Family:
-        """Where this model differs from others."""
-        if self._family is None:
-            self._family = family_of(self.config)
-        return self._family
-
-    @property
-    def processor(self) -> Any:
-        """Tokenizer and video processor that lie beside the weights; loaded when first asked for."""
-        if self._processor is None:
-            self._processor = load_processor(self.path)
-        return self._processor
-
-    @property
-    def config(self) -> Any:
-        """The transformers config, without loading weights."""
-        if self.model is not None:
-            return self.network.config
-        return AutoConfig.from_pretrained(self.source.model, revision=self.source.revision)
 
     @property
     def device(self) -> torch.device:
@@ -277,58 +180,21 @@ class Policy(nn.Module):
         return next(self.network.parameters()).device
 
     @property
-    def pad_id(self) -> int:
-        """Id of the token that fills masked places of prompts and completions."""
-        return int(self.processor.tokenizer.pad_token_id)
-
-    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a completion: those of the generation config, else the tokenizer's."""
         return end_ids(getattr(self.network, "generation_config", None), self.processor.tokenizer)
-
-    @property
-    def placeholder_ids(self) -> list[int]:
-        """Tokens that stand for pixels; never sampled, never counted."""
-        return self.family.placeholder_ids(self.config)
-
-    # ---------------------------------------------------------------- forward
 
     def prompt_positions(self, batch: PromptBatch) -> Tensor:
         """Position ids of the prompts, i64[P, S], or i64[3, P, S] for models with multimodal RoPE."""
         return self.positions.of(self.family, self.network, batch)
 
     def parts(self, batch: PromptBatch) -> list[tuple[Tensor, PromptBatch]]:
-        """What of ``batch`` the model takes in one pass each, and the places i64[p] of those prompts; usually all.
-
-        Those of the last batch are kept, with positions and features: rollout, reference and policy ask for the same.
-        """
-        if self._parts is None or self._parts[0] is not batch:
-            self.positions.forget()
-            self.features.forget()
-            self._parts = (batch, sub_batches(batch, self.family))
-        return self._parts[1]
+        """What of ``batch`` the model takes in one pass each, and the places i64[p] of those prompts; usually all."""
+        return self.last.parts(batch, self.family)
 
     def check_context(self, batch: PromptBatch, length: int) -> None:
-        """Refuse prompts that the model has no positions for.
-
-        Args:
-            batch: P prompts.
-            length: most tokens of a completion behind them.
-
-        Raises:
-            ValueError: the prompts by their ids, with their lengths.
-        """
-        limit = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if limit is None or batch.input_ids.shape[1] + length <= limit:
-            return
-        lengths = zip(batch.prompts, batch.attention_mask.sum(-1).tolist(), strict=True)
-        long = [f"{prompt.id!r} ({n} tokens)" for prompt, n in lengths if n + length > limit]
-        if long:
-            raise ValueError(
-                f"prompts longer than the context: {', '.join(long[:5])}{', ...' if len(long) > 5 else ''}, with up to "
-                f"{length} tokens of an answer, and the model has {limit} positions; sample fewer or smaller frames "
-                "(data.sampling, data.budget), or leave these rows out"
-            )
+        """Refuse prompts that leave no room for ``length`` tokens (:func:`orlaif.policy.context.check_context`)."""
+        check_context(self.config, batch, length)
 
     def mask_placeholders(self, logits: Tensor) -> Tensor:
         """``logits`` [..., V] with -inf at the placeholder tokens."""
@@ -351,7 +217,7 @@ class Policy(nn.Module):
             ValueError: ``reference`` with full fine-tuning before :meth:`load_reference`.
         """
         with self._model(reference) as model:
-            return self.mask_placeholders(self._forward(model, batch, completions, hidden=False))
+            return self.mask_placeholders(completion_outputs(self, model, batch, completions, hidden=False))
 
     def completion_hidden(
         self, batch: PromptBatch, completions: Completions, reference: bool = False
@@ -372,55 +238,14 @@ class Policy(nn.Module):
                 :meth:`completion_logits`.
         """
         with self._model(reference) as model:
-            head: Any = self.family.head(model)
             assert self.choice is not None
-            plain = self.choice.head
-            if plain.reason is not None:
-                raise ValueError(
-                    f"loss.fused_head: not for model type {base_of(model).config.model_type!r}: {plain.reason}; set it "
-                    "to false"
-                )
-            if type(head) is not nn.Linear:
-                raise ValueError(
-                    f"loss.fused_head: the LM head is a {type(head).__name__}, not a plain nn.Linear; set it to false"
-                )
-            hidden = self._forward(model, batch, completions, hidden=True)
-        bias: Tensor | None = head.bias
-        if ids := self.placeholder_ids:
-            bias = torch.zeros_like(head.weight[:, 0]) if bias is None else bias
-            bias = bias.index_fill(0, torch.tensor(ids, device=bias.device), -torch.inf)
-        if plain.scale != 1.0:
-            hidden = hidden * plain.scale
-            bias = None if bias is None else bias * plain.scale
-        return hidden, {"weight": head.weight, "bias": bias, "softcap": plain.softcap}
+            head = plain_head(model, self.family.head(model), self.choice.head)
+            hidden = completion_outputs(self, model, batch, completions, hidden=True)
+        return fused(hidden, head, self.choice.head, self.placeholder_ids)
 
     def _model(self, reference: bool) -> contextlib.AbstractContextManager[nn.Module]:
         """The policy, or its reference without gradient."""
         return self.reference.running(self.network) if reference else contextlib.nullcontext(self.network)
-
-    def _forward(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
-        """Logits or hidden states at the positions that predict completion tokens, [P * G, T, ...]."""
-        self.check_context(batch, completions.ids.shape[-1])
-        parts = self.parts(batch)
-        outputs = [self._pass(model, part, completions.of_prompts(at), hidden) for at, part in parts]
-        gathered = getattr(self.network, "is_gathered", False)  # then processes need not call together
-        if self.is_sharded and not gathered and self.family.may_split:  # equally many passes, then
-            for _ in range(max(exchange(len(parts))) - len(parts)):
-                at, part = parts[0]
-                outputs[0] = outputs[0] + 0.0 * self._pass(model, part, completions.of_prompts(at), hidden)
-        if len(parts) == 1:
-            return outputs[0]
-        g = completions.group_size
-        rows = torch.cat([at for at, _ in parts]).argsort()
-        return torch.cat([one.unflatten(0, (-1, g)) for one in outputs])[rows].flatten(0, 1)
-
-    def _pass(self, model: nn.Module, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
-        """The same for prompts that go through the model together."""
-        positions = self.prompt_positions(batch)
-        with self.features.reused(self.family, model, batch):
-            if self.layout == "shared":
-                return shared_forward(model, batch, completions, positions, self.attentions, self.family, hidden)
-            return duplicate_forward(model, batch, completions, positions, self.pad_id, self.family, hidden)
 
     def forget_features(self) -> None:
         """Compute features of videos anew; sharded processes must agree on when the vision tower runs."""

@@ -1,0 +1,83 @@
+"""From a checkpoint to the model that is trained: weights, layout of groups, frozen vision tower, adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from orlaif.policy import lora as adapters
+from orlaif.policy.lora_start import start_from
+from orlaif.policy.merging import fold
+from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
+
+if TYPE_CHECKING:
+    from orlaif.policy.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A policy's model, ready for training.
+
+    Args:
+        model: of transformers or, with LoRA, of PEFT.
+        choice: how groups go through it.
+        continued: whether the adapter at the policy's path is the one that is trained on.
+        folded: the adapter at that path where it was merged into the base, under the one that is trained.
+    """
+
+    model: Any
+    choice: PrefixChoice
+    continued: bool = False
+    folded: str | None = None
+
+
+def load_model(policy: Policy, device: torch.device | None) -> Loaded:
+    """The model that the settings of ``policy`` ask for.
+
+    Args:
+        policy: whose settings, source, family and processor are used; it is not changed.
+        device: where a quantised base goes; others stay on the CPU.
+
+    Raises:
+        ValueError: a quantised base without a GPU, or as :func:`~orlaif.policy.prefix.choice.choose_prefix`.
+    """
+    source, family = policy.source, policy.family
+    options: dict[str, Any] = {"revision": source.revision}
+    if policy.quantization is not None:
+        if device is None or device.type == "cpu":  # where bitsandbytes has no gradient
+            raise ValueError("policy.quantization needs a GPU, and this run has none")
+        options["quantization_config"] = adapters.quantization_config(policy.quantization)
+        options["device_map"] = {"": device}
+    model: Any = family.load(
+        source.model, dtype=getattr(torch, policy.dtype), attn_implementation=policy.attn_implementation, **options
+    )
+    if source.adapter is not None and policy.lora is None:
+        model = fold(model, source.adapter)
+    choice = choose_prefix(
+        model, lambda: policy.processor, policy.prefix, policy.prefix_attention, policy.attn_implementation, family
+    )
+    tower = freeze_tower(policy, model)
+    continued, folded = False, None
+    if policy.lora is not None and source.adapter is not None:
+        model, continued = start_from(model, policy.lora, source.adapter, tower, policy.quantization is not None)
+        folded = None if continued else source.adapter
+    elif policy.lora is not None:
+        model = adapters.attach(model, policy.lora, tower)
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if policy.lora is not None:
+            model.enable_input_require_grads()
+    return Loaded(model=model, choice=choice, continued=continued, folded=folded)
+
+
+def freeze_tower(policy: Policy, model: Any) -> list[nn.Module]:
+    """With ``freeze_vision``, freeze all that makes features of a video; the modules that get no adapter."""
+    if not policy.freeze_vision:
+        return []
+    tower = policy.family.tower(model)
+    for parameter in policy.family.tower_parameters(model):
+        parameter.requires_grad_(False)
+    return tower

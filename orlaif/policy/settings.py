@@ -1,0 +1,37 @@
+"""The settings of a policy that contradict each other, found before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from orlaif.policy.prefix.attention import PrefixAttention
+from orlaif.policy.prefix.choice import Prefix
+
+if TYPE_CHECKING:
+    from orlaif.policy.policy import Policy
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def check_settings(policy: Policy) -> None:
+    """Raise ValueError for a setting of ``policy`` out of its range, or two that contradict each other."""
+    prefix, attn_implementation, prefix_attention = policy.prefix, policy.attn_implementation, policy.prefix_attention
+    if policy.dtype not in DTYPES:
+        raise ValueError(f"policy.dtype is {policy.dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if prefix not in get_args(Prefix):
+        raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
+    if prefix_attention not in get_args(PrefixAttention):
+        raise ValueError(
+            f"policy.prefix_attention is {prefix_attention!r}; it must be 'auto', 'mask', 'split' or 'flex'"
+        )
+    if prefix == "shared" and attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'"
+        )
+    if prefix_attention in ("split", "flex") and (attn_implementation != "sdpa" or prefix == "duplicate"):
+        raise ValueError(
+            f"policy.prefix_attention is {prefix_attention!r}; it needs prefix 'auto' or 'shared' and "
+            f"attn_implementation 'sdpa', and they are {prefix!r} and {attn_implementation!r}"
+        )
+    if policy.quantization is not None and policy.lora is None:
+        raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")
