@@ -355,10 +355,10 @@ def test_killed_at_ten_random_points(job: Any, world: int, tmp_path: Path) -> No
     rng.shuffle(deaths)
     for death in deaths:
         before = len(progress.read_text().splitlines()) if progress.exists() else 0
-        started, _ = start(job("killed", dies_at_save=death, **settings), world)
+        started, errors = start(job("killed", dies_at_save=death, **settings), world)
         if death is None:
-            wait_for(lines=before + rng.randint(1, 4), file=progress)
-            time.sleep(rng.uniform(0, 0.2))
+            wait_for(lines=before + rng.randint(1, 3), file=progress, errors=errors)
+            time.sleep(rng.uniform(0, 0.03))  # a step takes some 10 ms: ten deaths come before the end
         else:
             started[0].join(60)
         kill(started)
@@ -377,10 +377,11 @@ def test_killed_at_ten_random_points(job: Any, world: int, tmp_path: Path) -> No
     assert not list((tmp_path / "killed" / "checkpoints").glob("*unfinished*"))
 
 
-def wait_for(lines: int, file: Path, timeout: float = 60) -> None:
+def wait_for(lines: int, file: Path, errors: Any, timeout: float = 30) -> None:
     deadline = time.monotonic() + timeout
     while not (file.exists() and len(file.read_text().splitlines()) >= lines):
-        assert time.monotonic() < deadline
+        assert errors.empty(), errors.get()
+        assert time.monotonic() < deadline, f"nothing new behind {file.read_text().splitlines()[-1:]}"
         time.sleep(0.005)
 
 
