@@ -89,6 +89,8 @@ class LLaVAConversations(RowDataset):
     """
 
     media_fields: tuple[str, ...] = ("video",)
+    #: Fields besides those of the media that a row may have, and those of ``orlaif.data.rows.BOOKKEEPING``.
+    other_fields: tuple[str, ...] = ("id", "conversations")
 
     def media(self, row: dict[str, Any], where: str, root: str) -> dict[str, Any]:
         """The fields of a VideoPrompt that say what is seen."""
@@ -97,7 +99,7 @@ class LLaVAConversations(RowDataset):
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """One prompt for each answer of the row's conversation, with the turns before it as history."""
         row = object_row(row, where)
-        refuse_unused(row, where, self.media_fields)
+        refuse_unused(row, where, (*self.media_fields, *self.other_fields))
         said = turns(row, "conversations", where)
         if len(said) % 2:
             raise ValueError(f"{where}: field 'conversations' ends with a question; it must end with an answer")
@@ -119,6 +121,11 @@ class VLMRLAIFInstructions(LLaVAConversations):
     """
 
     media_fields = ("images", "video")  # which it may name as well: the pictures are taken from it
+    #: LLaVA-RLHF, whose files these follow, has the last ones for a reward model of its kind.
+    other_fields = (
+        *("id", "uid", "conversations", "caption", "captions", "caption_type"),
+        *("hallucination", "flip", "length_bonus", "factual_prompt"),
+    )
 
     def __init__(self, path: str, video_root: str | None = None, fps: float = 1.0) -> None:
         super().__init__(path, video_root)
@@ -135,7 +142,7 @@ class VLMRLAIFPrompts(VLMRLAIFInstructions):
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """The only question of a row as a prompt, with its answer where there is one."""
         row = object_row(row, where)
-        refuse_unused(row, where, self.media_fields)
+        refuse_unused(row, where, (*self.media_fields, *self.other_fields))
         said = turns(row, "conversations", where)
         if len(said) > 2:
             raise ValueError(f"{where}: field 'conversations' has {len(said)} turns; a row asks one question")
@@ -155,7 +162,7 @@ class ChatMessages(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
         """One row of chat messages as a prompt: the last turn is the answer, where the assistant has it."""
         row = object_row(row, where)
-        refuse_unused(row, where, ())
+        refuse_unused(row, where, ("id", "messages"))
         said, videos = talk(row, "messages", where)
         if len(videos) != 1:
             raise ValueError(f"{where}: field 'messages' has {len(videos)} videos; a row has exactly one")

@@ -17,6 +17,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from orlaif.data.containers import container_of, cut_off
 
+#: Of the container of MP4, in files that are no video.
+_UNREAD_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+
 
 def wanted_pictures(times: Tensor, number: int, fps: float) -> list[int]:
     """Which of ``number`` pictures are on display at ``times`` f64[n] in seconds, each once, in order."""
@@ -28,8 +31,8 @@ def read_picture(file: Any) -> Tensor:
     """A picture u8[3, H, W] from an open binary file.
 
     Raises:
-        ValueError: the file is cut off, or holds several pictures.
-        RuntimeError: from torchvision, it is no picture of a kind that it knows.
+        ValueError: the file is cut off, holds several pictures, or is no picture of a kind that is read.
+        RuntimeError: from torchvision, it is broken.
     """
     kind = container_of(file)
     if kind in ("png", "gif") and (missing := cut_off(file, kind)) is not None:
@@ -38,6 +41,13 @@ def read_picture(file: Any) -> Tensor:
     content = file.read()
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":  # torchvision does not turn these upright
         return pil_to_tensor(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
+    if brand in _UNREAD_BRANDS:
+        raise ValueError("it is an AVIF or HEIC picture, which is not read here; save it as PNG, JPEG or WebP")
+    if kind not in ("png", "gif", "mjpeg", "other"):
+        raise ValueError(f"it is a video ({kind}), not a picture; a frame is a PNG, JPEG, WebP or GIF picture")
+    if kind == "other":
+        raise ValueError("it is not a PNG, JPEG, WebP or GIF picture")
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     picture = decode_image(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     if picture.ndim == 4 or (kind == "png" and b"acTL" in content[:4096]):

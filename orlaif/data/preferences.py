@@ -45,10 +45,13 @@ class LLaVAHoundPreferences(RowDataset):
     Videos are named without an extension; the file that is there is taken.
     """
 
+    #: ``answer`` is GPT's, from which the two were judged; the scores are those of the judgement.
+    known_fields = ("id", "video", "prompt", "chosen", "rejected", "answer", "chosen_score", "rejected_score")
+
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
         """One row as a prompt with two answers: the chosen one is better than the rejected one."""
         row = object_row(row, where)
-        refuse_unused(row, where, ("video",))
+        refuse_unused(row, where, self.known_fields)
         return built_from(
             where,
             PreferencePrompt,
@@ -67,10 +70,13 @@ class TRLPreferences(RowDataset):
     Rows without ``id`` are numbered.
     """
 
+    #: The scores are those of the judgement, as TRL's own sets have them.
+    known_fields = ("id", "video", "prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
         """One row as a prompt with two answers; a prompt of messages keeps its turns as history."""
         row = object_row(row, where)
-        refuse_unused(row, where, ("video",))
+        refuse_unused(row, where, self.known_fields)
         videos: list[str] = []
         if isinstance(row.get("prompt"), str):
             said = [text_field(row, "prompt", where)]
@@ -117,7 +123,8 @@ class VLMRLAIFRewards(VLMRLAIFInstructions):
     def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
         """One row as a prompt with both outputs, in the order that ``preference`` says."""
         row = object_row(row, where)
-        refuse_unused(row, where, self.media_fields)
+        compared = ("output_1", "output_2", "preference")
+        refuse_unused(row, where, (*self.media_fields, *self.other_fields, *compared))
         said = turns(row, "conversations", where)
         if len(said) % 2 == 0:
             said = said[:-1]  # the answer to the last question is what is compared

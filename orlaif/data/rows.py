@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
+from orlaif.data.json_objects import check_keys, check_own_keys, parse_json
 from orlaif.data.text_files import check_texts, text_lines, whole_text
 
 DATASETS = "datasets://"
@@ -104,7 +105,8 @@ def _jsonl(path: str) -> Iterator[tuple[str, Any | ValueError]]:
 
 def _parsed(line: str, where: str) -> Any | ValueError:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
+        check_keys(row, where)
         if "\\u" in line:
             check_texts(row, where)
     except json.JSONDecodeError as error:
@@ -118,15 +120,17 @@ def _json(path: str) -> Iterator[tuple[str, Any | ValueError]]:
     with open_file(path) as file:
         text = whole_text(path, file)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    check_own_keys(value, f"data file {path}")
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise ValueError(f"data file {path}: it must hold a list of rows, found {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         try:
+            check_keys(row, where)
             check_texts(row, where)
         except ValueError as error:
             yield where, error
@@ -169,25 +173,30 @@ def object_row(row: Any, where: str) -> dict[str, Any]:
     return row
 
 
-#: Fields of published formats that say what a model is shown or told, each in some of them.
-_CONTENT = (
-    *("image", "images", "audio", "audios", "video", "videos", "frames", "documents"),
-    *("tools", "functions", "tool_calls", "system", "history"),
-    *("start_s", "end_s", "video_start", "video_end", "start_time", "end_time"),
+#: Fields that only describe a row (where it is from, how it was made): published files have them beside what they say,
+#: and every adapter of a published format ignores them.
+BOOKKEEPING = (
+    *("id", "uid", "idx", "index", "question_id", "prompt_id", "video_id", "split", "license", "url"),
+    *("source", "data_source", "src_data", "dataset", "dataset_name", "ds_name", "origin_dataset"),
+    *("category", "type", "task", "task_type", "question_type", "domain", "language", "lang"),
+    *("duration", "length", "num_turns", "model", "score", "metadata", "meta"),
 )
 
 
 def refuse_unused(row: dict[str, Any], where: str, used: tuple[str, ...]) -> None:
-    """Raise ValueError for a field that says what the model is shown, and that its adapter would leave out.
+    """Raise ValueError for a field of a published format that its adapter would leave out.
 
     Args:
         row: as read; a field that is null or empty says nothing.
         where: file and line.
-        used: fields that the adapter reads. Others that only describe the row (its source, its length) may be there.
+        used: fields that the adapter reads, or knows to be of no use; those of :data:`BOOKKEEPING` may be as well.
     """
-    for name in _CONTENT:
-        if name not in used and row.get(name) not in (None, "", [], {}):
-            raise ValueError(f"{where}: field {name!r} is {row[name]!r}; this format has no use for it: remove it")
+    for name, value in row.items():
+        if name not in used and name not in BOOKKEEPING and value not in (None, "", [], {}):
+            raise ValueError(
+                f"{where}: field {name!r} is {value!r}; this format has no use for it: remove it, or say what it means "
+                f"by one of {', '.join(used)}"
+            )
 
 
 def refuse_others(value: dict[str, Any], where: str, known: tuple[str, ...]) -> None:

@@ -68,7 +68,7 @@ def check_texts(row: Any, where: str) -> None:
 
 def _check_width(path: str, content: bytes) -> None:
     if content.startswith(_WIDE) or b"\0" in content:  # which neither UTF-8 nor JSON needs
-        raise ValueError(f"data file {path}: is UTF-16 or UTF-32, or no text at all; save it as UTF-8")
+        raise ValueError(f"data file {path}: it is UTF-16 or UTF-32, or no text at all; save it as UTF-8")
 
 
 def _decoded(path: str, number: int, raw: bytes) -> str | ValueError:

@@ -102,9 +102,8 @@ def _wanted(prompt: VideoPrompt, sampling: Sampling, duration_s: float) -> Tenso
     """Wanted times f64[n] from the first frame on; raises VideoError where the prompt's segment lies outside."""
     start, end = prompt.start_s or 0.0, duration_s if prompt.end_s is None else min(duration_s, prompt.end_s)
     if end <= start:
-        raise VideoError(
-            prompt.video, f"the segment from {start} to {prompt.end_s} s lies outside its {duration_s:.3f} s"
-        )
+        segment = f"from {start} s on" if prompt.end_s is None else f"from {start} to {prompt.end_s} s"
+        raise VideoError(prompt.video, f"the segment {segment} lies outside its {duration_s:.3f} s")
     return sampling.times(start, end)
 
 

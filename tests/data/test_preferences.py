@@ -12,6 +12,7 @@ from orlaif.data.preferences import LLaVAHoundPreferences, PreferenceJsonl, TRLP
 
 OWN = {"id": "1", "video": "a.mp4", "question": "q?", "answers": ["x", "y", "z"], "ranks": [1, 0, 1]}
 HOUND = {"id": "h", "video": "msvd/v1", "prompt": "<video>\nWho runs?", "answer": "dog", "chosen": "a", "rejected": "b"}
+HOUND |= {"chosen_score": 5, "rejected_score": 2}
 PART = {"type": "video", "path": "b.mp4"}
 TRL = {
     "prompt": [{"role": "user", "content": [PART, {"type": "text", "text": "Who?"}]}],

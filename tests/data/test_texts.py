@@ -42,7 +42,7 @@ def test_encodings(name: str, tmp_path: Path) -> None:
         JsonlDataset(str(path)).load()
     for encoding in ("utf-16", "utf-16-le", "utf-32"):
         path.write_bytes(text.encode(encoding))
-        with pytest.raises(ValueError, match=rf"{name}: is UTF-16 or UTF-32"):
+        with pytest.raises(ValueError, match=rf"{name}: it is UTF-16 or UTF-32"):
             JsonlDataset(str(path)).load()
 
 
@@ -110,6 +110,10 @@ ASKED = {"role": "user", "content": "what ?"}
         (ChatMessages, chat({**VIDEO, "fps": 2.0}, TEXT), "a video part, has 'fps': 2.0"),
         (ChatMessages, chat(VIDEO, TEXT, tools=[{"name": "zoom"}]), "field 'tools' is .* remove it"),
         (ChatMessages, chat(VIDEO, TEXT, images=["map.png"]), "field 'images' is"),
+        (ChatMessages, chat(VIDEO, TEXT, anwser="red"), "field 'anwser' is 'red'.* by one of id, messages"),
+        (LLaVAConversations, llava("<video>\nQ?", fps=2), "field 'fps' is 2"),
+        (LLaVAHoundPreferences, {**TRL, "choosen": "z"}, "field 'choosen' is 'z'"),
+        (TRLPreferences, {**TRL, "completion": "z"}, "field 'completion' is 'z'"),
         (ChatMessages, chat(VIDEO, TEXT, answer={**ANSWER, "tool_calls": [1]}), "message 2 has 'tool_calls'"),
         (ChatMessages, chat(VIDEO, TEXT, answer={**ANSWER, "content": [VIDEO, TEXT]}), "message 2 has a video"),
         (LLaVAConversations, llava("<video>\n<video>\nWhich first?"), "turn 1 has two videos or more"),
@@ -127,6 +131,27 @@ ASKED = {"role": "user", "content": "what ?"}
 def test_what_an_adapter_has_no_use_for_is_refused(kind: Any, row: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"d.jsonl, line 1: .*{message}"):
         kind(jsonl(tmp_path / "d.jsonl", row)).load()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"id": "1", "video": "a", "question": "q", "question": "r"}', "question"),
+        ('{"id": "1", "video": "a", "question": "q", "tags": {"k": "x", "k": "x"}}', "k"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text: str, key: str, tmp_path: Path) -> None:
+    good = '{"id": "0", "video": "a", "question": "q"}'
+    (tmp_path / "d.jsonl").write_text(f"{good}\n{text}\n")
+    (tmp_path / "d.json").write_text(f'{{"data": [{good}, {text}]}}')
+    for name, place in (("d.jsonl", "line 2"), ("d.json", "row 2")):
+        data = JsonlDataset(str(tmp_path / name))
+        (problem,) = data.problems()
+        assert problem.startswith(f"{tmp_path / name}, {place}: field {key!r} is given twice")
+        assert [prompt.id for prompt in data.readable()] == ["0"]
+    (tmp_path / "d.json").write_text(f'{{"data": [], "data": [{good}]}}')
+    with pytest.raises(ValueError, match=r"d.json: field 'data' is given twice"):
+        JsonlDataset(str(tmp_path / "d.json")).load()
 
 
 def test_what_is_empty_or_only_describes_a_row_may_stay(tmp_path: Path) -> None:

@@ -233,8 +233,15 @@ def test_pictures_stand_for_a_video(tmp_path: Path) -> None:
 def test_broken_pictures_are_named(tmp_path: Path) -> None:
     frames = pictures(tmp_path)
     Path(frames[3]).write_bytes(b"no picture")
-    with pytest.raises(VideoError, match=r"03.png: cannot be decoded"):
+    with pytest.raises(VideoError, match=r"03.png: cannot be decoded \(it is not a PNG, JPEG, WebP or GIF picture"):
         decode_clip(of_pictures(frames), UniformSampling(10))
+    for brand, cause in (
+        (b"isom", "it is a video \\(mp4\\), not a picture"),
+        (b"avif", "it is an AVIF or HEIC picture"),
+    ):
+        Path(frames[3]).write_bytes(b"\0\0\0\x10ftyp" + brand + b"\0" * 4)
+        with pytest.raises(VideoError, match=rf"03.png: cannot be decoded \({cause}"):
+            decode_clip(of_pictures(frames), UniformSampling(10))
     Path(frames[3]).unlink()
     with pytest.raises(VideoError, match=r"03.png: no such file"):
         decode_clip(of_pictures(frames), UniformSampling(10))
