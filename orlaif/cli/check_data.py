@@ -17,7 +17,7 @@ from typing import Any
 
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
-from orlaif.data.video import decode_clip, require_ffmpeg
+from orlaif.data.video import beyond_the_end, decode_clip, require_ffmpeg
 from orlaif.evaluation.choices import choice
 from orlaif.policy.ending import answer_ids
 from orlaif.training.preference_sampling import PreferenceSampling
@@ -71,12 +71,19 @@ class _Model:
         return None
 
     def check_length(self, name: str, prompt: VideoPrompt, clip: Any) -> None:
-        """Raise ValueError where the prompt, and what comes behind it, is longer than the model's context."""
+        """Encode a prompt as the run would.
+
+        Raises:
+            VideoError: the model's processor does not take the clip.
+            ValueError: the prompt, and what comes behind it, is longer than the model's context.
+        """
         policy = getattr(self.module, "policy", None)
-        if self.encoder is None or policy is None:
+        if self.encoder is None:
             return
         with self._alone:
-            policy.check_context(self.encoder([prompt], [clip]), self._behind(name, prompt))
+            batch = self.encoder([prompt], [clip])
+            if policy is not None:
+                policy.check_context(batch, self._behind(name, prompt))
 
     def _behind(self, name: str, prompt: VideoPrompt) -> int:
         """Most tokens that the stage ``name`` puts behind a prompt: its answer, or the longest completion."""
@@ -151,13 +158,13 @@ def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int
 def _tried(name: str, prompt: VideoPrompt, data: VideoDataModule, model: _Model) -> VideoError | ValueError | None:
     try:
         clip = decode_clip(prompt, data.sampling, data.decode_device, data.budget)
+        model.check_length(name, prompt, clip)
     except VideoError as error:
         return VideoError(f"{prompt.id}: {error.path}", error.cause)
-    try:
-        model.check_length(name, prompt, clip)
     except ValueError as error:
         return error
-    return None
+    beyond = beyond_the_end(prompt, clip.duration_s)
+    return None if beyond is None else ValueError(f"{prompt.video}: {beyond}")
 
 
 def main(arguments: Sequence[str]) -> int:

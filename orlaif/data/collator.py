@@ -87,7 +87,7 @@ class Collator:
             Their batch, without the prompts whose videos were skipped (P may then be 0), and those videos.
 
         Raises:
-            VideoError: a video is bad and ``on_bad_video`` is ``error``.
+            VideoError: a video is bad, or the encoder does not take its clip, and ``on_bad_video`` is ``error``.
         """
         start = time.perf_counter()
         results = self.decode(prompts)
@@ -95,13 +95,30 @@ class Collator:
         if skipped and self.on_bad_video == "error":
             raise skipped[0]
         kept = [(prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if isinstance(clip, VideoClip)]
+        with self._alone:
+            batch, refused = self._encode(kept)
+        return Delivery(batch=batch, skipped=(*skipped, *refused), decode_s=time.perf_counter() - start)
+
+    def _encode(self, kept: Sequence[tuple[VideoPrompt, VideoClip]]) -> tuple[PromptBatch, tuple[VideoError, ...]]:
+        """The batch of those that the encoder takes, and why it does not take the others, where these may be left out.
+
+        Raises:
+            VideoError: it does not take one, and ``on_bad_video`` is ``error``.
+        """
         if not kept:
             empty = torch.zeros(0, 1, dtype=torch.int64)
-            nothing = PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={})
-            return Delivery(batch=nothing, skipped=skipped)
-        with self._alone:
-            batch = self.encoder([prompt for prompt, _ in kept], [clip for _, clip in kept])
-        return Delivery(batch=batch, skipped=skipped, decode_s=time.perf_counter() - start)
+            return PromptBatch(prompts=(), clips=(), input_ids=empty, attention_mask=empty, mm_inputs={}), ()
+        try:
+            return self.encoder([prompt for prompt, _ in kept], [clip for _, clip in kept]), ()
+        except VideoError as error:
+            if self.on_bad_video == "error":
+                raise
+            if len(kept) == 1:
+                return self._encode([])[0], (error,)
+        # An error names a video, not which of the prompts about it: each is asked alone.
+        refusals = [self._encode([one])[1] for one in kept]
+        batch, _ = self._encode([one for one, refusal in zip(kept, refusals, strict=True) if not refusal])
+        return batch, tuple(error for refusal in refusals for error in refusal)
 
 
 class BadVideos:

@@ -33,6 +33,7 @@ __all__ = [
     "Sampling",
     "SegmentSampling",
     "UniformSampling",
+    "beyond_the_end",
     "decode_clip",
     "require_ffmpeg",
 ]
@@ -107,7 +108,19 @@ def _wanted(prompt: VideoPrompt, sampling: Sampling, duration_s: float) -> Tenso
     return sampling.times(start, end)
 
 
+def beyond_the_end(prompt: VideoPrompt, duration_s: float) -> str | None:
+    """That a prompt's segment ends behind the end of its video, in words; None where it does not.
+
+    Published data sets round their ends, so that up to 1 s is none.
+    """
+    if prompt.end_s is None or prompt.end_s <= duration_s + 1.0:
+        return None
+    return f"segment ends at {prompt.end_s:g} s, the video at {duration_s:g} s"
+
+
 def _clip(prompt: VideoPrompt, frames: Tensor, pts_s: Tensor, duration_s: float) -> VideoClip:
+    if (beyond := beyond_the_end(prompt, duration_s)) is not None:
+        _tell_once(f"end of {prompt.video}", f"{prompt.video}: {beyond}; the clip is of what is there")
     if len(frames) < 2:
         raise VideoError(
             prompt.video, "gave 1 frame; a clip needs 2 or more (a still image, or a segment shorter than a frame?)"

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.families import Family
-from orlaif.types import PromptBatch, VideoClip, VideoPrompt
+from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
 
 def video_metadata(clip: VideoClip, prompt: VideoPrompt | None = None) -> VideoMetadata:
@@ -102,14 +102,14 @@ class ProcessorEncoder:
 
         Returns:
             The batch, padded on the left.
+
+        Raises:
+            VideoError: the processor does not take a clip, such as one of a shape that its model cannot see.
         """
         texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
         if len(prompts) > 1:
             self.family.learn(self.processor, texts[0])
-        encoded = [
-            self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
-            for prompt, clip, text in zip(prompts, clips, texts, strict=True)
-        ]
+        encoded = [self._encoded(prompt, clip, text) for prompt, clip, text in zip(prompts, clips, texts, strict=True)]
         inputs = self.family.collate(encoded, int(self.processor.tokenizer.pad_token_id))
         return PromptBatch(
             prompts=tuple(prompts),
@@ -119,6 +119,18 @@ class ProcessorEncoder:
             mm_inputs=inputs,
             texts=tuple(texts),
         )
+
+    def _encoded(self, prompt: VideoPrompt, clip: VideoClip, text: str) -> dict[str, Any]:
+        try:
+            return self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
+        except (torch.OutOfMemoryError, MemoryError, ImportError):  # no fault of the video
+            raise
+        except Exception as error:  # processors raise whatever they like
+            frames, _, height, width = clip.frames.shape
+            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            raise VideoError(
+                prompt.video, f"the model's processor does not take {frames} frames of {width} x {height} ({cause})"
+            ) from error
 
 
 def to_batch(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 
 from orlaif import VideoDataModule
 from orlaif.data.collator import BadVideos
@@ -19,7 +20,7 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder, video_metadata
 from orlaif.policy.hub import load_processor
-from orlaif.types import Delivery, PromptBatch, VideoError
+from orlaif.types import Delivery, PromptBatch, VideoError, VideoPrompt
 
 
 def module(tiny_model: str, train: JsonlDataset, **settings: object) -> VideoDataModule:
@@ -217,3 +218,27 @@ def test_mistakes_are_named(tiny_model: str, shapes: ShapesDataset) -> None:
         )
     with pytest.raises(ValueError, match=r"data.system_prompt is 'Be brief.', but data.encoder is given"):
         VideoDataModule(encoder=ProcessorEncoder(None), system_prompt="Be brief.")
+
+
+def test_a_clip_that_the_processor_does_not_take_is_a_bad_video(
+    tiny_model: str, shapes: ShapesDataset, tmp_path: Path
+) -> None:
+    """Qwen's processors refuse frames whose sides differ by a factor above 200."""
+    prompts = [shapes[0]]
+    for name, size in (("long", (2000, 4)), ("tall", (4, 2000))):
+        frames = [tmp_path / f"{name}-{i}.png" for i in range(2)]
+        for i, path in enumerate(frames):
+            Image.new("RGB", size, (i * 99, 0, 0)).save(path)
+        video = str(tmp_path / name)
+        prompts.append(VideoPrompt(id=name, video=video, question="q?", frames=tuple(map(str, frames))))
+    prompts.append(shapes[1])
+    encoder = ProcessorEncoder(load_processor(tiny_model))
+    with pytest.raises(VideoError, match=r"long: the model's processor does not take 2 frames of 2000 x 4 \("):
+        Collator(encoder, UniformSampling(2))(prompts)
+    collator = Collator(encoder, UniformSampling(2), on_bad_video="skip")
+    delivery = collator(prompts)
+    assert [prompt.id for prompt in delivery.batch.prompts] == [shapes[0].id, shapes[1].id]
+    assert [error.path for error in delivery.skipped] == [str(tmp_path / "long"), str(tmp_path / "tall")]
+    assert torch.equal(delivery.batch.input_ids, collator([shapes[0], shapes[1]]).batch.input_ids)
+    nothing = collator(prompts[1:3])
+    assert (len(nothing.batch), len(nothing.skipped)) == (0, 2)

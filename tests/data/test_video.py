@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ def test_the_prompts_segment_bounds_the_frames(shapes: ShapesDataset) -> None:
         decode_clip(VideoPrompt(id="p", video=path, question="q", start_s=5.0, end_s=6.0), UniformSampling(3))
     with pytest.raises(VideoError, match="lies outside"):
         decode_clip(path, SegmentSampling(3.0, 4.0))
+    with pytest.raises(VideoError, match=r"the segment from 4.0 s on lies outside its 2.000 s"):
+        decode_clip(VideoPrompt(id="p", video=path, question="q", start_s=4.0), UniformSampling(3))
+
+
+def test_a_segment_that_ends_behind_the_video_is_told_once(
+    shapes: ShapesDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "copy.mp4")
+    Path(path).write_bytes(Path(shapes[0].video).read_bytes())
+    prompt = VideoPrompt(id="p", video=path, question="q", end_s=3.0)  # of 2 s: up to 1 s is rounding
+    decode_clip(prompt, UniformSampling(2))
+    assert not caplog.records
+    for end_s in (200.0, 300.0):
+        decode_clip(replace(prompt, end_s=end_s), UniformSampling(2))
+    (record,) = caplog.records
+    assert record.getMessage() == f"{path}: segment ends at 200 s, the video at 2 s; the clip is of what is there"
 
 
 def test_fps_sampling_counts_frames_by_time(shared_videos: Path) -> None:
