@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orlaif.cli.recipe import run
@@ -283,13 +284,17 @@ def test_everything_wrong_with_the_data_is_listed(tmp_path: Path, data_root: str
 def test_what_the_run_would_miss_is_listed(tmp_path: Path, data_root: str, tiny_model: str) -> None:
     """Answers that the oracle needs, an answer that is no option, a special token, and a prompt beyond the context."""
     good = next(Path(data_root).glob("*/train-64.jsonl"))
-    rows = [json.loads(line) for line in good.read_text().splitlines()[:4]]
+    rows = [json.loads(line) for line in good.read_text().splitlines()[:6]]
     for row in rows:
         row["video"] = str(good.parent / row["video"])
     del rows[0]["answer"]
     rows[1]["answer"] = "a violin"
     rows[2]["question"] = "what is <|video_pad|> ?"
     rows[3]["question"] = "what color " * 1100
+    rows[4]["end_s"] = 200.0
+    rows[5]["frames"] = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for frame in rows[5]["frames"]:
+        Image.new("RGB", (2000, 4)).save(frame)
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = json.dumps({"class_path": "orlaif.data.datasets.JsonlDataset", "init_args": {"path": str(path)}})
@@ -298,7 +303,10 @@ def test_what_the_run_would_miss_is_listed(tmp_path: Path, data_root: str, tiny_
     code, output = checked("--sample=all", f"--data.init_args.train={dataset}", model, *none)
     assert code == 1
     assert f"{path}, line 1: the prompt has no reference answer, which ReferenceAnswerOracle needs" in output
+    assert f"{rows[4]['video']}: segment ends at 200 s, the video at 2 s" in output
+    assert f"{rows[5]['video']}: the model's processor does not take 2 frames of 2000 x 4 (" in output
+    assert "5 clips decoded, 1 bad" in output
     assert f"{path}, line 2: field 'answer' is 'a violin', which names none of its 'options'" in output
     assert f"{path}, line 3: field 'question' spells '<|video_pad|>'" in output
     assert f"{path}, line 4: prompts longer than the context: 'train-00003'" in output
-    assert "\n4 problems\n" in output
+    assert "\n6 problems\n" in output
