@@ -21,7 +21,7 @@ class Advantage(ABC):
 
     @abstractmethod
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
-        """Advantages f32[P, G], zero-mean within each group.
+        """Advantages f32[P, G], zero-mean within each group; or f32[P, G, T], of each token.
 
         Args:
             ranking: of P groups, on the device of the completions.

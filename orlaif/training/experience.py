@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from orlaif_kernels.arguments import Mapping
 from torch import Tensor
 
+from orlaif.advantages import DCG, Advantage, Borda
 from orlaif.distributed.sync import exchange, raise_together
 from orlaif.losses import loss_weights
 from orlaif.oracles import Asked, order_consistency
@@ -23,6 +25,10 @@ from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, 
 if TYPE_CHECKING:
     from orlaif.training.rlaif import OracleRLAIF
 
+#: What the kernels have themselves, so that rank, advantage and loss are one operation. Not the classes derived from
+#: these, which may be something else.
+KERNEL_MAPPINGS: dict[type[Advantage], Mapping] = {DCG: "dcg", Borda: "borda"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -31,7 +37,9 @@ class Part:
     Args:
         completions: [P, g, T].
         mask: bool[P, g, T], the tokens that count: not those of a group that was not ranked.
-        advantages: f32[P, g].
+        advantages: f32[P, g], or f32[P, g, T].
+        ranks: i64[P, g], where the loss can make the same advantages of them itself (:func:`ranks_for_loss`).
+        weights: f32[P, g, T], what each token's term is multiplied by, where another engine sampled.
         reference: f32[P, g, T], log-probs of the frozen reference, where the loss has a KL term.
         old: f32[P, g, T], log-probs of the policy that sampled, where several updates use this rollout; where there
             are none the ratio is exactly 1.
@@ -40,6 +48,8 @@ class Part:
     completions: Completions
     mask: Tensor
     advantages: Tensor
+    ranks: Tensor | None
+    weights: Tensor | None
     reference: Tensor | None
     old: Tensor | None
 
@@ -99,8 +109,10 @@ def make_experience(
     # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
     ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
     mask = completions.mask & ranked[:, None, None]
+    weights: list[Tensor | None] = [None] * len(parts)
     if module.rollout.importance_cap is not None:
-        advantages = advantages * importance_weights(module, completions, old, mask)
+        of_answers = importance_weights(module, completions, old, mask)
+        weights = list(of_answers.unsqueeze(-1).expand_as(mask).split(module.microbatch or mask.shape[1], 1))
     if counts:
         note_completions(module, completions, ranking, advantages)
     every = module.order_consistency_every_n_steps
@@ -114,12 +126,28 @@ def make_experience(
     if module.num_updates == 1:  # the ratio is exactly 1
         old = [None] * len(parts)
     sizes = [part.group_size for part in parts]
-    cut = zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), reference, old, strict=True)
+    ranks = ranks_for_loss(module, ranking) if len(parts) == 1 else None
+    cut = zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), weights, reference, old, strict=True)
     return Experience(
         batch=batch,
-        parts=tuple(Part(completions=c, mask=m, advantages=a, reference=r, old=o) for c, m, a, r, o in cut),
+        parts=tuple(
+            Part(completions=c, mask=m, advantages=a, ranks=ranks, weights=w, reference=r, old=o)
+            for c, m, a, w, r, o in cut
+        ),
         normalizer=loss_weights(mask.flatten(0, 1), module.loss.loss_type, module.rollout.sampling.max_new_tokens)[1],
     )
+
+
+def ranks_for_loss(module: OracleRLAIF, ranking: Ranking) -> Tensor | None:
+    """Ranks i64[P, G] that a loss may be handed in place of advantages.
+
+    That is where the kernels have the recipe's mapping, and all answers of a group count or none does: with ranks, the
+    kernels leave out an answer that has none and a group without order, whose KL counts here.
+    """
+    ranks = ranking.ranks.cpu()
+    ordered = (ranks >= 0).all(-1) & (ranks.amax(-1) > ranks.amin(-1))
+    alike = bool((ordered | (ranks < 0).all(-1)).all())
+    return ranking.ranks.to(module.device) if type(module.advantage) in KERNEL_MAPPINGS and alike else None
 
 
 def candidate_groups(batch: PromptBatch, completions: Completions) -> list[CandidateGroup]:
@@ -228,7 +256,7 @@ def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ran
         module: notes them.
         completions: of P groups.
         ranking: of the same.
-        advantages: f32[P, G].
+        advantages: f32[P, G] or f32[P, G, T].
     """
     lengths = completions.lengths
     last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)

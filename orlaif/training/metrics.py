@@ -40,7 +40,7 @@ def rank_metrics(
 
     Args:
         ranks: i64[P, G], -1 = not ranked.
-        advantages: f32[P, G].
+        advantages: f32[P, G] or f32[P, G, T].
         lengths: i64[P, G], tokens of each answer.
         sequence_logps: f32[P, G], log-probs of the answers under the policy, if known.
 
@@ -56,7 +56,7 @@ def rank_metrics(
     metrics = {
         "oracle/tie_rate": ties.sum() / pair.sum().clamp(min=1),
         "oracle/unranked_rate": (~valid).float().mean(),
-        "oracle/zero_signal_rate": (advantages == 0).all(-1).float().mean(),
+        "oracle/zero_signal_rate": (advantages == 0).flatten(1).all(-1).float().mean(),
         "oracle/length_tau": _mean(kendall_tau(-ranks, lengths, valid)),
     }
     first = -torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)

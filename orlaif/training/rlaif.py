@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -19,12 +19,12 @@ from orlaif_kernels.arguments import choose
 from torch import Tensor, nn
 
 from orlaif.advantages import DCG, Advantage
-from orlaif.losses import GRPORankLoss, grpo_rank_loss, linear_grpo_rank_loss
+from orlaif.losses import GRPORankLoss, Loss
 from orlaif.oracles import Oracle, OracleFailure
 from orlaif.policy import Policy
 from orlaif.rollout import BaseRollout, Rollout
 from orlaif.training.base import PolicyModule
-from orlaif.training.experience import Experience, Part, make_experience, rank_together
+from orlaif.training.experience import KERNEL_MAPPINGS, Experience, Part, make_experience, rank_together
 from orlaif.types import Completions, Delivery, PromptBatch, Ranking
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class OracleRLAIF(PolicyModule):
         oracle: orders the answers of each group.
         rollout: samples the groups.
         advantage: from an oracle's ranking to advantages.
-        loss: settings of the GRPO_rank loss.
+        loss: what a token adds to the loss; without a ``class_path``, settings of :class:`GRPORankLoss`, the default.
         reference: of the KL term; not loaded where ``loss.kl_coef`` is 0.
         on_oracle_failure: what to do with groups that the oracle cannot rank.
         order_consistency_every_n_steps: how often the oracle is asked twice, with shuffled candidates, to see if it
@@ -78,7 +78,7 @@ class OracleRLAIF(PolicyModule):
         oracle: Oracle,
         rollout: BaseRollout | None = None,
         advantage: Advantage | None = None,
-        loss: GRPORankLoss | None = None,
+        loss: GRPORankLoss | Loss | None = None,
         reference: Reference | None = None,
         on_oracle_failure: OracleFailure | None = None,
         order_consistency_every_n_steps: int = 50,
@@ -93,7 +93,7 @@ class OracleRLAIF(PolicyModule):
         self.oracle = oracle
         self.rollout = rollout or Rollout()
         self.advantage = advantage or DCG()
-        self.loss = loss or GRPORankLoss()
+        self.loss: Loss = loss or GRPORankLoss()
         self.reference = reference or Reference()
         self.on_oracle_failure = on_oracle_failure or OracleFailure()
         self.order_consistency_every_n_steps = order_consistency_every_n_steps
@@ -151,8 +151,9 @@ class OracleRLAIF(PolicyModule):
             return False
         return super()._is_reloaded(name, parameter)
 
+    @final
     def advantages(self, ranking: Ranking, completions: Completions) -> Tensor:
-        """f32[P, G] by the recipe's mapping, which is given both on the device of the completions."""
+        """f32[P, G] (or f32[P, G, T]) by the recipe's mapping, which is given both on the completions' device."""
         return self.advantage(ranking.to(completions.device), completions).to(completions.device)
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
@@ -205,21 +206,18 @@ class OracleRLAIF(PolicyModule):
 
     def _loss_of(self, batch: PromptBatch, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a part, undivided, and its metrics."""
+        of_tokens = {"mask": part.mask, "old_logps": part.old, "ref_logps": part.reference}
+        of_tokens |= {"token_weights": part.weights, "advantages": part.advantages if part.ranks is None else None}
+        tokens: dict[str, Any] = {name: None if x is None else x.flatten(0, 1) for name, x in of_tokens.items()}
+        tokens |= {"temperature": self.rollout.sampling.temperature, "normalizer": 1.0}
+        if part.ranks is not None:
+            mapping = KERNEL_MAPPINGS[type(self.advantage)]
+            tokens |= {"ranks": part.ranks, "group_size": part.ranks.shape[1], "mapping": mapping}
         ids = part.completions.ids.flatten(0, 1)
-        settings = {
-            "advantages": part.advantages.flatten(),
-            "mask": part.mask.flatten(0, 1),
-            "old_logps": None if part.old is None else part.old.flatten(0, 1),
-            "ref_logps": None if part.reference is None else part.reference.flatten(0, 1),
-            "temperature": self.rollout.sampling.temperature,
-            "normalizer": 1.0,
-            **self.loss.arguments,
-        }
         if self.loss.fused_head:
             hidden, head = self.policy.completion_hidden(batch, part.completions)
-            return linear_grpo_rank_loss(hidden, head.pop("weight"), ids, **head, **settings)
-        logits = self.policy.completion_logits(batch, part.completions)
-        return grpo_rank_loss(logits, ids, inplace=True, **settings)
+            return self.loss.of_hidden(hidden, head.pop("weight"), ids, **head, **tokens)
+        return self.loss.of_logits(self.policy.completion_logits(batch, part.completions), ids, **tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

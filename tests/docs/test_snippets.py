@@ -10,11 +10,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from orlaif.cli.recipe import read_recipe
+from orlaif.cli.recipe import read_recipe, run
 from orlaif.data.datasets import JsonlDataset
 from orlaif.policy import Policy
 from orlaif.rollout import SamplingParams
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoClip, VideoPrompt
+from tests.cli.test_cli import small
 from tests.conftest import REPO
 from tests.docs.pages import PAGES, Block, blocks
 
@@ -115,7 +116,7 @@ def test_the_rows(block: Block, tmp_path: Path) -> None:
 
 def test_every_example_is_shown_and_tested() -> None:
     shown = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert shown == {"own_dataset", "own_oracle", "own_mapping", "own_rollout"}
+    assert shown == {"own_dataset", "own_oracle", "own_mapping", "own_loss", "own_rollout"}
     for name in shown:
         page = REPO / "docs" / "extend" / f"{name.removeprefix('own_')}.md"
         assert f"<!-- file: extend/examples/{name}.py -->" in page.read_text()
@@ -147,6 +148,27 @@ def test_own_mapping() -> None:
     advantages = example("own_mapping").BestOfGroup()(ranking, completions)
     torch.testing.assert_close(advantages[0], torch.tensor([2 / 3, -1 / 3, -1 / 3, 0.0]))
     torch.testing.assert_close(advantages[1], torch.tensor([0.25, 0.25, -0.25, -0.25]))
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "own_loss" in b.text], ids=lambda b: b.page)
+def test_own_loss_trains_the_demo(
+    block: Block, tmp_path: Path, tiny_model: str, data_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the page's own recipe, with the fused head, and without it: the same losses."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    (tmp_path / "overlay.yaml").write_text(block.text)
+    more = ["--trainer.max_steps=3", "--model.init_args.num_updates=2", f"--config={tmp_path / 'overlay.yaml'}"]
+    losses = []
+    for head in ("true", "false"):
+        words = small("demo_rlaif.yaml", "fit", tmp_path / head, tiny_model, data_root, *more)
+        cli = run([*words, f"--model.init_args.loss.init_args.fused_head={head}"])
+        assert type(cli.model.loss).__name__ == "SquaredTrust"
+        assert (cli.model.loss.fused_head, cli.trainer.global_step) == (head == "true", 3)
+        metrics = cli.trainer.callback_metrics
+        assert metrics["train/log_ratio_squared"] > 0
+        losses.append(float(metrics["train/loss"]))
+    assert losses[0] != 0
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_own_rollout(policy: Policy, batch: PromptBatch) -> None:

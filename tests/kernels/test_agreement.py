@@ -77,7 +77,13 @@ def trl_loss(case: Case) -> tuple[Tensor, Tensor]:
         entropy_coef=settings["entropy_coef"],
         _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
         model=SimpleNamespace(training=True),
-        args=SimpleNamespace(delta=settings.get("delta"), use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(
+            delta=settings.get("delta"),
+            use_bias_correction_kl=False,
+            steps_per_generation=1,
+            sapo_temperature_pos=settings.get("tau_pos"),
+            sapo_temperature_neg=settings.get("tau_neg"),
+        ),
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=True
         ),

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from orlaif.advantages import NDCGPenalty
+from orlaif.advantages import DCG, Borda, NDCGPenalty, ZScore
+from orlaif.losses import GRPORankLoss
+from orlaif.oracles import Oracle
 from orlaif.policy import Policy
+from orlaif.training import experience as experience_file
 from orlaif.training import rlaif as rlaif_file
-from orlaif.training.experience import Experience, make_experience
+from orlaif.training.experience import Experience, make_experience, ranks_for_loss
 from orlaif.training.notes import StepNotes
 from orlaif.training.ranker import PreferenceRankerTraining
 from orlaif.training.step_state import Given, StepState
 from orlaif.types import Completions, PreferencePrompt, PromptBatch, Ranking
-from tests.training.test_rlaif import ByText, Scripted, data, rlaif, trainer
+from tests.training.test_rlaif import ByText, Recorder, Scripted, data, rlaif, trainer
 
 
 def test_an_experience_is_p_g_t_throughout(
@@ -122,3 +125,61 @@ def test_notes_are_means_by_weight_and_are_taken_once() -> None:
     assert notes.take() == {"a": 2.0, "train/num_tokens": 5.0, "data/bad_videos": 0.0}
     notes.count("train/num_tokens", 2)
     assert notes.take() == {"train/num_tokens": 7.0, "data/bad_videos": 0.0}
+
+
+def test_ranks_go_to_the_loss_where_they_say_all(tiny_model: str) -> None:
+    """Not where the kernels would leave out an answer that counts here, nor for a mapping that they do not have."""
+
+    class OtherDCG(DCG):
+        pass
+
+    module = rlaif(tiny_model)
+    whole, unranked = [0, 2, 1, 1], [-1, -1, -1, -1]
+    for rows, handed in (
+        ([whole, unranked], True),
+        ([whole, [0, 0, 0, 0]], False),
+        ([whole, [0, 1, -1, 2]], False),
+    ):
+        ranking = Ranking(ranks=torch.tensor(rows))
+        ranks = ranks_for_loss(module, ranking)
+        assert (ranks is not None) == handed
+        assert ranks is None or torch.equal(ranks, ranking.ranks)
+    ranking = Ranking(ranks=torch.tensor([whole]))
+    for mapping, handed in ((Borda(), True), (OtherDCG(), False), (ZScore(), False), (NDCGPenalty(), False)):
+        assert (ranks_for_loss(rlaif(tiny_model, advantage=mapping), ranking) is not None) == handed
+
+
+class Apart(Oracle):
+    """An order without ties, but for one group that it does not rank."""
+
+    def rank(self, groups: Any) -> Ranking:
+        orders = [[(i + shift) % 4 for i in range(4)] for shift in range(len(groups) - 1)]
+        return Ranking(ranks=torch.tensor([*orders, [-1] * 4]))
+
+
+@pytest.mark.parametrize("fused_head", [False, True])
+def test_ranks_and_advantages_are_one_step_to_the_bit(
+    tiny_model: str, data_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused_head: bool
+) -> None:
+    """As one advantage for each answer, and as one for each token, by a mapping of a user's."""
+
+    class OfTokens(DCG):
+        def __call__(self, ranking: Ranking, completions: Completions) -> torch.Tensor:
+            return super().__call__(ranking, completions).unsqueeze(-1).expand(completions.ids.shape)
+
+    recorders = []
+    for ranks, mapping in ((True, DCG()), (False, DCG()), (False, OfTokens())):
+        made: list[Experience] = []
+        monkeypatch.setattr(rlaif_file, "make_experience", lambda *a, m=made: m.append(make_experience(*a)) or m[-1])
+        if not ranks:
+            monkeypatch.setattr(experience_file, "ranks_for_loss", lambda *_: None)
+        loss = GRPORankLoss(kl_coef=0.05, fused_head=fused_head)
+        module = rlaif(tiny_model, oracle=Apart(), rollout=Scripted(group_size=4), advantage=mapping, loss=loss)
+        recorders.append(Recorder())
+        trainer(tmp_path, max_steps=1, callbacks=[recorders[-1]]).fit(module, data(data_root, 3))
+        assert (made[0].parts[0].ranks is not None) == ranks
+    first, *others = recorders
+    assert max(float(grad.abs().max()) for grad in first.grads[0].values()) > 0
+    for other in others:
+        assert all(torch.equal(grad, other.grads[0][name]) for name, grad in first.grads[0].items())
+        assert other.metrics[0]["train/loss"] == first.metrics[0]["train/loss"]

@@ -127,6 +127,8 @@ class CompletionsBoard(Callback):
             log.warning("no completions board this time: %s", error)
             return
         advantages = pl_module.advantages(ranking, completions)
+        if advantages.ndim == 3:  # of tokens: their sum
+            advantages = advantages.masked_fill(~completions.mask, 0.0).sum(-1)
         for i, (prompt, clip) in enumerate(zip(batch.prompts, batch.clips, strict=True)):
             board = draw_board(
                 prompt, clip, completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu()
