@@ -150,13 +150,34 @@ def test_gspo_by_hand() -> None:
         assert grad.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_class_that_changes_grpo_rank_is_heard(ratio: Any, fused: bool) -> None:
+    """Its terms, with all that it inherits; not the kernel's."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Half(GRPORankLoss):
+        share: float = 0.5
+
+        def __call__(self, **values: Any) -> Any:  # type: ignore[override]
+            terms, metrics = super().__call__(**values)
+            return self.share * terms, metrics
+
+    hidden, weight, case = from_head()
+    settings: dict[str, Any] = {"ratio": ratio, "loss_type": "grpo", "fused_head": fused}
+    value, grad = ours(Half(**settings), hidden, weight, case)
+    whole, whole_grad = ours(GRPORankLoss(**settings), hidden, weight, case)
+    assert whole_grad.abs().max() > 1e-3
+    torch.testing.assert_close((2 * value, 2 * grad), (whole, whole_grad))
+
+
 def test_settings_that_cannot_be() -> None:
     for make, said in (
         (lambda: SAPO(kl_coef=-1.0), "loss.kl_coef is -1.0; it must be 0 or more"),
         (lambda: SAPO(tau_pos=0.0), "loss.tau_pos is 0.0; it must be positive"),
         (lambda: CISPO(clip_high=0.0), "loss.clip_high is 0.0; it must be positive"),
         (lambda: CISPO(entropy_coef=math.inf), "loss.entropy_coef is inf; it must be finite"),
-        (lambda: GSPO(ratio="token", kl_in="advantage"), "loss.kl_in is 'advantage', which GSPO has"),
+        (lambda: GSPO(ratio="token", kl_in="advantage"), "loss.kl_in is 'advantage', which GRPO_rank's own terms have"),
         (lambda: GRPORankLoss(kl_in="here"), "loss.kl_in is 'here'; it must be one of 'loss', 'advantage'"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from orlaif_kernels import linear_policy_loss, policy_loss
@@ -35,9 +35,6 @@ class Loss(ABC):
         ValueError: a setting is out of its range.
     """
 
-    #: ``sequence`` for a loss that needs all tokens of a completion at once, [N, T] instead of [M].
-    level: ClassVar[RatioLevel] = "token"
-
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = "k3"
     entropy_coef: float = 0.0
@@ -53,6 +50,11 @@ class Loss(ABC):
             _ = self.settings
         except ValueError as error:
             raise ValueError(f"loss.{error}") from None
+
+    @property
+    def level(self) -> RatioLevel:
+        """``token``; ``sequence`` for a loss that needs all tokens of a completion at once, [N, T] instead of [M]."""
+        return "token"
 
     @abstractmethod
     def __call__(

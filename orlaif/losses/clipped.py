@@ -5,8 +5,8 @@ Shapes: those of :class:`orlaif.losses.Loss`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss
 from orlaif_kernels.arguments import KLPlace, LossSettings, LossType, RatioLevel
@@ -14,9 +14,6 @@ from orlaif_kernels.objective import GRPORank
 from torch import Tensor
 
 from orlaif.losses.base import Loss
-
-#: Fields of a loss that say how it is computed, not what it is.
-_HOW = ("implementation", "fused_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +45,28 @@ class GRPORankLoss(Loss):
         if self.clip_high <= 0:
             raise ValueError(f"loss.clip_high is {self.clip_high}; it must be positive")
         super().__post_init__()
+        if self.kl_in == "advantage" and not self.is_fused:
+            raise ValueError("loss.kl_in is 'advantage', which GRPO_rank's own terms have alone; set it to 'loss'")
+
+    @property
+    def level(self) -> RatioLevel:
+        """That of the ratio."""
+        return self.ratio
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the kernels have these terms themselves: not those of a class that changes them."""
+        return type(self).__call__ is GRPORankLoss.__call__
 
     @property
     def settings(self) -> LossSettings:
         """All of these but how they are computed."""
-        return LossSettings(**{name: value for name, value in vars(self).items() if name not in _HOW})
+        return LossSettings(**self._stated)
+
+    @property
+    def _stated(self) -> dict[str, Any]:
+        how = ("implementation", "fused_head")
+        return {one.name: getattr(self, one.name) for one in fields(GRPORankLoss) if one.name not in how}
 
     def __call__(
         self, logp: Tensor, old: Tensor, reference: Tensor | None, entropy: Tensor, advantage: Tensor, mask: Tensor
@@ -62,18 +76,20 @@ class GRPORankLoss(Loss):
         return bare(logp, old, None, entropy, advantage, mask)
 
     def of_logits(self, logits: Tensor, token_ids: Tensor, **tokens: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """By the fused kernel; see :func:`orlaif_kernels.grpo_rank_loss`."""
-        return grpo_rank_loss(logits, token_ids, inplace=True, **self._of_grpo_rank, **tokens)
+        """By the fused kernel, where it has these terms; see :func:`orlaif_kernels.grpo_rank_loss`."""
+        if not self.is_fused:
+            return super().of_logits(logits, token_ids, **tokens)
+        how = self._stated | {"implementation": self.implementation}
+        return grpo_rank_loss(logits, token_ids, inplace=True, **how, **tokens)
 
     def of_hidden(
         self, hidden: Tensor, weight: Tensor, token_ids: Tensor, **tokens: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """By the fused kernel; see :func:`orlaif_kernels.linear_grpo_rank_loss`."""
-        return linear_grpo_rank_loss(hidden, weight, token_ids, **self._of_grpo_rank, **tokens)
-
-    @property
-    def _of_grpo_rank(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "fused_head"}
+        """By the fused kernel, where it has these terms; see :func:`orlaif_kernels.linear_grpo_rank_loss`."""
+        if not self.is_fused:
+            return super().of_hidden(hidden, weight, token_ids, **tokens)
+        how = self._stated | {"implementation": self.implementation}
+        return linear_grpo_rank_loss(hidden, weight, token_ids, **how, **tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +117,20 @@ class GSPO(GRPORankLoss):
         ratio: ``sequence``, or ``token`` for GSPO-token.
     """
 
-    level: ClassVar[RatioLevel] = "sequence"
-
     clip_low: float = 3e-4
     clip_high: float = 4e-4
     loss_type: LossType = "grpo"
     ratio: RatioLevel = "sequence"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ratio == "token" and self.kl_in == "advantage":
-            raise ValueError("loss.kl_in is 'advantage', which GSPO has with ratio 'sequence' only; set it to 'loss'")
+    @property
+    def level(self) -> RatioLevel:
+        """Both need a completion's every token."""
+        return "sequence"
+
+    @property
+    def is_fused(self) -> bool:
+        """Not GSPO-token."""
+        return type(self).__call__ is GSPO.__call__ and self.ratio == "sequence"
 
     def __call__(
         self, logp: Tensor, old: Tensor, reference: Tensor | None, entropy: Tensor, advantage: Tensor, mask: Tensor
@@ -122,15 +141,3 @@ class GSPO(GRPORankLoss):
             mean = difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
             old = logp.detach() - mean
         return super().__call__(logp, old, reference, entropy, advantage, mask)
-
-    def of_logits(self, logits: Tensor, token_ids: Tensor, **tokens: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """By GRPO_rank's kernel, where it has it."""
-        kind = GRPORankLoss if self.ratio == "sequence" else Loss
-        return kind.of_logits(self, logits, token_ids, **tokens)
-
-    def of_hidden(
-        self, hidden: Tensor, weight: Tensor, token_ids: Tensor, **tokens: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """By GRPO_rank's kernel, where it has it."""
-        kind = GRPORankLoss if self.ratio == "sequence" else Loss
-        return kind.of_hidden(self, hidden, weight, token_ids, **tokens)
