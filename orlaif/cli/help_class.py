@@ -98,13 +98,14 @@ def _shown(default: Any) -> str:
 
 
 def documented(kind: Any) -> dict[str, str]:
-    """What a docstring says of each argument."""
+    """What the docstrings of a class and its bases say of each argument."""
     import docstring_parser
 
     said: dict[str, str] = {}
-    for doc in (inspect.getdoc(kind), inspect.getdoc(getattr(kind, "__init__", None))):
-        for one in docstring_parser.parse(doc or "").params:
-            said.setdefault(one.arg_name, " ".join((one.description or "").split()))
+    for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
+        for doc in (inspect.getdoc(base), inspect.getdoc(getattr(base, "__init__", None))):
+            for one in docstring_parser.parse(doc or "").params:
+                said.setdefault(one.arg_name, " ".join((one.description or "").split()))
     return said
 
 

@@ -33,27 +33,26 @@ def public_classes() -> dict[str, str]:
     Read from the sources, so that a suggestion costs no import.
     """
     paths: dict[str, str] = {}
+    handed_on: list[tuple[str, str]] = []
     for file in sorted(PACKAGE.rglob("*.py")):
         if file.stem.startswith("__main__"):
             continue
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                names = [node.name] if node.col_offset == 0 else []
-            elif (
-                isinstance(node, ast.ImportFrom)
-                and file.stem == "__init__"
-                and (node.module or "").startswith("orlaif")
-            ):
-                names = [alias.name for alias in node.names if alias.name[:1].isupper()]
-            else:
-                continue
-            for name in names:
-                path = f"{module}.{name}"
-                if not name.startswith("_") and not name.isupper() and len(path) < len(paths.get(name, path + ".")):
-                    paths[name] = path
+            if isinstance(node, ast.ClassDef) and node.col_offset == 0 and not node.name.startswith("_"):
+                _keep_shorter(paths, node.name, f"{module}.{node.name}")
+            elif isinstance(node, ast.ImportFrom) and file.stem == "__init__":
+                handed_on += [(alias.name, f"{module}.{alias.name}") for alias in node.names]
+    for name, path in handed_on:
+        if name in paths:
+            _keep_shorter(paths, name, path)
     return paths
+
+
+def _keep_shorter(paths: dict[str, str], name: str, path: str) -> None:
+    if len(path) < len(paths.get(name, path + ".")):
+        paths[name] = path
 
 
 def class_path_like(path: str) -> str | None:

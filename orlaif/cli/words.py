@@ -18,6 +18,8 @@ import yaml
 from orlaif.cli.errors import UsageError
 from orlaif.cli.moved import translated
 
+#: What ``model.init_args.loss`` is without a class path.
+DEFAULT_LOSS = "orlaif.losses.GRPORankLoss"
 _NULLS = ("null", "~", "None")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -155,6 +157,7 @@ def prepare(given: Sequence[str]) -> Words:
                 words += ["--config", translated(path, "--config")]
                 continue
             documents.append(read_document(path))
+            words += _default_loss(documents[-1])
             words += ["--config", documents[-1].text if documents[-1].translated else path]
         elif equals and name.startswith("--"):
             words += _null(name) if value in _NULLS and _is_deep(name) else [translated(word, name)]
@@ -168,7 +171,8 @@ def prepare(given: Sequence[str]) -> Words:
 
 def _is_deep(name: str) -> bool:
     """Whether a word names an argument two classes deep, without a value."""
-    return name.startswith("--") and "=" not in name and name.count(".init_args.") > 1
+    deep = name.count(".init_args.") > 1 or ".init_args.loss." in name
+    return name.startswith("--") and "=" not in name and deep
 
 
 def _null(name: str) -> list[str]:
@@ -177,6 +181,26 @@ def _null(name: str) -> list[str]:
     for key in reversed(name[2:].split(".")):
         tree = {key: tree}
     return ["--config", json.dumps(tree)]
+
+
+def _default_loss(document: Document) -> list[str]:
+    """Words that name the loss whose settings a recipe gives without a class path.
+
+    jsonargparse fills in the defaults of a class that is not named, and another loss, named later, would keep them.
+    """
+    model = _child(document.root, "model")
+    path, loss = _child(model, "class_path"), _child(_child(model, "init_args"), "loss")
+    if not isinstance(path, yaml.ScalarNode) or not isinstance(loss, yaml.MappingNode):
+        return []
+    if _child(loss, "class_path") is not None or _child(loss, "init_args") is not None:
+        return []
+    stated = {"class_path": translated(path.value, document.path), "init_args": {"loss": {"class_path": DEFAULT_LOSS}}}
+    return ["--config", json.dumps({"model": stated})]
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for key, value in pairs if key.value == name), None)
 
 
 def import_from(folders: Sequence[str]) -> None:

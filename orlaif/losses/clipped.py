@@ -112,8 +112,8 @@ class GSPO(GRPORankLoss):
     gradient of one token each, ``s_t = sg[s] pi_t / sg[pi_t]``, for advantages that differ within a completion.
 
     Args:
-        clip_low: of the paper's experiments.
-        clip_high: of the paper's experiments.
+        clip_low: as the paper's: a mean over tokens moves less than a token.
+        clip_high: likewise.
         ratio: ``sequence``, or ``token`` for GSPO-token.
     """
 

@@ -78,7 +78,7 @@ class OracleRLAIF(PolicyModule):
         oracle: Oracle,
         rollout: BaseRollout | None = None,
         advantage: Advantage | None = None,
-        loss: GRPORankLoss | Loss | None = None,
+        loss: Loss | GRPORankLoss | None = None,
         reference: Reference | None = None,
         on_oracle_failure: OracleFailure | None = None,
         order_consistency_every_n_steps: int = 50,

@@ -123,7 +123,7 @@ def test_processes_with_different_recipes_stop_with_what_differs(overrides: list
     said = finish(*started, status=1)
     assert time.monotonic() - began < 120
     wanted = "the processes of this run disagree on the recipe: "
-    wanted += "fit.model.init_args.loss.kl_coef: 0.02 on process 0, 0.5 on process 1"
+    wanted += "fit.model.init_args.loss.init_args.kl_coef: 0.02 on process 0, 0.5 on process 1"
     assert all(wanted.replace("fit.", "") in one.replace("fit.", "") for one in said)
 
 
