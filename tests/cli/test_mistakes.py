@@ -470,7 +470,7 @@ def test_an_overlay_changes_what_it_names_and_nothing_else(capsys: pytest.Captur
     }
     after = printed(capsys, *laid_over(tmp_path, over))
     before["model"]["init_args"]["rollout"]["init_args"]["sampling"]["top_p"] = 0.9
-    before["model"]["init_args"]["loss"]["clip_low"] = 0.1
+    before["model"]["init_args"]["loss"]["init_args"]["clip_low"] = 0.1
     before["data"]["init_args"]["sampling"]["init_args"]["num_frames"] = 4
     assert after == before
 
