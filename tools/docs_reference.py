@@ -9,6 +9,7 @@ so that ``make docs`` fails.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -85,7 +86,8 @@ def recipe_keys(path: str) -> str:
         PluginError: an argument without a meaning.
     """
     cls = resolve(path)
-    hints = typing.get_type_hints(cls.__init__)
+    # Fields of a dataclass may have been written in other modules than its own.
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
     said = meanings(cls)
     rows = [f"### `{path}` {{ #{path.replace('.', '-')} }}", "", (inspect.getdoc(cls) or "").split("\n")[0], ""]
     rows += ["| key | type | default | meaning |", "|---|---|---|---|"]
