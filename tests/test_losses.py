@@ -172,13 +172,14 @@ def test_a_class_that_changes_grpo_rank_is_heard(ratio: Any, fused: bool) -> Non
 
 
 def test_settings_that_cannot_be() -> None:
+    typo: Any = "here"
     for make, said in (
         (lambda: SAPO(kl_coef=-1.0), "loss.kl_coef is -1.0; it must be 0 or more"),
         (lambda: SAPO(tau_pos=0.0), "loss.tau_pos is 0.0; it must be positive"),
         (lambda: CISPO(clip_high=0.0), "loss.clip_high is 0.0; it must be positive"),
         (lambda: CISPO(entropy_coef=math.inf), "loss.entropy_coef is inf; it must be finite"),
         (lambda: GSPO(ratio="token", kl_in="advantage"), "loss.kl_in is 'advantage', which GRPO_rank's own terms have"),
-        (lambda: GRPORankLoss(kl_in="here"), "loss.kl_in is 'here'; it must be one of 'loss', 'advantage'"),
+        (lambda: GRPORankLoss(kl_in=typo), "loss.kl_in is 'here'; it must be one of 'loss', 'advantage'"),
     ):
         with pytest.raises(ValueError, match=said):
             make()
