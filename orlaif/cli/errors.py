@@ -46,11 +46,18 @@ def explained(error: BaseException) -> Explained:
         for one in chain(error):
             if (line := rule(one)) is not None:
                 return Explained(line=one_line(line))
-    if any(base.__name__ in _FOR_USERS for base in type(error).__mro__):
+    if any(base.__name__ in _FOR_USERS for base in type(error).__mro__) or _is_said_by_orlaif(error):
         return Explained(line=one_line(str(error)))
     frame = telling_frame(error)
     at = f" ({frame.filename}:{frame.lineno})" if frame is not None else ""
     return Explained(line=f"{type(error).__name__}: {one_line(str(error))}{at}", is_bug=True)
+
+
+def _is_said_by_orlaif(error: BaseException) -> bool:
+    """Whether orlaif itself says in words that something outside failed: a server that is down, a cache of replies."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    in_words = isinstance(error, OSError) and error.errno is None
+    return in_words and bool(frames) and is_ours(frames[-1][0].f_code.co_filename)
 
 
 def one_line(text: str, limit: int = 700) -> str:
@@ -71,7 +78,8 @@ def _bug_of_an_oracle(error: BaseException) -> str | None:
         return None
     frames = list(traceback.walk_tb(error.__traceback__))
     asked = [i for i, (frame, _) in enumerate(frames) if _is_oracle(frame.f_locals.get("self"))]
-    if not asked or (isinstance(error, ValueError) and is_ours(frames[-1][0].f_code.co_filename)):
+    is_raised_by_orlaif = isinstance(error, ValueError) and is_ours(frames[-1][0].f_code.co_filename)
+    if not asked or is_raised_by_orlaif or _is_said_by_orlaif(error):
         return None
     frame = telling_frame(error)
     if frame is None or (is_ours(frame.filename) and any(rule(error) for rule in RULES)):

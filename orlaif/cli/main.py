@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from orlaif import __version__
 from orlaif.cli.errors import UsageError, explained
-from orlaif.cli.names import did_you_mean
+from orlaif.cli.names import did_you_mean, near
 
 #: Each subcommand, the module whose ``main(words)`` is it, and what it does.
 SUBCOMMANDS = {
@@ -107,6 +107,8 @@ def subcommand(words: Sequence[str]) -> Callable[[], int]:
         passed = [first, *rest] if SUBCOMMANDS[first][0] == RECIPE else rest
         return lambda: module.main(passed)
     if first.startswith("-"):
+        if (close := near(first, ("--help", "--version"))) is not None:
+            raise UsageError(f"there is no {first}; did you mean {close}?")
         raise UsageError(f"{first} comes before the subcommand; write orlaif <subcommand> {first} ...")
     raise UsageError(f"{first!r} is no subcommand{did_you_mean(first, SUBCOMMANDS)}")
 
@@ -129,7 +131,5 @@ def main() -> None:
         print(f"orlaif: error: {said.line}", file=sys.stderr)
         if said.is_bug:
             traceback.print_exception(error, file=sys.stderr)
-        elif said.status != 2:
-            print("(ORLAIF_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
         status = said.status
     raise SystemExit(status)

@@ -23,6 +23,8 @@ SILENCED = (
     r"The '\w+' does not have many workers",
     # A resumed run writes into the folder that it is resumed from.
     r"Checkpoint directory .* exists and is not empty",
+    # A run may go on in another folder, whose checkpoints are its own to rank.
+    r"The dirpath has changed from",
 )
 
 

@@ -17,11 +17,13 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from orlaif.cli.frames import users_place
 from orlaif.cli.grammar import sentence
 from orlaif.cli.names import did_you_mean
 from orlaif.cli.quiet import quiet_libraries
+from orlaif.cli.run_folder import write_state
 from orlaif.cli.run_once import RunOnceCLI, recipe_of
 from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
@@ -30,17 +32,75 @@ from orlaif.training.callbacks import Checkpointing, StopSignals
 
 
 class AgreedRecipe(SaveConfigCallback):
-    """Keeps the recipe in the run's folder, once all processes have shown that they run the same."""
+    """Keeps the recipe in the run's folder, once all processes have shown that they run the same.
+
+    Of a training, that is where its first step is about to be made: one that is refused before (another base, other
+    data) leaves the folder, and what is written there of the run before, as it was. A trial writes nothing at all.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare, then save; raises ValueError on all processes where one differs."""
+        """Compare, and save what is no training; raises ValueError on all processes where one differs."""
         self.recipe = recipe_of(self.config)
         check_same("recipe", self.recipe)
-        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            _begin(trainer)
+        if stage != "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().setup(trainer, pl_module, stage)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the logger write: the checkpoint has been taken."""
+        _begin(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the recipe, and note that a run has begun."""
+        _begin(trainer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            write_state(str(self.config.run_dir), finished=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep it in the checkpoint, for the run that goes on."""
         checkpoint["recipe"] = dict(self.recipe)
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's events in the run's folder, from where the run begins.
+
+    Lightning opens its loggers before it restores a checkpoint, which may yet be refused.
+
+    Attributes:
+        has_begun: until then nothing is written.
+    """
+
+    has_begun = False
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer; before the run begins, one that does nothing."""
+        return super().experiment if self.has_begun else DummyLogger().experiment
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """A module with hyperparameters of its own begins with them."""
+        self.has_begun = True
+        super().log_hyperparams(*args, **kwargs)
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """What is logged is written."""
+        self.has_begun = True
+        super().log_metrics(*args, **kwargs)
+
+    def save(self) -> None:
+        """Save what there is; before the run begins, that is nothing."""
+        if self.has_begun:
+            super().save()
+
+
+def _begin(trainer: Trainer) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, Events):
+            logger.has_begun = True
 
 
 class OrlaifCLI(RunOnceCLI):
@@ -120,7 +180,7 @@ class OrlaifCLI(RunOnceCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""
         if self._get(self.config_init, "trainer.logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(self._get(self.config_init, "run_dir"), name="", version="")
+            kwargs["logger"] = Events(self._get(self.config_init, "run_dir"), name="", version="")
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from orlaif.cli.names import did_you_mean
 from orlaif.cli.run_folder import lies_in, locked, make_ready, write_state
-from orlaif.distributed.changes import check_changes
+from orlaif.distributed.changes import check_changes, is_allowed
 from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint, read_about
 from orlaif.distributed.sync import flattened
 
@@ -24,6 +26,24 @@ def recipe_of(config: Any) -> dict[str, str]:
     recipe = flattened(config.as_dict())
     recipe.pop("config", None)
     return recipe
+
+
+def check_names(allowed: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse a ``--resume_changed`` that allows nothing.
+
+    Args:
+        allowed: keys that may differ.
+        names: dotted names of this recipe, and of the checkpoint's.
+
+    Raises:
+        ValueError: one of them is no key; a near miss is named.
+    """
+    names = list(names)
+    for key in allowed:
+        if not any(is_allowed(name, [key]) for name in names):
+            words = [name.replace(".init_args", "").split(".") for name in names]
+            parts = dict.fromkeys(".".join(one[start:]) for one in words for start in reversed(range(len(one))))
+            raise ValueError(f"--resume_changed names {key!r}, which is no key of the recipe{did_you_mean(key, parts)}")
 
 
 class RunOnceCLI(LightningCLI):
@@ -80,20 +100,20 @@ class RunOnceCLI(LightningCLI):
             is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
             if not is_trial:
                 make_ready(run_dir, goes_on, overwrite, inputs)
+            about = None
             if path is not None and path not in ("best", "hpc") and not is_remote(path):
-                self._compare(read_about(path), recipe, allowed, str(path))
-            write_state(run_dir, finished=False)
-            super()._run_subcommand("fit")
-            write_state(run_dir, finished=not is_trial)
+                about = read_about(path)
+            before = (about or {}).get("recipe")
+            check_names(allowed, [*recipe, *(before or {})])
+            if before is not None:
+                for line in check_changes(before, recipe, allowed):
+                    log.info("resumed with another %s", line)
+            elif about is not None:
+                log.warning("checkpoint %s does not say by which recipe it was written; it is taken on trust", path)
+            super()._run_subcommand("fit")  # notes in the folder that a run has begun once its first step is due
+            if not is_trial:
+                write_state(run_dir, finished=True)
 
     def _is_requeued(self) -> bool:
         """Whether Lightning will go on from what it saved when SLURM was about to end the job."""
         return SLURMEnvironment.detect() and self.trainer._checkpoint_connector._hpc_resume_path is not None
-
-    def _compare(self, checkpoint: dict[str, Any], recipe: dict[str, str], allowed: tuple[str, ...], path: str) -> None:
-        before = checkpoint.get("recipe")
-        if before is None:
-            log.warning("checkpoint %s does not say by which recipe it was written; it is taken on trust", path)
-            return
-        for line in check_changes(before, recipe, allowed):
-            log.info("resumed with another %s", line)

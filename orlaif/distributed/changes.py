@@ -10,10 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+#: Keys of the command, not of what is trained, which it is not even worth a note to name.
+_COMMAND = (
+    *("config", "run_dir", "overwrite", "resume_changed", "ckpt_path", "weights_only", "verbose"),
+    "trainer.default_root_dir",
+)
 #: Beginnings of keys that may differ.
 _HARMLESS = (
-    *("config", "run_dir", "overwrite", "resume_changed", "ckpt_path", "weights_only", "verbose"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.default_root_dir"),
+    *_COMMAND,
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.logger", "trainer.log_every_n_steps", "trainer.callbacks", "trainer.profiler", "trainer.barebones"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps", "trainer.min_epochs"),
     *("trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
@@ -33,8 +38,13 @@ _MISSING = "(none)"
 
 
 def is_allowed(name: str, allowed: Iterable[str]) -> bool:
-    """Whether one of ``allowed`` is a part of a dotted name, in whole words: ``lr`` or ``optimizer.init_args.lr``."""
-    return any(f".{key}." in f".{name}." for key in allowed)
+    """Whether one of ``allowed`` is a part of a dotted name, in whole words: ``lr`` or ``optimizer.lr``."""
+    return any(_inner(key) in _inner(name) for key in allowed)
+
+
+def _inner(name: str) -> str:
+    """A dotted name as users write it, without ``init_args``, between dots."""
+    return ".".join(["", *(word for word in name.split(".") if word != "init_args"), ""])
 
 
 def is_harmless(name: str) -> bool:
@@ -52,7 +62,7 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: It
         allowed: names that may differ.
 
     Returns:
-        What differs and may, a line each.
+        What differs and may, a line each; keys of the command itself, such as ``run_dir``, are left out.
 
     Raises:
         ValueError: what differs and may not, up to five names with both values.
@@ -69,4 +79,4 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: It
             f"Resume with the same recipe, allow the change with --resume_changed {keys}, or start anew in another "
             "--run_dir"
         )
-    return list(said.values())
+    return [line for name, line in said.items() if name not in _COMMAND]

@@ -73,7 +73,10 @@ def _portable(error: Exception) -> tuple[str, tuple[str, ...]]:
         return "video", (error.path, error.cause)
     if isinstance(error, OracleError):
         return "oracle", (error.oracle, error.prompt_id, error.cause)
-    return "value" if isinstance(error, ValueError) else "other", (f"{type(error).__name__}: {error}",)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, ConnectionError):
+        return "connection", (said,)
+    return "value" if isinstance(error, ValueError) else "other", (said,)
 
 
 def _elsewhere(portable: tuple[str, tuple[str, ...]], process: int) -> Exception:
@@ -82,7 +85,8 @@ def _elsewhere(portable: tuple[str, tuple[str, ...]], process: int) -> Exception
         return VideoError(words[0], f"{words[1]} (on process {process})")
     if kind == "oracle":
         return OracleError(words[0], words[1], f"{words[2]} (on process {process})")
-    return (ValueError if kind == "value" else RuntimeError)(f"process {process} stopped: {words[0]}")
+    kinds: dict[str, type[Exception]] = {"value": ValueError, "connection": ConnectionError}
+    return kinds.get(kind, RuntimeError)(f"process {process} stopped: {words[0]}")
 
 
 def check_same(what: str, values: Mapping[str, Any]) -> None:

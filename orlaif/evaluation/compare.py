@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="orlaif compare",
         description="Two runs of `orlaif test` on the questions that both answered: means, and their paired difference "
-        "with a 95 %% bootstrap interval, as a table, JSON and a plot.",
+        "with a 95 % bootstrap interval, as a table, JSON and a plot.",
     )
     parser.add_argument("a", help="run_dir of the first")
     parser.add_argument("b", help="run_dir of the second")

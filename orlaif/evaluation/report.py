@@ -88,12 +88,41 @@ def plot_rows(path: str, title: str, series: dict[str, list[tuple[str, float | N
 
 
 def read_graded(folder: str) -> dict[str, Record]:
-    """The graded records of a run's folder by id; raises ValueError where ``orlaif test`` has not written them."""
+    """The graded records of a run's folder by id.
+
+    Raises:
+        ValueError: ``orlaif test`` has not written them, or a line is no graded record.
+    """
     path = os.path.join(folder, GRADED)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file; run `orlaif test` with --run_dir {folder} first")
+    graded: dict[str, Record] = {}
     with open(path, encoding="utf-8") as file:
-        return {record["id"]: record for record in map(json.loads, file)}
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                record = _graded_record(line, f"{path}, line {number}")
+                graded[record["id"]] = record
+    return graded
+
+
+def _graded_record(line: str, where: str) -> Record:
+    """A line of ``graded.jsonl``; raises ValueError where it is none."""
+    right = '; it must be a graded answer such as {"id": "q1", "scores": {"exact_match": 1.0}}, as `orlaif test` writes'
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no valid JSON: {error}{right}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is a {type(record).__name__}{right}")
+    missing = [name for name in ("id", "scores") if name not in record]
+    if missing:
+        raise ValueError(f"{where} has no {missing[0]!r}{right}")
+    scores = record["scores"]
+    if not isinstance(scores, dict) or not all(isinstance(s, int | float | None) for s in scores.values()):
+        raise ValueError(f"{where}: scores is {json.dumps(scores)[:80]}{right}")
+    if not isinstance(record["id"], str) or not isinstance(record.get("tags", {}), dict):
+        raise ValueError(f"{where}: id must be text, and tags a mapping{right}")
+    return record
 
 
 def judge_of(folder: str) -> Any:
@@ -102,7 +131,10 @@ def judge_of(folder: str) -> Any:
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as file:
-        judge = json.load(file)["about"].get("judge")
+        try:
+            judge = json.load(file)["about"].get("judge")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}: no results of `orlaif test`, which has an about.judge there") from None
     return {name: value for name, value in judge.items() if name != "base_url"} if isinstance(judge, dict) else judge
 
 

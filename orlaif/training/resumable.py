@@ -131,7 +131,7 @@ class ResumableModule(Evaluated):
         if "callbacks" not in checkpoint:
             raise ValueError("the checkpoint holds weights only (save_weights_only); a run cannot go on from it")
         base = checkpoint.get("base", self._base)
-        if base != self._base and not is_allowed("policy.path", self.resume_changed):
+        if base != self._base and not is_allowed("model.policy.path", self.resume_changed):
             raise ValueError(
                 f"policy.path is {self.policy.path}, whose weights are not those of the base that the checkpoint was "
                 f"trained on (fingerprints {self._base} and {base}); resume on the same base, or allow it with "

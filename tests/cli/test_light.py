@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orlaif.cli.main import SUBCOMMANDS
+from orlaif.cli.errors import UsageError
+from orlaif.cli.main import SUBCOMMANDS, subcommand
 from tests.conftest import REPO
 
 HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "peft")
@@ -44,6 +45,11 @@ def test_help_lists_all_subcommands_at_once(word: str) -> None:
 
 def test_the_version() -> None:
     assert ran(["--version"], HEAVY)[0] == f"orlaif {importlib.metadata.version('orlaif')}\n"
+
+
+def test_a_slip_in_the_version() -> None:
+    with pytest.raises(UsageError, match="there is no --versio; did you mean --version"):
+        subcommand(["--versio"])
 
 
 def test_the_list_of_classes_imports_none() -> None:

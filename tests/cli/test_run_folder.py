@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning import Callback, Trainer
 
-from orlaif.cli.recipe import run
+from orlaif.cli.recipe import OrlaifCLI, run
 from orlaif.cli.run_folder import locked, make_ready, write_state
 from tests.cli.test_cli import small
 from tests.conftest import make_policy
@@ -80,12 +82,14 @@ def test_what_a_run_left_before_its_first_checkpoint_stops_nobody(tmp_path: Path
 
 def test_going_on_with_another_recipe_base_or_data(tmp_path: Path, tiny_model: str, data_root: str) -> None:
     """Two steps, and then: what differs is named, or allowed by name; the rate that is stated is in use."""
-    steps = ["--trainer.limit_val_batches=0", "--trainer.logger=false"]
+    steps = ["--trainer.limit_val_batches=0"]
 
     def go(*words: str, model: str = tiny_model) -> object:
         return run(small("demo_sft.yaml", "fit", tmp_path / "run", model, data_root, *steps, *words))
 
     go("--trainer.max_steps=2")
+    left = contents(tmp_path / "run")
+    assert left[Path("run.json")] == b'{"finished": true}\n'
     last = ["--ckpt_path=last", "--trainer.max_steps=3"]
     rate, seed = "--model.init_args.optimizer.init_args.lr=0.5", "--seed_everything=9"
     peak = "--model.init_args.lr_scheduler.init_args.max_lr=0.004"
@@ -105,6 +109,40 @@ def test_going_on_with_another_recipe_base_or_data(tmp_path: Path, tiny_model: s
         go(*last, "--data.init_args.train.init_args.size=32", "--resume_changed=size")
     with pytest.raises(ValueError, match=r"--overwrite starts anew and --ckpt_path last goes on"):
         go(*last, "--overwrite=true")
+    with pytest.raises(ValueError, match=r"--resume_changed names 'batchsize', .*; did you mean 'batch_size'\?"):
+        go(*last, "--resume_changed=lr,batchsize")
+    go("--trainer.fast_dev_run=true")
+    assert contents(tmp_path / "run") == left  # no refusal, and no trial, wrote anything
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tiny_model, elsewhere)
     go(*last, model=str(elsewhere))  # the same base in another place
+    assert b"elsewhere" in contents(tmp_path / "run")[Path("config.yaml")]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files below a folder, but the lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def test_a_run_that_is_under_way_has_not_ended(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    """As a later start in its folder sees it, from its first step on."""
+    seen: list[str] = []
+
+    class Looks(Callback):
+        def on_train_batch_start(self, *args: object) -> None:
+            seen.append((tmp_path / "run.json").read_text())
+
+    words = small("demo_sft.yaml", "fit", tmp_path, tiny_model, data_root, "--trainer.limit_val_batches=0")
+    with pytest.MonkeyPatch.context() as patch:
+        made = OrlaifCLI.instantiate_trainer
+
+        def with_looks(self: OrlaifCLI, **kwargs: Any) -> Trainer:
+            trainer = made(self, **kwargs)
+            trainer.callbacks.append(Looks())  # type: ignore[attr-defined]
+            return trainer
+
+        patch.setattr(OrlaifCLI, "instantiate_trainer", with_looks)
+        run([*words, "--trainer.max_steps=1"])
+    assert seen == ['{"finished": false}\n']
+    assert (tmp_path / "run.json").read_text() == '{"finished": true}\n'

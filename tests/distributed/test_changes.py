@@ -23,7 +23,6 @@ RECIPE = {
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("run_dir", "'outputs/b'"),
         ("trainer.devices", "2"),
         ("trainer.max_steps", "20"),
         ("trainer.logger", "False"),
@@ -35,6 +34,13 @@ RECIPE = {
 )
 def test_what_changes_nothing_that_is_learnt_is_a_note(name: str, value: str) -> None:
     assert check_changes(RECIPE, {**RECIPE, name: value}, []) == [f"{name}: {RECIPE.get(name, '(none)')} -> {value}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["run_dir", "ckpt_path", "resume_changed", "overwrite", "config", "trainer.default_root_dir"]
+)
+def test_keys_of_the_command_are_no_news(name: str) -> None:
+    assert check_changes(RECIPE, {**RECIPE, name: "'other'", "trainer.devices": "2"}, []) == ["trainer.devices: 1 -> 2"]
 
 
 @pytest.mark.parametrize(
@@ -66,5 +72,7 @@ def test_a_key_that_is_gone_is_named_too() -> None:
 def test_keys_are_whole_words() -> None:
     assert is_allowed("a.lr", ["lr"])
     assert is_allowed("a.b.lr", ["a.b"])
+    assert is_allowed("a.init_args.b.init_args.lr", ["b.lr"])
+    assert is_allowed("a.b.lr", ["a.init_args.b"])
     assert not is_allowed("a.lr_scheduler", ["lr"])
     assert not is_allowed("a.b.lr", ["a.lr"])

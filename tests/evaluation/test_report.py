@@ -122,3 +122,25 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     graded.write_text(graded.read_text().replace('"q1"', '"other"'))
     with pytest.raises(ValueError, match="different questions under the same id, such as '1'"):
         main([a, b])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "q1", "prediction": "red"}', r"has no 'scores'"),
+        ('{"scores": {}}', r"has no 'id'"),
+        ("[1]", r"is a list"),
+        ('{"id": "q1", ', r": no valid JSON: .*"),
+        ('{"id": "q1", "scores": {"exact_match": "right"}}', r': scores is \{"exact_match": "right"\}'),
+    ],
+)
+def test_a_line_that_is_no_graded_answer_is_named(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "graded.jsonl").write_text('{"id": "q0", "scores": {"exact_match": null}}\n' + line + "\n")
+    with pytest.raises(ValueError, match=rf"^.*graded\.jsonl, line 2:? ?{said}; it must be a graded answer"):
+        compare(str(tmp_path), str(tmp_path), ("a", "b"))
+
+
+def test_help_has_no_doubled_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "95 % bootstrap" in " ".join(capsys.readouterr().out.split())
