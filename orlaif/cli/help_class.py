@@ -1,7 +1,7 @@
 """``orlaif help OracleRLAIF``: the arguments of a class that recipes name, with types, defaults and what they mean.
 
 By name or by class path, of orlaif or of anything that can be imported, such as ``torch.optim.AdamW``. Without a name
-it lists orlaif's classes.
+it lists what recipes name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from orlaif.cli.errors import UsageError
 from orlaif.cli.moved import translated
-from orlaif.cli.names import class_path_like, public_classes
+from orlaif.cli.names import ancestors, class_path_like, public_bases, public_classes
 from orlaif.cli.words import import_from
 
 
@@ -120,6 +120,39 @@ def page(path: str, kind: Any) -> str:
     return "\n".join(lines)
 
 
+#: What recipes name, by where it stands in them: classes, and bases whose public subclasses are meant.
+LISTED = {
+    "model": "OracleRLAIF SupervisedFineTuning PreferenceSampling PreferenceRankerTraining Evaluation",
+    "policy": "Policy",
+    "rollout": "BaseRollout+ SamplingParams",
+    "loss": "GRPORankLoss",
+    "advantage": "Advantage+",
+    "oracle": "Oracle+ OracleFailure TextRewardModel",
+    "data": "VideoDataModule AnswerLengthCurriculum ClipCache",
+    "data sets": "PromptDataset+ StreamingDataset ShapesDataset",
+    "sampling": "Sampling+ PixelBudget",
+    "suite": "Suite+",
+    "judge and server": "ChatGrader ChatClient",
+    "callbacks": "Checkpointing CompletionsBoard ExportHuggingFace StopSignals",
+}
+#: Subclasses that only others are made of.
+_UNFINISHED = ("RowDataset", "LocalJudge")
+
+
+def listing() -> str:
+    """Class paths of what recipes name, in groups."""
+    paths, bases = public_classes(), public_bases()
+    lines: list[str] = []
+    for group, words in LISTED.items():
+        names: list[str] = []
+        for word in words.split():
+            base = word.removesuffix("+")
+            names += [base] if base == word else [n for n in paths if base in ancestors(n, bases)]
+        shown = sorted(paths[name] for name in dict.fromkeys(names) if name not in _UNFINISHED)
+        lines += [f"{group}:", *(f"  {path}" for path in shown)]
+    return "\n".join(lines)
+
+
 def main(words: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -129,7 +162,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", help="such as OracleRLAIF, orlaif.oracles.HTTPJudge or torch.optim.AdamW")
     name = parser.parse_args(list(words)).name
     if name is None:
-        print("\n".join(sorted(public_classes().values())))
+        print(listing())
     else:
         print(page(*find_class(name)))
     return 0

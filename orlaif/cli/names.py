@@ -55,6 +55,22 @@ def _keep_shorter(paths: dict[str, str], name: str, path: str) -> None:
         paths[name] = path
 
 
+@functools.cache
+def public_bases() -> dict[str, tuple[str, ...]]:
+    """Names of the bases of every class of orlaif by its name, read from the sources as well."""
+    bases: dict[str, tuple[str, ...]] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases)
+    return bases
+
+
+def ancestors(name: str, bases: dict[str, tuple[str, ...]]) -> set[str]:
+    """Names of the bases of a class, of theirs, and so on."""
+    return {one for base in bases.get(name, ()) for one in ({base} | ancestors(base, bases))}
+
+
 def class_path_like(path: str) -> str | None:
     """The class path of orlaif that ``path`` is most likely a slip of, or None."""
     classes = public_classes()

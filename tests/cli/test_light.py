@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import time
@@ -55,6 +56,14 @@ def test_a_slip_in_the_version() -> None:
 def test_the_list_of_classes_imports_none() -> None:
     said = ran(["help"], HEAVY)[0].split()
     assert {"orlaif.OracleRLAIF", "orlaif.oracles.HTTPJudge", "orlaif.training.callbacks.Checkpointing"} <= set(said)
+    named = {
+        path
+        for recipe in (REPO / "recipes").rglob("*.yaml")
+        for path in re.findall(r"class_path: *(orlaif[\w.]+)", recipe.read_text(encoding="utf-8"))
+    }
+    listed = {path.rpartition(".")[2] for path in said}
+    assert {path.rpartition(".")[2] for path in named} <= listed
+    assert not listed & {"Leaf", "Sealed", "Share", "Given", "Oracle", "RowDataset", "PolicyModule", "Words"}
 
 
 def test_help_of_a_class_imports_its_own_module_only() -> None:
