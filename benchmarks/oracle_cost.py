@@ -40,7 +40,7 @@ from orlaif.oracles.local import letter_ids
 from orlaif.oracles.preference import Ranker
 from orlaif.oracles.prompting import opening
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.types import CandidateGroup, VideoPrompt
 
 DELAY_S = 0.05
@@ -96,12 +96,12 @@ def make_groups(root: str, number: int, answers: int) -> list[CandidateGroup]:
 def verdicts_one_by_one(judge: PairwiseJudge, groups: list[CandidateGroup]) -> list[float]:
     """Probability of A for every ordered pair, a forward pass of a whole prompt each."""
     policy, verdicts = judge.judge, []
-    letters = letter_ids(policy, 2)
+    letters, encoder = letter_ids(policy, 2), ProcessorEncoder(policy.processor, family=policy.family)
     for group in groups:
         for a, b in permutations(group.answers, 2):
             asked = f"{judge.instructions}\n\n{opening(group.prompt.question)}\nA: {quoted(a)}\nB: {quoted(b)}"
             prompt = VideoPrompt(id=group.prompt.id, video="v", question=asked)
-            batch = to_batch(policy.processor, [prompt], [group.clip], [render(policy.processor, prompt)])
+            batch = encoder([prompt], [group.clip])
             logits = policy.network(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=1, **batch.mm_inputs
             ).logits
@@ -112,12 +112,12 @@ def verdicts_one_by_one(judge: PairwiseJudge, groups: list[CandidateGroup]) -> l
 def scores_one_by_one(ranker: PreferenceRanker, groups: list[CandidateGroup]) -> list[list[float]]:
     """Scores of every answer, a forward pass of a whole prompt each."""
     network, scores = ranker.ranker, []
+    encoder = ProcessorEncoder(network.policy.processor, family=network.policy.family)
     with torch.no_grad():
         for group in groups:
-            text = render(network.policy.processor, group.prompt)
             row = []
             for answer in group.answers:
-                batch = to_batch(network.policy.processor, [group.prompt], [group.clip], [text])
+                batch = encoder([group.prompt], [group.clip])
                 row.append(float(network(batch, [[answer]])))
             scores.append(row)
     return scores

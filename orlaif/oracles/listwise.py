@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
-from orlaif.policy import evaluating
+from orlaif.rollout import SamplingParams, generate
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 Output = Literal["constrained", "parsed"]
@@ -114,30 +114,19 @@ class ListwiseJudge(LocalJudge):
         judge = self.judge
         questions = [f"{self.instructions}\n\n{ballot.asked(self.markup)}" for ballot in part]
         batch, _ = self._batch([ballot.group for ballot in part], questions, cut=False)
-        length = batch.input_ids.shape[1]
-        sizes = [len(ballot.texts) for ballot in part]
-        settings: dict[str, Any] = {"max_new_tokens": self.max_tokens, "suppress_tokens": judge.placeholder_ids}
-        letters: list[int] = []
-        if self.output == "constrained":
-            letters = letter_ids(judge, max(sizes)).tolist()
-
-            def left(row: int, ids: Tensor) -> list[int]:
-                """Letters of the ballot that have not been written yet, then the end."""
-                written = set(ids[length:].tolist())
-                return [letter for letter in letters[: sizes[row]] if letter not in written] or list(judge.eos_ids)
-
-            settings = {"max_new_tokens": max(sizes), "prefix_allowed_tokens_fn": left}
-        with evaluating(judge.network), self._adapter_off():
-            ids = judge.network.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                do_sample=False,
-                pad_token_id=judge.pad_id,
-                eos_token_id=list(judge.eos_ids),
-                **settings,
-                **batch.mm_inputs,
-            )[:, length:]
         if self.output == "parsed":
-            return judge.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            with self._adapter_off():
+                completions = generate(judge, batch, 1, SamplingParams(max_new_tokens=self.max_tokens, temperature=0))
+            return [text for (text,) in completions.texts]
+        sizes = [len(ballot.texts) for ballot in part]
+        letters = letter_ids(judge, max(sizes)).tolist()
+
+        def left(place: int, written: list[int]) -> list[int]:
+            """Letters of the ballot that have not been written yet, then the end."""
+            return [letter for letter in letters[: sizes[place]] if letter not in written] or list(judge.eos_ids)
+
+        sampling = SamplingParams(max_new_tokens=max(sizes), temperature=0)
+        with self._adapter_off():
+            ids = generate(judge, batch, 1, sampling, allowed=left).ids[:, 0]
         names = dict(zip(letters, string.ascii_uppercase, strict=False))
         return [" ".join(names[t] for t in row[:n]) for row, n in zip(ids.tolist(), sizes, strict=True)]

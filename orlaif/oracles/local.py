@@ -17,7 +17,7 @@ from torch import Tensor
 from orlaif.evaluation.quoting import special_tokens
 from orlaif.oracles.base import Oracle
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
 from orlaif.types import CandidateGroup, PromptBatch, VideoPrompt
 
@@ -100,14 +100,14 @@ class LocalJudge(Oracle):
             VideoPrompt(id=group.prompt.id, video=group.prompt.video, question=question)
             for group, question in zip(groups, questions, strict=True)
         ]
-        texts = [render(self.judge.processor, prompt) for prompt in prompts]
+        encoder = ProcessorEncoder(self.judge.processor, family=self.judge.family)
+        texts = [encoder.render(prompt) for prompt in prompts]
         tail = ""
         if cut:
             # The last one: a question may hold that sign as well.
             tail = texts[0].rpartition(CUT)[2]
             texts = [text.rpartition(CUT)[0] for text in texts]
-        clips = [group.clip for group in groups]
-        return to_batch(self.judge.processor, prompts, clips, texts).to(self.judge.device), tail
+        return encoder(prompts, [group.clip for group in groups], texts).to(self.judge.device), tail
 
 
 def letter_ids(judge: Policy, number: int) -> Tensor:

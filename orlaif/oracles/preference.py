@@ -24,7 +24,7 @@ from orlaif.distributed.sync import process_index
 from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks, no_score_failures
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.ending import answer_ids
 from orlaif.policy.export import check_export, published, write_policy
 from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
@@ -196,13 +196,11 @@ class PreferenceRanker(Oracle):
             Dense ranks i64[P, G] and the scores f32[P, G]; the same answer twice has the same score; groups
             whose scores are all NaN in ``failures``.
         """
-        ranker = self.ranker
-        parts = []
+        ranker, parts = self.ranker, []
+        encoder = ProcessorEncoder(ranker.policy.processor, ranker.system_prompt, ranker.policy.family)
         for start in range(0, len(groups), self.batch_size):
             part = groups[start : start + self.batch_size]
-            prompts, clips = [group.prompt for group in part], [group.clip for group in part]
-            texts = [render(ranker.policy.processor, prompt, ranker.system_prompt) for prompt in prompts]
-            batch = to_batch(ranker.policy.processor, prompts, clips, texts).to(self.device)
+            batch = encoder([group.prompt for group in part], [group.clip for group in part]).to(self.device)
             different = [list(dict.fromkeys(group.answers)) for group in part]
             scores = ranker(batch, different).float().cpu()
             parts.append(

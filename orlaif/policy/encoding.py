@@ -133,13 +133,6 @@ class ProcessorEncoder:
             ) from error
 
 
-def to_batch(
-    processor: Any, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str]
-) -> PromptBatch:
-    """What :class:`ProcessorEncoder` makes of ``texts`` for a family without overrides."""
-    return ProcessorEncoder(processor)(prompts, clips, texts)
-
-
 def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, PromptBatch]]:
     """Parts of a batch that a model can take in one pass each, with the places i64[p] of their prompts.
 

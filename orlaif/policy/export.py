@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForImageTextToText
-
 from orlaif.distributed import sharding
 from orlaif.distributed.checkpoint_io import publish, sync_to_disk, unfinished
 from orlaif.distributed.sync import process_index
 from orlaif.policy import lora as adapters
+from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source, copy_processor
 from orlaif.policy.merging import add_adapters, check_sum, merged
 
@@ -145,11 +144,11 @@ def write_policy(policy: Policy, folder: str, merge: bool) -> None:
     else:
         with tempfile.TemporaryDirectory() as adapter:
             _write_adapter(policy, adapter, options)
-            merged(source, adapter, policy.dtype).save_pretrained(folder)
+            merged(source, adapter, policy.dtype, policy.family).save_pretrained(folder)
     copy_processor(source, folder)
     whole = policy.lora is None or merge
     if whole:
-        check_loads(folder)
+        check_loads(folder, policy.family)
     about = {"kind": "model" if whole else "adapter", "base": source.model, "revision": source.revision}
     Path(folder, MARK).write_text(json.dumps({**about, "started_from": source.path}, indent=2), encoding="utf-8")
 
@@ -169,10 +168,8 @@ def _write_adapter(policy: Policy, folder: str, options: dict[str, Any]) -> None
     path.write_text(json.dumps(about, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def check_loads(folder: str) -> None:
-    """Raise ValueError where a whole model in ``folder`` lacks weights; they are not read."""
-    options: dict[str, Any] = {"device_map": "meta", "output_loading_info": True}
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, **options)
-    info = loaded[1]
+def check_loads(folder: str, family: Family) -> None:
+    """Raise ValueError where a whole model in ``folder``, loaded by ``family``, lacks weights; they are not read."""
+    _, info = family.load(folder, device_map="meta", output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the export lacks {missing[0]} and {len(missing) - 1} more weights of its model")

@@ -76,6 +76,15 @@ class Family:
             )
         return AutoModelForImageTextToText.from_pretrained(path, **options)
 
+    def build(self, config: Any, **options: Any) -> Any:
+        """The model of a ``config`` without weights from anywhere, as ``orlaif plan`` measures it.
+
+        Args:
+            config: of transformers.
+            options: of ``from_config``.
+        """
+        return AutoModelForImageTextToText.from_config(config, **options)
+
     # ----------------------------------------------------------------- encoding
 
     def encode(self, processor: Any, prompt: str, clip: VideoClip, metadata: VideoMetadata) -> dict[str, Any]:

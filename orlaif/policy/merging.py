@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForImageTextToText
 
+from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -73,18 +73,16 @@ def fold(model: Any, adapter: str) -> Any:
     return merge(PeftModel.from_pretrained(model, adapter))
 
 
-def merged(source: Source, adapter: str, dtype: str) -> Any:
+def merged(source: Source, adapter: str, dtype: str, family: Family) -> Any:
     """The whole model that a run started from, on the CPU, with the adapter in that folder merged into it.
 
     Args:
         source: what the run started from.
         adapter: folder of what it trained.
         dtype: such as ``bfloat16``.
+        family: by which the model is loaded.
     """
-    base = AutoModelForImageTextToText.from_pretrained(
-        source.model, revision=source.revision, dtype=getattr(torch, dtype)
-    )
-    return fold(base, adapter)
+    return fold(family.load(source.model, revision=source.revision, dtype=getattr(torch, dtype)), adapter)
 
 
 def add_adapters(first: str, second: str) -> None:

@@ -10,8 +10,8 @@ Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens, V v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.compiled import CompiledDecoder
 from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
 from orlaif.types import Completions, PromptBatch
+
+#: Tokens with which a completion may go on, from the place of its prompt in the batch and its tokens so far.
+Allowed: TypeAlias = Callable[[int, list[int]], list[int]]
 
 
 def choose_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -76,6 +79,7 @@ def generate(
     sampling: SamplingParams,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     compile_decode: bool = False,
+    allowed: Allowed | None = None,
 ) -> Completions:
     """Sample ``group_size`` completions per prompt.
 
@@ -86,6 +90,7 @@ def generate(
         sampling: how tokens are drawn.
         generator: on the policy's device: one for each prompt, or one for all; None uses torch's global state.
         compile_decode: a compiled step over caches of fixed size (CUDA graphs on a GPU); the first rollouts compile.
+        allowed: lets completions be written of certain tokens only; by default of all but placeholders.
 
     Returns:
         Completions with ``logps`` at the sampling temperature (at temperature 1 for greedy decoding), T the longest
@@ -100,12 +105,12 @@ def generate(
     with evaluating(policy.network), policy.gathered():
         parts = policy.parts(batch)
         for at, part in parts:
-            generators = generator
+            generators, places = generator, at.tolist()
             if isinstance(generator, Sequence):
                 if len(generator) != len(batch):
                     raise ValueError(f"generate was given {len(generator)} generators for {len(batch)} prompts")
-                generators = [generator[i] for i in at.tolist()]
-            sampled.append(_sample(policy, part, group_size, sampling, generators, compile_decode))
+                generators = [generator[i] for i in places]
+            sampled.append(_sample(policy, part, group_size, sampling, generators, compile_decode, allowed, places))
     longest = max(ids.shape[-1] for ids, _, _ in sampled)
     order = torch.cat([at for at, _ in parts]).argsort()
 
@@ -134,8 +139,10 @@ def _sample(
     sampling: SamplingParams,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     compile_decode: bool,
+    allowed: Allowed | None,
+    places: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens i64, mask bool and log-probs f32 [P, G, T] for prompts that go through the model together."""
+    """Tokens i64, mask bool and log-probs f32 [P, G, T] for prompts at ``places`` that are decoded together."""
     p, limit = len(batch), sampling.max_new_tokens
     logits, decoder = start(policy, batch, g, limit, compile_decode)
     logits = logits.repeat_interleave(g, 0)
@@ -159,9 +166,11 @@ def _sample(
         if noise is not None:  # for all completions, ended or not
             for part, source in noises:
                 part.exponential_(generator=source)
-        tokens, token_logps = choose_tokens(
-            policy.mask_placeholders(logits), sampling, None if noise is None else noise[rows]
-        )
+        logits = policy.mask_placeholders(logits)
+        if allowed is not None:
+            written = zip(rows.tolist(), ids[rows, :step].tolist(), strict=True)
+            logits = _only(logits, [allowed(places[row // g], before) for row, before in written])
+        tokens, token_logps = choose_tokens(logits, sampling, None if noise is None else noise[rows])
         live = alive[rows]
         tokens = tokens.where(live, policy.pad_id)
         ids[rows, step] = tokens
@@ -171,10 +180,18 @@ def _sample(
         if step + 1 == limit or not bool(alive.any()):
             break
         decoder.drop(alive)
-        places = decoder.rows
-        logits = decoder.advance(ids[places, step], positions[..., places // g, step : step + 1])
+        stepped = decoder.rows
+        logits = decoder.advance(ids[stepped, step], positions[..., stepped // g, step : step + 1])
     steps = step + 1
     return ids[:, :steps].view(p, g, -1), mask[:, :steps].view(p, g, -1), logps[:, :steps].view(p, g, -1)
+
+
+def _only(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """``logits`` f[N, V] with -inf at all but the ``tokens`` of each row."""
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    for row, some in zip(kept, tokens, strict=True):
+        row[list(some)] = True
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 class Rollout(BaseRollout):

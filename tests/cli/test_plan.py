@@ -14,7 +14,7 @@ from orlaif.cli.plan.sizes import Setup
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 
@@ -37,7 +37,7 @@ def clips(policy: Policy) -> PromptBatch:
     times = torch.arange(16, dtype=torch.float64) / 2
     clip = VideoClip(frames=frames, pts_s=times, duration_s=8.0, path="noise")
     prompts = [VideoPrompt(id=f"p{i}", video="noise", question="what is this") for i in range(P)]
-    return to_batch(policy.processor, prompts, [clip] * P, [render(policy.processor, p) for p in prompts])
+    return ProcessorEncoder(policy.processor)(prompts, [clip] * P)
 
 
 def completions(policy: Policy) -> Completions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 
 from orlaif.data.video import UniformSampling, decode_clip
-from orlaif.demo.shapes import ShapesDataset
+from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.oracles import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.aggregate import bradley_terry
 from orlaif.oracles.local import letter_ids
 from orlaif.oracles.prompting import ballots, opening
 from orlaif.oracles.sorting import sorting_network
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
-from orlaif.types import CandidateGroup, VideoPrompt
-from tests.families import vision_tower
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.families import Family
+from orlaif.rollout import generate
+from orlaif.types import CandidateGroup, Completions, VideoClip, VideoPrompt
+from tests.families import FAMILIES, original_numbering, vision_tower
 from tests.oracles.lettered import make_lettered_model
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -57,8 +60,7 @@ def verdict(judge: PairwiseJudge, group: CandidateGroup, first: str, second: str
     policy = judge.judge
     question = f'{judge.instructions}\n\n{opening(group.prompt.question)}\nA: "{first}"\nB: "{second}"'
     prompt = VideoPrompt(id="1", video="v", question=question)
-    text = render(policy.processor, prompt)
-    batch = to_batch(policy.processor, [prompt], [group.clip], [text])
+    batch = ProcessorEncoder(policy.processor)([prompt], [group.clip])
     with torch.no_grad():
         logits = policy.network(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, **batch.mm_inputs
@@ -155,7 +157,7 @@ def test_a_constrained_list_follows_the_model(judge_model: str, groups: list[Can
     policy, group = judge.judge, groups[1]
     (ballot,) = ballots(group, 1, 0)
     prompt = VideoPrompt(id="1", video="v", question=f"{judge.instructions}\n\n{ballot.asked()}")
-    batch = to_batch(policy.processor, [prompt], [group.clip], [render(policy.processor, prompt)])
+    batch = ProcessorEncoder(policy.processor)([prompt], [group.clip])
     letters, written = letter_ids(policy, 4), []
     for _ in range(4):
         ids = torch.cat([batch.input_ids, letters[written][None]], 1)
@@ -167,6 +169,66 @@ def test_a_constrained_list_follows_the_model(judge_model: str, groups: list[Can
         logits[written] = -torch.inf
         written.append(int(logits.argmax()))
     assert judge.rank([group]).ranks[0].tolist() == ballot.ranks([[place] for place in written])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_list_of_clips_of_unequal_sizes(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every letter's log-prob among those left, as the judge gives it for the ballot alone, numbered as it should be.
+
+    The second clip is longer than it is high and wide, so that transformers' numbering of Qwen2.5-VL is another.
+    """
+    monkeypatch.setattr("tests.families.words", lambda: [*words(), *"ABCDEFGH"])
+    FAMILIES[family](str(tmp_path / "judge"))
+    judge = sharpened(ListwiseJudge(str(tmp_path / "judge"), dtype="float32", num_ballots=1))
+    policy = judge.judge
+    generator = torch.Generator().manual_seed(0)
+    answers = [("red", "blue", "green", "one"), ("red", "blue", "green", "red"), ("two", "blue", "two", "two")]
+    made = []
+    for i, (frames, height, width) in enumerate([(4, 48, 96), (24, 48, 48), (6, 96, 48)]):
+        pixels = torch.randint(0, 256, (frames, 3, height, width), generator=generator, dtype=torch.uint8)
+        times = torch.arange(frames, dtype=torch.float64) / 2
+        clip = VideoClip(frames=pixels, pts_s=times, duration_s=frames / 2, path=f"{i}")
+        prompt = VideoPrompt(id=f"{i}", video="v", question="what is this")
+        made.append(CandidateGroup(prompt=prompt, clip=clip, answers=answers[i]))
+    written: list[Completions] = []
+    monkeypatch.setattr(
+        "orlaif.oracles.listwise.generate", lambda *args, **kw: written.append(generate(*args, **kw)) or written[-1]
+    )
+    ranking = judge.rank(made)
+    (completions,) = written
+    for i, group in enumerate(made):
+        (ballot,) = ballots(group, 1, 0)
+        question = f"{judge.instructions}\n\n{ballot.asked()}"
+        batch = ProcessorEncoder(policy.processor)([replace(group.prompt, question=question)], [group.clip])
+        letters, order = letter_ids(policy, len(ballot.texts)), []
+        for step in range(len(letters)):
+            ids = torch.cat([batch.input_ids, letters[order][None]], 1)
+            inputs = dict(batch.mm_inputs)
+            if (kinds := inputs.get("mm_token_type_ids")) is not None:
+                inputs["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, step))
+            with torch.no_grad(), original_numbering(policy):
+                logits = policy.network(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
+            left = logits[letters]
+            left[order] = -torch.inf
+            order.append(int(left.argmax()))
+            assert float(completions.logps[i, 0, step]) == pytest.approx(float(left.log_softmax(-1).max()), abs=1e-4)
+        assert ranking.ranks[i].tolist() == ballot.ranks([[place] for place in order])
+
+
+@pytest.mark.parametrize("kind", [ListwiseJudge, PairwiseJudge])
+def test_judges_encode_by_the_family_of_their_model(judge_model: str, groups: list[CandidateGroup], kind: Any) -> None:
+    encoded: list[str] = []
+
+    class Mine(Family):
+        def encode(self, processor: Any, prompt: str, *args: Any) -> dict[str, Any]:
+            encoded.append(prompt)
+            return super().encode(processor, prompt, *args)
+
+    judge = kind(None)
+    judge.bind(Policy(judge_model, lora=LORA, dtype="float32", family=Mine()).load())
+    encoded.clear()  # of the check at load
+    judge.rank(groups[:1])
+    assert len(encoded) == (2 if kind is ListwiseJudge else 1)
 
 
 def test_free_replies_of_a_model_that_knows_nothing_are_failures(

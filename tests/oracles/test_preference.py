@@ -16,7 +16,7 @@ from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.oracles.preference import PreferenceRanker, Ranker, bradley_terry_loss, plackett_luce_loss
 from orlaif.policy import Policy
-from orlaif.policy.encoding import render, to_batch
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.callbacks import ExportHuggingFace
 from orlaif.training.ranker import PreferenceRankerTraining, pair_accuracy
 from orlaif.types import CandidateGroup, PreferencePrompt, VideoPrompt
@@ -107,16 +107,16 @@ def test_scores_are_read_at_the_end_of_each_answer(tiny_model: str, shapes: Shap
     prompts = [shapes[i] for i in range(3)]
     clips = [decode_clip(prompt, UniformSampling(4)) for prompt in prompts]
     answers = [("red", "blue circle"), ("one",), ("left", "red", "two one")]
-    texts = [render(policy.processor, prompt) for prompt in prompts]
+    encode = ProcessorEncoder(policy.processor)
     seen = count(policy)
-    scores = ranker(to_batch(policy.processor, prompts, clips, texts), answers)
+    scores = ranker(encode(prompts, clips), answers)
     assert seen["calls"] == 1
     assert scores.shape == (3, 3)
     assert scores.isnan().tolist() == [[False, False, True], [False, True, True], [False] * 3]
     tokenizer = policy.processor.tokenizer
     for i, own in enumerate(answers):
         for j, answer in enumerate(own):
-            alone = to_batch(policy.processor, prompts[i : i + 1], clips[i : i + 1], texts[i : i + 1])
+            alone = encode(prompts[i : i + 1], clips[i : i + 1])
             tail = torch.tensor([[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
             ids = torch.cat([alone.input_ids, tail], 1)
             inputs = dict(alone.mm_inputs)
@@ -169,8 +169,7 @@ def test_training_learns_and_the_export_ranks(
     assert ranking.ranks[:, 0].tolist() == ranking.ranks[:, 3].tolist()
     module.eval()
     clips = [group.clip for group in groups]
-    texts = [render(module.policy.processor, group.prompt) for group in groups]
-    batch = to_batch(module.policy.processor, group_prompts, clips, texts)
+    batch = ProcessorEncoder(module.policy.processor)(group_prompts, clips)
     with torch.no_grad():
         expected = module.ranker(batch, [p.answers for p in group_prompts])
     torch.testing.assert_close(ranking.scores[:, :3], expected, atol=1e-4, rtol=0)
@@ -186,7 +185,7 @@ def test_prompts_without_comparisons_are_refused(tiny_model: str, shapes: Shapes
     module.configure_model()
     prompt = shapes[0]
     clip = decode_clip(prompt, UniformSampling(4))
-    batch = to_batch(module.policy.processor, [prompt], [clip], [render(module.policy.processor, prompt)])
+    batch = ProcessorEncoder(module.policy.processor)([prompt], [clip])
     with pytest.raises(ValueError, match="has no compared answers"):
         module.scored(batch)
 

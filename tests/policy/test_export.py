@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from orlaif.policy import Policy
 from orlaif.policy.export import MARK, check_loads, check_target
+from orlaif.policy.families import Family
 from orlaif.policy.hub import processor_files
 
 LORA = {"r": 4, "target_modules": ["q_proj"]}
@@ -76,7 +77,7 @@ def test_an_export_without_a_weight_does_not_pass(tiny_model: str, tmp_path: Pat
     weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.up_proj" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ValueError, match=r"the export lacks model.language_model.layers.1.mlp.up_proj.weight"):
-        check_loads(str(tmp_path))
+        check_loads(str(tmp_path), Family())
 
 
 def test_files_that_a_processor_names_go_with_it(tmp_path: Path) -> None:

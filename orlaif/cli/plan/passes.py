@@ -14,7 +14,7 @@ import torch
 from orlaif_kernels.arguments import LossSettings
 from orlaif_kernels.statistics import statistics_of
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.cli.plan.live_bytes import LiveBytes
@@ -53,7 +53,7 @@ AttentionMaskInterface.register("orlaif_plan", lambda *args, **kwargs: None)
 def meta_model(policy: Policy) -> Any:
     """The policy's model on the meta device, as :meth:`Policy.load` would make it, in training mode."""
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(
+        model: Any = policy.family.build(
             policy.config, dtype=getattr(torch, policy.dtype), attn_implementation="orlaif_plan"
         )
         tower: list[nn.Module] = []
