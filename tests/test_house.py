@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -69,7 +68,7 @@ def test_files_are_short_or_say_why_not() -> None:
 
 
 def test_the_contracts_of_the_imports_hold() -> None:
-    """As ``make check`` has it; in a process of its own, for import-linter sets up logging, which other tests look at."""
+    """As ``make check`` has it; in a process of its own, for import-linter sets up logging that other tests look at."""
     pytest.importorskip("importlinter")
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
     done = subprocess.run(

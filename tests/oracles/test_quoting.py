@@ -15,7 +15,7 @@ from orlaif.evaluation.grader import ChatGrader, comparison
 from orlaif.evaluation.open_ended import OpenEndedSuite
 from orlaif.evaluation.quoting import quoted, special_tokens, without_tokens
 from orlaif.openai_client import ChatClient
-from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge
+from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge, listwise
 from orlaif.oracles.preference import Ranker, answer_completions
 from orlaif.oracles.prompting import ballots
 from orlaif.policy import Policy
@@ -70,7 +70,9 @@ def test_over_http_a_judge_sees_the_candidates_that_there_are(kind: str) -> None
 
 @pytest.mark.parametrize("kind", list(HOSTILE))
 @pytest.mark.parametrize("make", [ListwiseJudge, PairwiseJudge])
-def test_a_local_judge_is_shown_one_video_and_one_turn(make: Any, kind: str, judge_model: str, clip: Any) -> None:
+def test_a_local_judge_is_shown_one_video_and_one_turn(
+    make: Any, kind: str, judge_model: str, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its prompt has the special tokens that a harmless one has, and it ranks without an error."""
     judge = make(judge_model, dtype="float32")
     policy = judge.judge
@@ -84,11 +86,15 @@ def test_a_local_judge_is_shown_one_video_and_one_turn(make: Any, kind: str, jud
 
     # what both kinds run: a list is written behind the prompt, a pair is a completion of it
     if make is ListwiseJudge:
-        network, generate = policy.network, policy.network.generate
-        network.generate = lambda **inputs: (
-            counted(inputs["input_ids"], inputs["attention_mask"]),
-            generate(**inputs),
-        )[1]
+        generate = listwise.generate
+        monkeypatch.setattr(
+            listwise,
+            "generate",
+            lambda judge, batch, *a, **k: (
+                counted(batch.input_ids, batch.attention_mask),
+                generate(judge, batch, *a, **k),
+            )[1],
+        )
     else:
         hidden = policy.completion_hidden
         policy.completion_hidden = lambda batch, completions: (
