@@ -156,7 +156,7 @@ def test_an_oracle_of_the_wrong_shape_is_named() -> None:
         def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
             return Ranking(ranks=torch.zeros(1, 2, dtype=torch.int64))
 
-    with pytest.raises(ValueError, match=r"Short.rank gave ranks of shape \[1, 2\]; expected \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"Short.rank gave ranks of shape \[1, 2\]; expected \[2, 2\]"):
         rank_groups(Short(), [group("a", "b")] * 2, OracleFailure())
 
 
