@@ -74,7 +74,7 @@ def test_auto_shares_what_is_exact(family: str, dtype: str, tmp_path: object, ca
     with caplog.at_level("INFO", logger="orlaif"):
         policy = Policy(str(tmp_path), dtype=dtype).load()
     assert policy.layout == "shared"
-    assert policy.attentions == ("mask", "split")
+    assert policy.choice.attentions == ("mask", "split")
     assert f"auto chose 'shared' for model type '{family}': log-probs equal the model's own to" in caplog.text
 
 
@@ -123,7 +123,7 @@ def test_the_numbers_find_an_attention_that_leaks(
     monkeypatch.setattr(GroupRows, "mask", property(causal))
     with caplog.at_level("INFO", logger="orlaif"):
         policy = Policy(tiny_model, dtype=dtype).load()
-    assert policy.attentions == ("split",)
+    assert policy.choice.attentions == ("split",)
     assert "mask gives log-probs that differ" in caplog.text or "mask lets one completion see another" in caplog.text
 
 
@@ -163,10 +163,10 @@ def test_what_a_config_rules_out(config: dict[str, object], reason: str | None) 
 
 
 def test_attention_by_name(tiny_model: str) -> None:
-    assert Policy(tiny_model, dtype="float32", prefix_attention="split").load().attentions == ("split",)
-    assert Policy(tiny_model, dtype="float32", prefix_attention="mask").load().attentions == ("mask",)
-    assert Policy(tiny_model, dtype="float32", attn_implementation="eager").load().attentions == ("mask",)
-    assert Policy(tiny_model, dtype="float32", prefix="duplicate").load().attentions == ()
+    assert Policy(tiny_model, dtype="float32", prefix_attention="split").load().choice.attentions == ("split",)
+    assert Policy(tiny_model, dtype="float32", prefix_attention="mask").load().choice.attentions == ("mask",)
+    assert Policy(tiny_model, dtype="float32", attn_implementation="eager").load().choice.attentions == ("mask",)
+    assert Policy(tiny_model, dtype="float32", prefix="duplicate").load().choice.attentions == ()
 
 
 @pytest.mark.parametrize(
