@@ -46,6 +46,7 @@ class _Model:
         if self.encoder is None and isinstance(module, BringsEncoder):
             try:
                 self.encoder = module.prompt_encoder(data.processor, data.system_prompt)
+                self.encoder.longest = None  # lengths are measured below, by what each stage puts behind a prompt
             except (OSError, ValueError, RuntimeError, ImportError) as error:  # such as a warm start still to be made
                 self.why_not = str(error).strip().split("\n")[0]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from lightning import LightningModule
 
 from orlaif.policy import Policy
+from orlaif.policy.context import context_limit
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.hub import load_processor
 from orlaif.rollout import SamplingParams, generate
@@ -67,10 +68,17 @@ class Evaluated(LightningModule):
 
     def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> ProcessorEncoder:
         """The encoder that the DataModule calls on its threads: :class:`~orlaif.types.BringsEncoder`."""
+        limit = context_limit(self.policy.config)
+        longest = None if limit is None else limit - self.longest_answer
         if processor is not None:
-            return ProcessorEncoder(load_processor(processor), system_prompt, self.policy.family)
+            return ProcessorEncoder(load_processor(processor), system_prompt, self.policy.family, longest)
         # A tokenizer keeps the last call's padding in itself; the step's calls must not meet those of a thread.
-        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt, self.policy.family)
+        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt, self.policy.family, longest)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer that this stage makes."""
+        return self.greedy.max_new_tokens
 
     def answer(self, batch: PromptBatch) -> list[str]:
         """One greedy answer per prompt; the list is empty for an empty batch."""

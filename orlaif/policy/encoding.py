@@ -71,9 +71,17 @@ class ProcessorEncoder:
         processor: of transformers.
         system_prompt: goes before every question, if given.
         family: where its model differs from others (``orlaif.policy.families``); by default generic behaviour.
+        longest: tokens that a prompt may have, so that the model has positions for its answer too; None takes any.
     """
 
-    def __init__(self, processor: Any, system_prompt: str | None = None, family: Family | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        system_prompt: str | None = None,
+        family: Family | None = None,
+        longest: int | None = None,
+    ) -> None:
+        self.longest = longest
         self.processor = processor
         self.system_prompt = system_prompt
         self.family = family or Family()
@@ -104,7 +112,8 @@ class ProcessorEncoder:
             The batch, padded on the left.
 
         Raises:
-            VideoError: the processor does not take a clip, such as one of a shape that its model cannot see.
+            VideoError: the processor does not take a clip, such as one of a shape that its model cannot see, or makes
+                more tokens of it than the model has positions for.
         """
         texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
         if len(prompts) > 1:
@@ -122,7 +131,7 @@ class ProcessorEncoder:
 
     def _encoded(self, prompt: VideoPrompt, clip: VideoClip, text: str) -> dict[str, Any]:
         try:
-            return self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
+            inputs = self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
         except (torch.OutOfMemoryError, MemoryError, ImportError):  # no fault of the video
             raise
         except Exception as error:  # processors raise whatever they like
@@ -131,6 +140,13 @@ class ProcessorEncoder:
             raise VideoError(
                 prompt.video, f"the model's processor does not take {frames} frames of {width} x {height} ({cause})"
             ) from error
+        if self.longest is not None and (number := inputs["input_ids"].shape[-1]) > self.longest:
+            raise VideoError(
+                prompt.video,
+                f"prompt {prompt.id!r} has {number} tokens, and the model's context has room for {self.longest} before "
+                "an answer; sample fewer or smaller frames (data.sampling, data.budget)",
+            )
+        return inputs
 
 
 def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, PromptBatch]]:

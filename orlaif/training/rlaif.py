@@ -141,6 +141,11 @@ class OracleRLAIF(PolicyModule):
             return f"{cost}: prefix: duplicate pays for it with each of {g} completions"
         return f"{cost}: {passes} pass{'es' if passes > 1 else ''} of up to {size} of {g} completions behind one prompt"
 
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer, sampled or greedy."""
+        return max(super().longest_answer, self.rollout.sampling.max_new_tokens)
+
     def on_train_epoch_start(self) -> None:
         """Refresh the reference where the recipe says so."""
         if self.reference.refresh == "epoch" and self.current_epoch > 0 and self.loss.kl_coef:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,17 @@ def test_a_clip_that_the_processor_does_not_take_is_a_bad_video(
     assert torch.equal(delivery.batch.input_ids, collator([shapes[0], shapes[1]]).batch.input_ids)
     nothing = collator(prompts[1:3])
     assert (len(nothing.batch), len(nothing.skipped)) == (0, 2)
+
+
+def test_a_prompt_beyond_the_context_is_named_or_left_out(policy: Policy, shapes: ShapesDataset) -> None:
+    """With ``skip`` the longer of two prompts is left out and listed, as a bad video is; else it is an error."""
+    short = replace(shapes[0], question="what ?")
+    long = replace(shapes[1], question="what color is the circle ? " * 20)
+    whole = ProcessorEncoder(policy.processor)([short], [decode_clip(short, UniformSampling(4))])
+    encoder = ProcessorEncoder(policy.processor, longest=int(whole.input_ids.shape[1]))
+    delivery = Collator(encoder, UniformSampling(4), on_bad_video="skip")([short, long])
+    assert [prompt.id for prompt in delivery.batch.prompts] == [short.id]
+    (error,) = delivery.skipped
+    assert f"prompt {long.id!r} has" in str(error)
+    with pytest.raises(VideoError, match="the model's context has room for"):
+        Collator(encoder, UniformSampling(4))([short, long])
