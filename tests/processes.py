@@ -20,7 +20,7 @@ from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from orlaif.data.preferences import PreferenceJsonl
-from orlaif.distributed import fsdp2 as strategies
+from orlaif.distributed import checkpoint_io, fsdp2
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import PairwiseJudge
 from orlaif.policy import Policy
@@ -165,7 +165,7 @@ class Progress(Callback):
 
 def die_at_save(when: str, number: int) -> None:
     """Kill this process at its so many-th checkpoint, just before or after that gets its name."""
-    publish, saves = strategies.publish, [0]
+    publish, saves = checkpoint_io.publish, [0]
 
     def publish_or_die(path: Path) -> None:
         saves[0] += 1
@@ -175,7 +175,8 @@ def die_at_save(when: str, number: int) -> None:
         if saves[0] == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    strategies.publish = publish_or_die
+    # A folder's checkpoint is published by the strategy, a file's by the plugin.
+    checkpoint_io.publish = fsdp2.publish = publish_or_die
 
 
 def fit(job: Job, rank: int, world: int) -> None:

@@ -109,7 +109,7 @@ def check(problem: dict[str, Any], way: str, implementation: str) -> None:
     size = float(grad.abs().max()) or 1.0
     # The entropy's slope is a difference of two terms of its weight's size: where logits are nearly equal, it is no
     # more than their rounding.
-    rounding = 2.0**-24 * told["entropy_coef"] * 3
+    rounding = 2.0**-24 * abs(told["entropy_coef"]) * 3
     error = float((found - grad).abs().max())
     assert error <= 5e-6 * size + rounding, f"gradient off by {error / size}"
     assert abs(float(got) - float(loss)) <= 1e-5 * max(1.0, abs(float(loss)))
