@@ -138,7 +138,7 @@ class Batch:
 
     def of_state(self, state: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The undivided loss and the sums of metrics that the Triton kernel left in its state."""
-        entropy, _, loss, kl, low, high, runaway = state[ENTROPY:].sum(-1).unbind()
+        entropy, _, _, loss, kl, low, high, runaway = state[ENTROPY:].sum(-1).unbind()
         sums = {"entropy": entropy, **dict(zip(METRICS, (kl, low, high, low + high, runaway), strict=True))}
         if self.ref_logps is None:
             del sums["kl"]

@@ -226,7 +226,7 @@ def rows_of(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings,
 
 
 def statistics(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> Tensor:
-    """State [4, N * T] of all tokens, 0 where masked."""
+    """State [5, N * T] of all tokens, 0 where masked."""
     rows = rows_of(head, token_ids, mask, settings)
     for at, _, logits, _ in head.chunks(mask):
         rows.statistics(logits, at)
@@ -234,7 +234,7 @@ def statistics(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettin
 
 
 def statistics_backward(head: Head, rows: Rows, grad: Tensor, wanted: list[bool]) -> Gradients:
-    """What dl/dlogp and dl/dH, slots of ``grad`` [4, N * T], make of hidden states, head and bias."""
+    """What dl/dlogp and dl/dH, slots of ``grad`` [5, N * T], make of hidden states, head and bias."""
     gradients, c, h = Gradients(head, wanted), grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
     for at, hidden, logits, out in head.chunks(rows.mask):
         rows.gradient(logits, at, c, h, out)

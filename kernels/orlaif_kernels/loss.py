@@ -1,6 +1,6 @@
 """The losses: GRPO_rank, or any objective, from logits or from hidden states and the LM head.
 
-How memory traffic is spent. From logits, out of place, the forward pass reads them once and keeps four numbers a row;
+How memory traffic is spent. From logits, out of place, the forward pass reads them once and keeps five numbers a row;
 the backward pass reads them again and writes the gradient: any number of backward passes, logits untouched. In place,
 GRPO_rank does both sweeps over each row in one launch, the second from cache, and leaves the gradient where the logits
 were: one read, one write, and no memory beyond the logits. From a head: see ``linear.py``.

@@ -6,12 +6,13 @@ A *row* is the V logits that predict one completion token. With z = logit / temp
 
 Any loss l(logp, H) of the token has, with c = dl/dlogp and h = dl/dH, the gradient
 
-    dl/dz_j = c (1[j = y] - p_j) - h p_j (log p_j + H)  =  p_j (-h H - c - h log p_j) + c 1[j = y]
+    dl/dz_j = c (1[j = y] - p_j) - h p_j (log p_j + H)  =  p_j (h E[d] - c - h d_j) + c 1[j = y],  d_j = z_j - max z
 
-which needs nothing of the row but (lse, H): a first sweep finds these, a second writes the gradient, over the logits
-themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed as
-(logit - top) * scale: a difference of neighbours is exact, so a log-prob does not inherit the rounding of a large
-log-sum-exp.
+which needs nothing of the row but (max, lse, E[d]): a first sweep finds these, a second writes the gradient, over the
+logits themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed
+as d = (logit - top) * scale: a difference of neighbours is exact, so a log-prob does not inherit the rounding of a
+large log-sum-exp; nor does the entropy's slope, d_j - E[d], that of log p_j and H, which are near log V and its
+negative where a policy is unsure.
 
 **Confident tokens.** Where one token has nearly all probability, float32 knows 1 - p only as the sum of the others. So
 the largest logit is left out of the sum (``rest``), its own lane being read once more for that, lse - top is
@@ -46,6 +47,7 @@ from orlaif_kernels.token_kernel import (
     LOG2E,
     LOG_SUM,
     LOGP,
+    MEAN,
     TOP,
     capped,
     expm1,
@@ -83,9 +85,9 @@ def _fold_but_top(x, scale, top):
 
 @triton.jit
 def _gradient(x, is_target, top, log2_sum, scale, a, b, of_target):
-    """dl/dlogit of logits x: p (a + b log2 p), but ``of_target`` at the target."""
-    log2_p = tl.maximum((x - top) * scale - log2_sum, FLOOR, propagate_nan=ALL_NAN)
-    return tl.where(is_target, of_target, tl.exp2(log2_p) * (a + b * log2_p))
+    """dl/dlogit of logits x: p (a + b d), but ``of_target`` at the target."""
+    d = tl.maximum((x - top) * scale, FLOOR, propagate_nan=ALL_NAN)
+    return tl.where(is_target, of_target, tl.exp2(d - log2_sum) * (a + b * d))
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens", "slots", "rows_per_completion"])
@@ -95,7 +97,7 @@ def row_kernel(
     token_ids,  # [N, T] int32 or int64
     mask,  # [N, T] bool as bytes
     index,  # int64[M]: token of each row of compacted logits, or None
-    state,  # f32[4 or, with TERM, 10, N * T]: written with STATISTICS, else read
+    state,  # f32[5 or, with TERM, 11, N * T]: written with STATISTICS, else read
     grad_logps,  # f32[N * T], dl/dlogp; None with TERM or without GRADIENT
     grad_entropy,  # f32[N * T], dl/dH; likewise
     advantages,  # f32[N * T], these four with TERM
@@ -158,9 +160,9 @@ def row_kernel(
 
         if tl.load(mask + at) != 0:
             target = tl.load(token_ids + at)
+            within = (target >= 0) & (target < V)
+            x_target = logit(tl.load(logits + offset + target, mask=within, other=float("nan")), softcap)
             if STATISTICS:
-                within = (target >= 0) & (target < V)
-                x_target = logit(tl.load(logits + offset + target, mask=within, other=float("nan")), softcap)
                 m = tl.full([LANES], float("-inf"), tl.float32)
                 s = tl.zeros([LANES], tl.float32)
                 t = tl.zeros([LANES], tl.float32)
@@ -204,16 +206,18 @@ def row_kernel(
                 logp = far * inverse_temperature + (far * inverse_temperature_rest - log_sum)
                 # An excluded target: -inf * 0 would be NaN.
                 logp = tl.where(far == float("-inf"), far, logp)
-                entropy = log_sum - sum_et / (1.0 + rest) * LN2
+                mean = sum_et / (1.0 + rest) * LN2
+                entropy = log_sum - mean
                 tl.store(state + TOP * slots + at, top)
                 tl.store(state + LOG_SUM * slots + at, log_sum)
                 tl.store(state + LOGP * slots + at, logp)
                 tl.store(state + ENTROPY * slots + at, entropy)
+                tl.store(state + MEAN * slots + at, mean)
             else:
                 top = tl.load(state + TOP * slots + at)
                 log_sum = tl.load(state + LOG_SUM * slots + at)
                 logp = tl.load(state + LOGP * slots + at)
-                entropy = tl.load(state + ENTROPY * slots + at)
+                mean = tl.load(state + MEAN * slots + at)
 
             if TERM:
                 c, h = term(
@@ -230,11 +234,12 @@ def row_kernel(
                     factor = factor / tl.load(normalizer)
                 c = c * factor
                 h = h * factor
-                a = -h * entropy - c
+                a = h * mean - c
                 b = -h * LN2
                 log2_sum = log_sum * LOG2E
                 log_p = tl.maximum(logp, FLOOR, propagate_nan=ALL_NAN)
-                of_target = -c * expm1(log_p) - h * tl.exp(log_p) * (log_p + entropy)
+                d_target = tl.maximum((x_target - top) * inverse_temperature, FLOOR, propagate_nan=ALL_NAN)
+                of_target = -c * expm1(log_p) - h * tl.exp(log_p) * (d_target - mean)
                 if not ALIGNED:
                     x_edge = tl.load(logits + offset + edge_column, mask=on_edge, other=float("-inf"))
                     g_edge = _gradient(
@@ -253,7 +258,7 @@ def row_kernel(
                     tl.store(dlogits + begin + i * BLOCK + spread, g, mask=inside, eviction_policy="evict_first")
         else:
             if STATISTICS:
-                for slot in tl.static_range(10 if TERM else 4):
+                for slot in tl.static_range(11 if TERM else 5):
                     tl.store(state + slot * slots + at, 0.0)
             if GRADIENT:
                 zero = tl.zeros([LANES, 8], dlogits.dtype.element_ty)

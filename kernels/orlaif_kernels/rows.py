@@ -22,9 +22,9 @@ from orlaif_kernels.arguments import LossSettings
 if TYPE_CHECKING:
     from orlaif_kernels.batch import Batch
 
-#: Slots of a token's state [4, N * T], and what follows with a loss term, as in ``token_kernel``.
-TOP, LOG_SUM, LOGP, ENTROPY, GRAD, LOSS, KL, LOW, HIGH, RUNAWAY = range(10)
-STATE_SLOTS, TERM_SLOTS = 4, 10
+#: Slots of a token's state [5, N * T], and what follows with a loss term, as in ``token_kernel``.
+TOP, LOG_SUM, LOGP, ENTROPY, MEAN, GRAD, LOSS, KL, LOW, HIGH, RUNAWAY = range(11)
+STATE_SLOTS, TERM_SLOTS = 5, 11
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -61,7 +61,7 @@ class Rows:
         mask: bool[N, T].
         settings: of the scale, and of the loss with a ``term``.
         implementation: ``torch`` or ``triton``.
-        state: f32[4, N * T] (f64 for f64 logits; 10 slots with a ``term``), written by a pass that makes statistics,
+        state: f32[5, N * T] (f64 for f64 logits; 11 slots with a ``term``), written by a pass that makes statistics,
             read by one that makes gradients.
     """
 
@@ -167,7 +167,7 @@ def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor
 
 
 def torch_statistics(logits: Tensor, target: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
-    """Statistics [4, M] in ``wide`` of rows [M, V] with targets i64[M]; NaN for a target outside the vocabulary."""
+    """Statistics [5, M] in ``wide`` of rows [M, V] with targets i64[M]; NaN for a target outside the vocabulary."""
     z = _scaled(logits, settings, wide)
     if z.shape[0] == 0:
         return z.new_zeros(STATE_SLOTS, 0)
@@ -178,8 +178,8 @@ def torch_statistics(logits: Tensor, target: Tensor, settings: LossSettings, wid
     e = d.exp().scatter_(-1, best, 0.0)  # without the largest: 1 - p of a certain token is the sum of the others
     rest = e.sum(-1).masked_fill(top.squeeze(-1) == torch.inf, torch.nan)
     log_sum = rest.log1p()
-    entropy = log_sum - e.mul_(d.masked_fill_(e == 0, 0.0)).sum(-1) / (1 + rest)
-    return torch.stack([top.squeeze(-1), log_sum, of_target - log_sum, entropy])
+    mean = e.mul_(d.masked_fill_(e == 0, 0.0)).sum(-1) / (1 + rest)
+    return torch.stack([top.squeeze(-1), log_sum, of_target - log_sum, log_sum - mean, mean])
 
 
 def torch_gradient(
@@ -187,16 +187,15 @@ def torch_gradient(
 ) -> None:
     """Into ``out`` (it may be ``logits``): the gradient of rows [M, V] from dl/dlogp ``c`` and dl/dH ``h``, [M]."""
     z = _scaled(logits, settings, state.dtype)
-    top, log_sum, logp, entropy = state.unsqueeze(-1)
+    top, log_sum, logp, _, mean = state.unsqueeze(-1)
     c, h = (x.to(z.dtype).unsqueeze(-1) * settings.factor for x in (c, h))
-    log_p = (z - top).mul_(settings.factor).sub_(log_sum)
-    p = log_p.exp()
-    log_p.masked_fill_(p == 0, 0.0)
-    g = log_p.mul_(-h).sub_(h * entropy + c).mul_(p)
-    sure = logp.clamp(min=-1e4)
-    within = (target >= 0) & (target < z.shape[-1])
-    of_target = -c * torch.expm1(sure) - h * sure.exp() * (sure + entropy)
-    g.scatter_(-1, target.where(within, 0).unsqueeze(-1), of_target)
+    d = (z - top).mul_(settings.factor)
+    p = (d - log_sum).exp_()
+    d.masked_fill_(p == 0, 0.0)
+    target = target.where((target >= 0) & (target < z.shape[-1]), 0).unsqueeze(-1)  # else logp is NaN
+    of_target = -c * torch.expm1(logp) - h * logp.exp() * (d.gather(-1, target) - mean)
+    g = d.mul_(-h).add_(h * mean - c).mul_(p)
+    g.scatter_(-1, target, of_target)
     if settings.cap is not None:  # 1 - tanh^2, which would cancel where the cap is nearly reached
         e = torch.exp(logits.to(z.dtype).abs() * (-2 / settings.cap))
         g.mul_(4 * e / (1 + e).square())

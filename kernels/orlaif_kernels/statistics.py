@@ -1,6 +1,6 @@
 """``token_statistics``: per-token log-prob and exact entropy from logits, differentiable: all that a loss needs.
 
-One sweep over each row forward, which keeps four numbers of it, and one backward, which reads the row again and writes
+One sweep over each row forward, which keeps five numbers of it, and one backward, which reads the row again and writes
 its gradient: no copy of the logits in float32, no log-softmax. Rows that do not count are not read.
 
 Shapes: N completions, T tokens, V vocabulary.

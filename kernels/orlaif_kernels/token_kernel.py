@@ -15,12 +15,13 @@ TOP = tl.constexpr(0)  # the largest logit (soft-capped), not divided by the tem
 LOG_SUM = tl.constexpr(1)  # log sum_j exp((logit_j - top) / temperature)
 LOGP = tl.constexpr(2)
 ENTROPY = tl.constexpr(3)
-GRAD = tl.constexpr(4)  # c = dl/dlogp, not yet divided by the normaliser; this and the next with TERM only
-LOSS = tl.constexpr(5)  # weighted, not yet divided by the normaliser
-KL = tl.constexpr(6)
-LOW = tl.constexpr(7)
-HIGH = tl.constexpr(8)
-RUNAWAY = tl.constexpr(9)
+MEAN = tl.constexpr(4)  # of (logit - top) / temperature, under the policy
+GRAD = tl.constexpr(5)  # c = dl/dlogp, not yet divided by the normaliser; this and the next with TERM only
+LOSS = tl.constexpr(6)  # weighted, not yet divided by the normaliser
+KL = tl.constexpr(7)
+LOW = tl.constexpr(8)
+HIGH = tl.constexpr(9)
+RUNAWAY = tl.constexpr(10)
 
 KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
 
