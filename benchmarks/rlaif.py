@@ -36,12 +36,12 @@ from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.sizes import Setup
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.loader import Sealed
-from orlaif.demo.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import RandomOracle
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import Rollout, SamplingParams
+from orlaif.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from orlaif.types import Delivery, PromptBatch, VideoClip, VideoPrompt
 
 #: Text and vision configs that differ from one size to the other.

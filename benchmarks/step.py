@@ -202,7 +202,7 @@ class TRL(Candidate):
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        from orlaif.demo.tiny import tiny_tokenizer
+        from orlaif.tiny import tiny_tokenizer
 
         arguments = GRPOConfig(
             output_dir=tempfile.mkdtemp(),

@@ -9,14 +9,11 @@ in a minute. Nothing outside this file knows that a model is tiny. From the shel
 from __future__ import annotations
 
 import argparse
-import string
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -24,64 +21,16 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|video_pad|>"
-    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
-)
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-
-def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over ``words``, digits, punctuation and Qwen's special tokens."""
-    entries = [
-        *SPECIAL,
-        "<unk>",
-        "user",
-        "assistant",
-        "system",
-        "seconds",
-        *string.digits,
-        *"<>.,:!?",
-        *sorted(set(words)),
-    ]
-    vocab = {word: index for index, word in enumerate(dict.fromkeys(entries))}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\d|[<>.,:!?]"), "isolated")]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=[token for token in SPECIAL if token not in ("<|endoftext|>", "<|im_end|>")],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
-    for name in ("image", "video"):
-        setattr(tokenizer, f"{name}_token", f"<|{name}_pad|>")
-    return tokenizer
+from orlaif.tiny.tokens import CHAT_TEMPLATE, tiny_tokenizer
 
 
 def tiny_processor(words: Iterable[str], side: int = 48, patch_size: int = 12) -> Qwen3VLProcessor:
-    """Qwen3-VL's processor around :func:`tiny_tokenizer`, for frames of about ``side`` x ``side`` pixels."""
+    """Qwen3-VL's processor around a word-level tokenizer, for frames of about ``side`` x ``side`` pixels."""
     size = {"shortest_edge": 2 * side * side, "longest_edge": 64 * side * side}
     patches: dict[str, Any] = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches),
-        tokenizer=tiny_tokenizer(words),
+        tokenizer=tiny_tokenizer(words, template=CHAT_TEMPLATE),
         video_processor=Qwen3VLVideoProcessor(**patches, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )

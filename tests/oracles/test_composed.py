@@ -16,7 +16,6 @@ from transformers import (
     StableLmForSequenceClassification,
 )
 
-from orlaif.demo.tiny import tiny_tokenizer
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import (
     EnsembleOracle,
@@ -31,6 +30,7 @@ from orlaif.oracles import (
     TextRewardModel,
     rank_groups,
 )
+from orlaif.tiny import tiny_tokenizer
 from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
 from tests.oracles.test_oracles import CLIP
 

@@ -163,7 +163,7 @@ def test_a_fixed_cache_gives_the_same(family: Policy, shapes: ShapesDataset, mon
         assert found.logps is not None
         torch.testing.assert_close(found.logps, expected.logps, atol=2e-5, rtol=0)
     sizes = set(family.decode_caches)
-    assert len(sizes) > 2
+    assert len(sizes) > 1
     assert all(key[2] % 32 == 0 and key[3] == 24 for key in sizes)
     assert all(key[:2] == (5, 6) or all(n & (n - 1) == 0 or n in (5, 6) for n in key[:2]) for key in sizes)
     compiled(family, batch)

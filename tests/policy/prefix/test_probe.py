@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLForConditionalGeneration,
 )
 
 from orlaif.demo.shapes import ShapesDataset, words
-from orlaif.demo.tiny import tiny_processor
 from orlaif.policy import Policy
 from orlaif.policy.families import Family
 from orlaif.policy.prefix import probe as prefix_check
@@ -28,43 +25,16 @@ from orlaif.policy.prefix.probe import structural_reason
 from orlaif.rollout import SamplingParams, generate
 from orlaif.rollout.decoding import ExpandedDecoder, SharedDecoder
 from orlaif.rollout.local import start
+from orlaif.tiny import tiny_model
 from orlaif.types import PromptBatch
 from tests.conftest import make_policy, random_completions
-from tests.families import FAMILIES, decoder, qwen_tokens, save
+from tests.families import FAMILIES
 from tests.rollout.test_local import five
 
 
 def make_hybrid(folder: str) -> None:
     """A Qwen3.5: a layer of linear attention, whose state runs through the sequence, and one of full attention."""
-    processor = tiny_processor(words())
-    config = Qwen3_5Config(
-        text_config={
-            **decoder(processor.tokenizer),
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 2,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-                "mrope_interleaved": True,
-                "partial_rotary_factor": 1.0,
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 12,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-        },
-        **qwen_tokens(processor),
-    )
-    save(folder, processor, Qwen3_5ForConditionalGeneration, config)
+    tiny_model("qwen3_5", folder, words())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
