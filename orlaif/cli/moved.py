@@ -1,6 +1,7 @@
-"""Class paths that recipes of earlier versions name, and where the classes are now.
+"""Class paths and arguments that recipes of earlier versions name, and what they are now.
 
-The one place that keeps an old name: a user's recipe goes on to work, and is told what to write instead.
+The one place that keeps an old name: a recipe with an old class path goes on to work, and is told what to write
+instead; of an argument that has become another, its error says which.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ MOVED = {
 }
 #: Single classes that did not go with their module.
 MOVED_CLASSES = {"orlaif.strategies.SafeCheckpointIO": "orlaif.distributed.checkpoint_io.SafeCheckpointIO"}
+
+#: Arguments that are no more, and what says the same.
+ARGUMENTS = {
+    "importance_cap": "correction, such as {level: sequence, kind: truncate, high: 2.0}; tokens are the default"
+}
 
 _NAMES = "|".join(re.escape(name) for name in sorted(MOVED, key=len, reverse=True))
 _OLD = re.compile(rf"(?<![\w./-])(?P<module>{_NAMES})\.(?P<name>[A-Za-z]\w*)(?![\w/]|\.\w)")

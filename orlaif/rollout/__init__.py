@@ -1,7 +1,8 @@
 """Where completions come from: the seam, sampling by the policy itself, and by vLLM."""
 
 from orlaif.rollout.base import BaseRollout, SamplingParams
+from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.local import Rollout, generate
 from orlaif.rollout.vllm import VLLMRollout
 
-__all__ = ["BaseRollout", "Rollout", "SamplingParams", "VLLMRollout", "generate"]
+__all__ = ["BaseRollout", "ImportanceCorrection", "Rollout", "SamplingParams", "VLLMRollout", "generate"]

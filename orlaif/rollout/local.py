@@ -21,6 +21,7 @@ from orlaif.policy import Policy, evaluating
 from orlaif.policy.prefix.decode import prefill
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.compiled import CompiledDecoder
+from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
 from orlaif.types import Completions, PromptBatch
 
@@ -201,7 +202,7 @@ class Rollout(BaseRollout):
         group_size: G, 2 or more.
         sampling: how tokens are drawn; training needs a temperature above 0.
         compile_decode: see :func:`generate`; for a GPU.
-        importance_cap: see :class:`~orlaif.rollout.base.BaseRollout`; the sampler here is the same model.
+        correction: see :class:`~orlaif.rollout.base.BaseRollout`; the sampler here is the same model.
     """
 
     def __init__(
@@ -209,9 +210,9 @@ class Rollout(BaseRollout):
         group_size: int = 8,
         sampling: SamplingParams | None = None,
         compile_decode: bool = False,
-        importance_cap: float | None = None,
+        correction: ImportanceCorrection | None = None,
     ) -> None:
-        super().__init__(group_size, sampling, importance_cap)
+        super().__init__(group_size, sampling, correction)
         self.compile_decode = compile_decode
 
     def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:

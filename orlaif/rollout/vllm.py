@@ -5,7 +5,7 @@ changed: whole ones, gathered where they are sharded, with the adapter added whe
 not touched), under the names of the checkpoint, through vLLM's ``reload_weights``; what it has cached of prompts and
 videos is then forgotten. vLLM seeds its process; the trainer's random state is put back after each call. Its log-probs
 differ a little from the trainer's, by other kernels and precisions; the difference is measured, and truncated
-importance weights correct the gradient for it (``importance_cap``).
+importance weights correct the gradient for it (``correction``).
 
 Sources: vLLM's offline inference; truncated importance sampling between sampler and trainer (Yao et al. 2025, "Your
 efficient RL framework secretly brings you off-policy RL training").
@@ -27,11 +27,14 @@ from orlaif.distributed.sync import local_process_index, num_processes, process_
 from orlaif.policy import Policy
 from orlaif.policy.encoding import video_metadata
 from orlaif.rollout.base import BaseRollout, SamplingParams
+from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.engine_weights import checkpoint_weights
 from orlaif.types import Completions, PromptBatch, VideoClip
 
 #: Kinds of models that vLLM serves with images only.
 _WITHOUT_VIDEO = ("smolvlm", "idefics3")
+#: The default correction.
+TOKEN_TRUNCATION = ImportanceCorrection()
 #: Room for a sequence that an engine has at least, where the model allows it.
 _ROOM = 1024
 
@@ -42,7 +45,7 @@ class VLLMRollout(BaseRollout):
     Args:
         group_size: G, 2 or more.
         sampling: how tokens are drawn, without ``top_p`` and ``top_k``: log-probs would be of another distribution.
-        importance_cap: see :class:`~orlaif.rollout.base.BaseRollout`.
+        correction: see :class:`~orlaif.rollout.base.BaseRollout`; by default truncated weights of tokens.
         gpu_memory_utilization: share of the GPU's memory for the engine: its weights and its cache.
         engine: further arguments of ``vllm.LLM``. ``max_model_len``, the most tokens of a prompt and its answer, is
             by default twice what the first batch needs, rounded up to a power of two, and at least 1024.
@@ -57,11 +60,11 @@ class VLLMRollout(BaseRollout):
         self,
         group_size: int = 8,
         sampling: SamplingParams | None = None,
-        importance_cap: float | None = 2.0,
+        correction: ImportanceCorrection | None = TOKEN_TRUNCATION,
         gpu_memory_utilization: float = 0.3,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(group_size, sampling, importance_cap=importance_cap)
+        super().__init__(group_size, sampling, correction)
         if self.sampling.top_p < 1 or self.sampling.top_k:
             raise ValueError(
                 "rollout.sampling.top_p and top_k must be 1 and 0 with VLLMRollout, whose log-probs would be those of "

@@ -20,6 +20,7 @@ from orlaif.losses import loss_weights
 from orlaif.oracles import Asked, order_consistency
 from orlaif.policy import evaluating
 from orlaif.training.metrics import rank_metrics
+from orlaif.training.mismatch import importance_weights
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def make_experience(
     if module.loss.kl_coef:
         with module.notes.stage("reference", module.device):
             reference = [logps_without_gradient(module, batch, part, reference=True) for part in parts]
-    if module.num_updates > 1 or module.rollout.importance_cap is not None:
+    if module.num_updates > 1 or module.rollout.correction is not None:
         with module.notes.stage("old_logps", module.device):
             old = [logps_without_gradient(module, batch, part) for part in parts]
 
@@ -110,9 +111,8 @@ def make_experience(
     ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
     mask = completions.mask & ranked[:, None, None]
     weights: list[Tensor | None] = [None] * len(parts)
-    if module.rollout.importance_cap is not None:
-        of_answers = importance_weights(module, completions, old, mask)
-        weights = list(of_answers.unsqueeze(-1).expand_as(mask).split(module.microbatch or mask.shape[1], 1))
+    if module.rollout.correction is not None:
+        weights = list(importance_weights(module, completions, old, mask).split(module.microbatch or mask.shape[1], 1))
     if counts:
         note_completions(module, completions, ranking, advantages)
     every = module.order_consistency_every_n_steps
@@ -207,37 +207,6 @@ def rank_together(module: OracleRLAIF, asked: Asked | None) -> Ranking | None:
     for failure in (failure for _, _, failure in everyone if failure is not None):
         module.on_oracle_failure.check(int(failed), int(groups), OracleError(*failure))
     return ranking
-
-
-def importance_weights(module: OracleRLAIF, completions: Completions, old: list[Tensor | None], mask: Tensor) -> Tensor:
-    """Truncated importance weights f32[P, G] of the trainer's answers over the sampler's; the mismatch noted.
-
-    Args:
-        module: notes the mismatch; its rollout says where to truncate.
-        completions: of P groups, with the sampler's log-probs.
-        old: f32[P, g, T], the trainer's, in parts of the groups.
-        mask: bool[P, G, T], the tokens that count.
-
-    Raises:
-        ValueError: the rollout gave no log-probs.
-    """
-    if completions.logps is None:
-        raise ValueError("rollout.importance_cap is set, but the rollout gives no log-probs; set it to null")
-    cap = module.rollout.importance_cap
-    assert cap is not None
-    trainers = torch.cat([part for part in old if part is not None], 1)
-    difference = (trainers - completions.logps).masked_fill(~completions.mask, 0.0)
-    ratio = difference.sum(-1).exp()
-    tokens, answers = mask.sum(), mask.any(-1)
-    counted = difference.masked_fill(~mask, 0.0).abs()
-    module.notes.note("train/sampling/sampling_logp_difference/mean", counted.sum() / tokens.clamp(min=1), tokens)
-    module.notes.note("train/sampling/sampling_logp_difference/max", counted.max(), tokens)
-    kept = ratio[answers]
-    if len(kept):
-        for name, value in (("min", kept.min()), ("mean", kept.mean()), ("max", kept.max())):
-            module.notes.note(f"train/sampling/importance_sampling_ratio/{name}", value, len(kept))
-        module.notes.note("train/sampling/truncated_ratio", (kept > cap).float().mean(), len(kept))
-    return ratio.clamp(max=cap)
 
 
 def note_order_consistency(module: OracleRLAIF, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:

@@ -38,7 +38,10 @@ class StepNotes:
         self._waited_s = 0.0
 
     def note(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
-        """A metric of this step: a mean of what counts ``weight`` on this process; of nothing where that is 0."""
+        """A metric of this step: a mean of what counts ``weight`` on this process; of nothing where that is 0.
+
+        Where the name ends in ``/min`` or ``/max``, that of all processes is taken instead of their mean.
+        """
         if weight := float(weight):
             self._noted[name] = float(value), weight
 
@@ -70,12 +73,18 @@ class StepNotes:
         """What was noted since the last call, as means and totals over all processes, which must all call."""
         everyone = exchange((self._noted, self._counted))
         self._noted, self._counted = {}, {}
-        sums: dict[str, tuple[float, float]] = {}
+        found: dict[str, list[tuple[float, float]]] = {}
         for noted, counted in everyone:
-            for name, (value, weight) in noted.items():
-                total, weights = sums.get(name, (0.0, 0.0))
-                sums[name] = total + value * weight, weights + weight
+            for name, value_and_weight in noted.items():
+                found.setdefault(name, []).append(value_and_weight)
             for name, number in counted.items():
                 self.totals[name] = self.totals.get(name, 0.0) + number
-        means = {name: total / weights for name, (total, weights) in sums.items()}
-        return means | {name: self.totals.get(name, 0.0) for name in _LOGGED}
+        merged = {name: _merged(name, values) for name, values in found.items()}
+        return merged | {name: self.totals.get(name, 0.0) for name in _LOGGED}
+
+
+def _merged(name: str, values: list[tuple[float, float]]) -> float:
+    """One value of those of all processes, each with what it counts."""
+    if name.endswith(("/min", "/max")):
+        return (min if name.endswith("/min") else max)(value for value, _ in values)
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)

@@ -106,6 +106,8 @@ class OracleRLAIF(PolicyModule):
         #: Of the batches that are accumulated, where several updates wait for all of them.
         self._experiences: list[Experience] = []
         self._reference_loaded = False
+        #: Whether the run has warned of its sampler (``orlaif.training.mismatch``).
+        self.mismatch_told = False
 
     def prepare_reference(self) -> None:
         """Freeze the reference, where the loss needs one."""

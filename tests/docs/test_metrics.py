@@ -28,7 +28,7 @@ def test_every_logged_metric_has_a_meaning(recipe: str, tmp_path: Path, tiny_mod
     steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
     if "rlaif" in recipe:
         init = "--model.init_args"
-        steps += [f"{init}.rollout.init_args.importance_cap=2", f"{init}.num_updates=2"]
+        steps += [f"{init}.rollout.init_args.correction.high=2", f"{init}.num_updates=2"]
         steps += [f"{init}.order_consistency_every_n_steps=1"]
     cli = run(small(recipe, "fit", tmp_path, tiny_model, data_root, *steps))
     logged = set(cli.trainer.callback_metrics)

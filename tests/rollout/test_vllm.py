@@ -22,7 +22,7 @@ from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
 from orlaif.policy.hub import load_processor
 from orlaif.policy.prefix.probe import synthetic_prompt
-from orlaif.rollout import Rollout, SamplingParams
+from orlaif.rollout import ImportanceCorrection, Rollout, SamplingParams
 from orlaif.rollout.vllm import VLLMRollout
 from orlaif.types import Completions, PromptBatch
 from tests.training.test_composition import LORA
@@ -133,7 +133,7 @@ def test_the_engine_follows_the_policy(tiny_model: str, data_root: str, tmp_path
     for metrics in recorder.metrics:
         assert metrics["train/sampling/sampling_logp_difference/max"] < 1e-4
         assert metrics["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
-        assert metrics["train/sampling/truncated_ratio"] == 0
+        assert metrics["train/sampling/outside_ratio"] == 0
 
     # Had it kept the weights that it began with, its log-probs would be others.
     policy = module.policy
@@ -158,31 +158,54 @@ class Doubted(Rollout):
         return Completions(ids=made.ids, mask=made.mask, texts=made.texts, logps=made.logps - first)
 
 
-@pytest.mark.parametrize(("cap", "factor", "truncated"), [(None, 1.0, None), (1.5, 1.5, 1.0), (4.0, 2.0, 0.0)])
+def step(folder: str, root: str, out: Path, rollout: Rollout, steps: int = 1) -> Recorder:
+    """What a run of ``steps`` steps leaves."""
+    recorder = Recorder()
+    module = rlaif(folder, rollout=rollout, oracle=ByText(), loss=GRPORankLoss(), microbatch=3)
+    trainer(out, max_steps=steps, callbacks=[recorder]).fit(module, data(root, 4))
+    return recorder
+
+
+@pytest.mark.parametrize(("high", "factor", "outside"), [(0, 1.0, None), (1.5, 1.5, 1.0), (4.0, 2.0, 0.0)])
 def test_importance_weights_are_truncated(
-    tiny_model: str, data_root: str, tmp_path: Path, cap: float | None, factor: float, truncated: float | None
+    tiny_model: str, data_root: str, tmp_path: Path, high: float, factor: float, outside: float | None
 ) -> None:
-    """An answer that the trainer holds for twice as likely as the sampler counts twice, or as much as the cap."""
-
-    def gradient(rollout: Rollout) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        recorder = Recorder()
-        module = rlaif(tiny_model, rollout=rollout, oracle=ByText(), loss=GRPORankLoss(), microbatch=3)
-        trainer(tmp_path, max_steps=1, callbacks=[recorder]).fit(module, data(data_root, 4))
-        return recorder.grads[0], recorder.metrics[0]
-
-    sampling = SamplingParams(max_new_tokens=4)
-    plain, _ = gradient(Rollout(group_size=4, sampling=sampling))
-    weighted, metrics = gradient(Doubted(group_size=4, sampling=sampling, importance_cap=cap))
+    """An answer that the trainer holds for twice as likely as the sampler counts twice, or as much as the bound."""
+    settings: dict[str, Any] = {"group_size": 4, "sampling": SamplingParams(max_new_tokens=4)}
+    correction = ImportanceCorrection(level="sequence", high=high) if high else None
+    plain = step(tiny_model, data_root, tmp_path, Rollout(**settings)).grads[0]
+    weighted = step(tiny_model, data_root, tmp_path, Doubted(**settings, correction=correction))
     for name, grad in plain.items():
-        torch.testing.assert_close(weighted[name], factor * grad, rtol=1e-3, atol=1e-5)
-    assert metrics.get("train/sampling/truncated_ratio") == truncated
-    if cap is not None:
-        assert metrics["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(2.0, rel=1e-4)
+        torch.testing.assert_close(weighted.grads[0][name], factor * grad, rtol=1e-3, atol=1e-5)
+    (metrics,) = weighted.metrics
+    assert metrics.get("train/sampling/outside_ratio") == outside
+    if correction is not None:
+        for name in ("min", "mean", "max"):
+            assert metrics[f"train/sampling/importance_sampling_ratio/{name}"] == pytest.approx(factor, rel=1e-4)
+
+
+def test_each_token_is_weighed_and_a_large_mismatch_is_told_once(
+    tiny_model: str, data_root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first tokens of answers count 1.5 times, as the bound allows, the others once; 0.69 nats are no rounding."""
+    sampling = SamplingParams(max_new_tokens=2)
+    rollout = Doubted(group_size=4, sampling=sampling, correction=ImportanceCorrection(high=1.5))
+    with caplog.at_level("WARNING", logger="orlaif"):
+        recorder = step(tiny_model, data_root, tmp_path, rollout, steps=2)
+    for metrics in recorder.metrics:
+        tokens = metrics["train/completions/mean_length"]
+        assert 1 < tokens <= 2
+        assert metrics["train/sampling/outside_ratio"] == pytest.approx(1 / tokens, rel=1e-4)
+        assert metrics["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(1 + 0.5 / tokens, rel=1e-4)
+        assert metrics["train/sampling/importance_sampling_ratio/min"] == pytest.approx(1.0, rel=1e-4)
+        assert metrics["train/sampling/importance_sampling_ratio/max"] == pytest.approx(1.5, rel=1e-4)
+        assert metrics["train/sampling/sampling_logp_difference/max"] == pytest.approx(0.6931, rel=1e-3)
+    (told,) = [record.message for record in caplog.records if "sampler and trainer differ by" in record.message]
+    assert told.startswith("step 0: ")
+    assert "older weights" in told
 
 
 def test_settings_that_cannot_work(tiny_model: str) -> None:
-    with pytest.raises(ValueError, match=r"rollout.importance_cap is 0.5; it must be 1 or more"):
-        Rollout(importance_cap=0.5)
     with pytest.raises(ValueError, match=r"top_p and top_k must be 1 and 0"):
         VLLMRollout(sampling=SamplingParams(top_p=0.9))
     with pytest.raises(ValueError, match=r"gpu_memory_utilization is 2"):
