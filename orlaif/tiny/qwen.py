@@ -50,8 +50,7 @@ def qwen2_vl(words: tuple[str, ...]) -> Parts:
     """Qwen2-VL: positions in time count pairs of frames."""
     processor = qwen_processor(words, hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor)
     text = decoder(processor.tokenizer, head_dim=None, rope_parameters=rope(2, 1, 1))
-    vision: dict[str, Any] = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 12}
-    vision |= {"intermediate_size": None, "out_hidden_size": None}
+    vision = {"embed_dim": 32, "mlp_ratio": 2, "intermediate_size": None, "out_hidden_size": None}
     return Parts(processor=processor, config=qwen_config(hf.Qwen2VLConfig, processor, text, vision))
 
 

@@ -17,7 +17,7 @@ from orlaif.tiny.tokens import WORDS, WRITTEN
 #: Its classes, which check what they are given themselves.
 hf: Any = transformers
 #: Modules of builders; each registers its own by :func:`family`.
-MODULES = ("qwen", "llava")
+MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "others")
 
 
 @dataclass(frozen=True, kw_only=True)
