@@ -25,12 +25,13 @@ from orlaif.types import Completions, PromptBatch
 
 
 @contextmanager
-def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None) -> Iterator[None]:
+def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None, before: Tensor | None) -> Iterator[None]:
     """Let ``head`` see hidden states at ``places`` [B, T] of [R * L] only; with ``taken``, hand them over instead."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         flat = inputs[0].flatten(0, 1).index_select(0, places.flatten())
         hidden = flat.view(*places.shape, flat.shape[-1])
+        hidden = hidden if before is None else torch.cat([before, hidden], 1)
         if taken is None:
             return hidden, *inputs[1:]
         taken.append(hidden)
@@ -43,11 +44,25 @@ def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None) -> Ite
         handle.remove()
 
 
-def _run(model: Any, head: nn.Module, places: Tensor, hidden: bool, inputs: dict[str, Any]) -> Tensor:
-    """Logits [B, T, V], or hidden states [B, T, H], at ``places`` i64[B, T]."""
+def run(
+    model: Any, head: nn.Module, places: Tensor, hidden: bool, inputs: dict[str, Any], before: Tensor | None = None
+) -> Tensor:
+    """One pass of a model, its outputs where they are wanted.
+
+    Args:
+        model: of transformers, or PEFT's around one.
+        head: its LM head, which works at these places alone.
+        places: i64[B, T], into the tokens [R * L] of the pass.
+        hidden: last hidden states instead of logits.
+        inputs: of the pass; with ``past_key_values`` it fills that cache.
+        before: hidden states [B, N, H] of an earlier pass, which the head takes first.
+
+    Returns:
+        [B, N + T, V] or [B, N + T, H].
+    """
     taken: list[Tensor] | None = [] if hidden else None
-    with _head_at(head, places, taken):
-        logits = model(use_cache=False, **inputs).logits
+    with _head_at(head, places, taken, before):
+        logits = model(use_cache="past_key_values" in inputs, **inputs).logits
     return logits if taken is None else taken[0]
 
 
@@ -88,7 +103,7 @@ def shared_forward(
         **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch, given).items()},
         **_attention_inputs(model, rows, name, dtype),
     }
-    return _run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
+    return run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
 
 
 def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -142,5 +157,5 @@ def duplicate_forward(
     for i in range(g):
         mask = torch.cat([batch.attention_mask, completions.mask[:, i].to(batch.attention_mask.dtype)], 1)
         inputs |= {"input_ids": torch.cat([batch.input_ids, ids[:, i]], 1), "attention_mask": mask}
-        outputs.append(_run(model, family.head(model), places, hidden, inputs))
+        outputs.append(run(model, family.head(model), places, hidden, inputs))
     return torch.stack(outputs, 1).flatten(0, 1)
