@@ -56,9 +56,7 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     )
     if source.adapter is not None and policy.lora is None:
         model = fold(model, source.adapter)
-    choice = choose_prefix(
-        model, lambda: policy.processor, policy.prefix, policy.prefix_attention, policy.attn_implementation, family
-    )
+    choice = choose_prefix(policy, model)
     tower = freeze_tower(policy, model)
     continued, folded = False, None
     if policy.lora is not None and source.adapter is not None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from orlaif.distributed.sync import exchange
 from orlaif.policy.encoding import sub_batches
 from orlaif.policy.positions import PromptPositions
-from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
 from orlaif.policy.vision import VisionFeatures
 from orlaif.types import Completions, PromptBatch
 
@@ -75,8 +74,6 @@ def completion_outputs(
 def _one_pass(policy: Policy, model: Any, batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
     """The same for prompts that go through the model together."""
     family, positions = policy.family, policy.prompt_positions(batch)
+    assert policy.choice is not None
     with policy.features.reused(family, model, batch):
-        if policy.layout == "shared":
-            assert policy.choice is not None
-            return shared_forward(model, batch, completions, positions, policy.choice.attentions, family, hidden)
-        return duplicate_forward(model, batch, completions, positions, policy.pad_id, family, hidden)
+        return policy.choice.outputs(model, batch, completions, positions, policy.pad_id, family, hidden)

@@ -33,7 +33,7 @@ from orlaif.policy.loading import load_model
 from orlaif.policy.passes import LastBatch, completion_outputs
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice
-from orlaif.policy.prefix.probe import synthetic_prompt
+from orlaif.policy.prefix.synthetic import synthetic_prompt
 from orlaif.policy.reference import FrozenReference
 from orlaif.policy.settings import check_settings
 from orlaif.types import Completions, PromptBatch
@@ -46,9 +46,10 @@ class Policy(Checkpoint):
         path: folder of a Hugging Face checkpoint or a PEFT adapter, or a hub id of one.
         lora: arguments of ``peft.LoraConfig``; None means full fine-tuning (of an adapter's base, it merged into it).
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
-        prefix: ``shared`` = a group in one row (exact, the prompt is paid once), ``duplicate`` = the prompt again for
-            each completion, ``auto`` = shared where a check on the loaded model, with its weights, gives the
-            model's own log-probs, else duplicate; the log says which and why.
+        prefix: ``shared`` = a group in one row (the prompt is paid once), ``fork`` = completions behind copies of their
+            prompt's cache (paid once too; not under gradient checkpointing), ``duplicate`` = the prompt again for each
+            completion, ``auto`` = the first of them by which the loaded model gives its own log-probs and gradient; the
+            log says which and why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: recompute activations in the backward pass.
         freeze_vision: leave all that makes features of a video as it is (tower and projector: everything outside
@@ -64,7 +65,7 @@ class Policy(Checkpoint):
 
     Raises:
         ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
-            loading, a path that holds no checkpoint, or ``prefix: shared`` for a model that gives other log-probs then.
+            loading, a path that holds no checkpoint, or a ``prefix`` by which the model gives other log-probs.
     """
 
     def __init__(

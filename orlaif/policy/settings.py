@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Prefix
+from orlaif.policy.prefix.fork import CHECKPOINTING
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -19,7 +20,7 @@ def check_settings(policy: Policy) -> None:
     if policy.dtype not in DTYPES:
         raise ValueError(f"policy.dtype is {policy.dtype!r}; it must be one of {', '.join(DTYPES)}")
     if prefix not in get_args(Prefix):
-        raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared' or 'duplicate'")
+        raise ValueError(f"policy.prefix is {prefix!r}; it must be 'auto', 'shared', 'fork' or 'duplicate'")
     if prefix_attention not in get_args(PrefixAttention):
         raise ValueError(
             f"policy.prefix_attention is {prefix_attention!r}; it must be 'auto', 'mask', 'split' or 'flex'"
@@ -28,10 +29,14 @@ def check_settings(policy: Policy) -> None:
         raise ValueError(
             f"policy.attn_implementation is {attn_implementation!r}; a shared prefix needs 'sdpa' or 'eager'"
         )
-    if prefix_attention in ("split", "flex") and (attn_implementation != "sdpa" or prefix == "duplicate"):
+    if prefix_attention in ("split", "flex") and (attn_implementation != "sdpa" or prefix in ("fork", "duplicate")):
         raise ValueError(
             f"policy.prefix_attention is {prefix_attention!r}; it needs prefix 'auto' or 'shared' and "
             f"attn_implementation 'sdpa', and they are {prefix!r} and {attn_implementation!r}"
+        )
+    if prefix == "fork" and policy.gradient_checkpointing:
+        raise ValueError(
+            f"policy.prefix is 'fork' and policy.gradient_checkpointing is true: {CHECKPOINTING}; use prefix 'auto'"
         )
     if policy.quantization is not None and policy.lora is None:
         raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")

@@ -1,24 +1,33 @@
-"""From ``prefix`` as a recipe asks for it to the layout that the loaded model runs on, and what is said about it."""
+"""From ``prefix`` as a recipe asks for it to the layout that the loaded model runs on, and what is said about it.
+
+Three layouts, each exact where it serves, each dearer than the one before: ``shared`` (a group in one row), ``fork``
+(the completions behind their prompt's cache), ``duplicate`` (the prompt again for each completion). ``auto`` takes the
+first that gives the loaded model's own log-probs and gradient; a recipe that names one gets that one, or an error.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
+from orlaif.policy.prefix.fork import CHECKPOINTING, fork_forward
 from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
-from orlaif.policy.prefix.probe import Forward, Head, Probe, structural_reason
+from orlaif.policy.prefix.probe import Forward, Head, Probe, Seen, structural_reason
 from orlaif.types import Completions, PromptBatch
+
+if TYPE_CHECKING:
+    from orlaif.policy.policy import Policy
 
 log = logging.getLogger(__name__)
 
-Prefix = Literal["auto", "shared", "duplicate"]
-Layout = Literal["shared", "duplicate"]
+Prefix = Literal["auto", "shared", "fork", "duplicate"]
+Layout = Literal["shared", "fork", "duplicate"]
+LAYOUTS: tuple[Layout, ...] = ("shared", "fork", "duplicate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +35,8 @@ class PrefixChoice:
     """How groups go through a loaded model.
 
     Args:
-        layout: a group in one row, or the prompt again for each completion.
-        attentions: what a shared prefix may run on (``orlaif.policy.prefix.attention``); empty for ``duplicate``.
+        layout: a group in one row, completions behind their prompt's cache, or the prompt again for each completion.
+        attentions: what a shared prefix may run on (``orlaif.policy.prefix.attention``); empty for the others.
         head: whether the LM head may be fused with the loss.
         shares_cache: whether decoding reads a prompt's keys and values once for its group.
     """
@@ -37,75 +46,133 @@ class PrefixChoice:
     head: Head = field(default_factory=Head)
     shares_cache: bool = False
 
+    def outputs(
+        self,
+        model: Any,
+        batch: PromptBatch,
+        completions: Completions,
+        positions: Tensor,
+        pad_id: int,
+        family: Family,
+        hidden: bool,
+    ) -> Tensor:
+        """Groups through the model.
 
-def choose_prefix(
-    model: Any,
-    processor: Callable[[], Any],
-    prefix: Prefix,
-    prefix_attention: PrefixAttention,
-    attn_implementation: str,
-    family: Family,
-) -> PrefixChoice:
-    """Settle ``prefix`` by what the loaded model does; the log says what was chosen and why.
+        Args:
+            model: of transformers, or PEFT's around one.
+            batch: P prompts.
+            completions: their P x G completions.
+            positions: of the prompts, i64[P, S] or i64[3, P, S].
+            pad_id: a token that the model can embed.
+            family: of the model.
+            hidden: hidden states instead of logits.
+
+        Returns:
+            [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
+        """
+        if self.layout == "shared":
+            return shared_forward(model, batch, completions, positions, self.attentions, family, hidden)
+        forward = fork_forward if self.layout == "fork" else duplicate_forward
+        return forward(model, batch, completions, positions, pad_id, family, hidden)
+
+
+def choose_prefix(policy: Policy, model: Any) -> PrefixChoice:
+    """Settle ``policy.prefix`` by what the loaded model does; the log says what was chosen and why.
 
     Args:
+        policy: whose settings, family and processor are used.
         model: of transformers, in eval mode; its decoder learns to look for a grouping where that is needed.
-        processor: gives its processor.
-        prefix: as asked for.
-        prefix_attention: as asked for.
-        attn_implementation: that the model was loaded with.
-        family: where the model differs from others.
 
     Raises:
-        ValueError: the recipe insists on a shared prefix, and the model gives other log-probs then; a model that takes
-            no video, or whose batches are not what their sequences are alone.
+        ValueError: the recipe insists on a layout, and the model gives other log-probs or another gradient then; a
+            model that takes no video, or whose batches are not what their sequences are alone.
     """
     kind = model.config.model_type
-    probe = Probe(model, processor(), family)
+    probe = Probe(model, policy.processor, policy.family)
+    insisted = policy.prefix
+    if insisted == "auto" and policy.prefix_attention != "auto":  # which is of a row
+        insisted = "shared"
+    falls: list[str] = []
+    for layout in LAYOUTS if insisted == "auto" else [layout for layout in LAYOUTS if layout == insisted]:
+        attentions, forward, seen, said = _try(policy, probe, layout)
+        if seen is not None:
+            break
+        if layout == "duplicate":
+            raise ValueError("; ".join([f"model type {kind!r} cannot be trained on batches: duplicate {said}", *falls]))
+        if insisted == layout:
+            raise ValueError(f"policy.prefix is {policy.prefix!r}, but not for model type {kind!r}: {said}")
+        falls.append(f"not {layout!r}: {said}")
+    assert seen is not None
+    assert forward is not None
+    log.info("prefix: %s chose %r for model type %r: %s", policy.prefix, layout, kind, "; ".join([said, *falls]))
+    shares = layout == "shared" and policy.attn_implementation == "sdpa" and can_decode(probe, share=True)
+    if not shares:
+        can_decode(probe, share=False)
+    head = probe.head(forward, seen.logits)
+    return PrefixChoice(layout=layout, attentions=attentions, head=head, shares_cache=shares)
+
+
+def _try(policy: Policy, probe: Probe, layout: Layout) -> tuple[tuple[str, ...], Forward | None, Seen | None, str]:
+    """The attentions that a layout may run on, itself, what it gave (None: it must not be taken), and why in words."""
+    if layout == "fork" and policy.gradient_checkpointing:
+        return (), None, None, CHECKPOINTING
+    if layout != "shared":
+        forward = _forward(probe, PrefixChoice(layout=layout))
+        # Behind the last way there is none: a difference that is more than rounding is told, and lived with.
+        seen, said = _beside_the_truth(probe, forward, patience=10 if layout == "duplicate" else 1)
+        return (), forward, seen, said
+    wanted = wanted_attentions(policy.prefix_attention, policy.attn_implementation)
+    if not wanted:
+        return (), None, None, "policy.attn_implementation is neither 'sdpa' nor 'eager'"
+    if reason := structural_reason(probe.model.config.get_text_config(decoder=True)):
+        return (), None, None, reason
+    if policy.attn_implementation == "sdpa":
+        enable_grouping(probe.model)
+    forwards = {name: _forward(probe, PrefixChoice(layout="shared", attentions=(name,))) for name in wanted}
+    trials = {name: _beside_the_truth(probe, forward) for name, forward in forwards.items()}
+    said = "; ".join(f"{name} {said}" for name, (seen, said) in trials.items() if seen is None)
+    passed = {name: seen for name, (seen, _) in trials.items() if seen is not None}
+    if not passed:
+        return (), None, None, said
+    names = tuple(passed)
+    equal = f"{_equal(*passed.values())} ({', '.join(names)})"
+    return names, forwards[names[0]], passed[names[0]], f"{said}; {equal}" if said else equal
+
+
+def _forward(probe: Probe, choice: PrefixChoice) -> Forward:
+    """A layout, as the probe asks for it."""
+    model, family = probe.model, probe.family
     pad_id = int(probe.processor.tokenizer.pad_token_id)
 
-    def shared(name: str) -> Forward:
-        def forward(batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
-            positions = family.prompt_positions(model, batch)
-            return shared_forward(model, batch, completions, positions, (name,), family, hidden)
-
-        return forward
-
-    def duplicate(batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
+    def forward(batch: PromptBatch, completions: Completions, hidden: bool) -> Tensor:
         positions = family.prompt_positions(model, batch)
-        return duplicate_forward(model, batch, completions, positions, pad_id, family, hidden)
+        return choice.outputs(model, batch, completions, positions, pad_id, family, hidden)
 
-    insists = prefix == "shared" or prefix_attention != "auto"
-    if prefix != "duplicate":
-        if attn_implementation == "sdpa":
-            enable_grouping(model)
-        names, reason = usable(probe, shared, wanted_attentions(prefix_attention, attn_implementation))
-        if names:
-            log.info("prefix: %s chose 'shared' for model type %r: %s", prefix, kind, reason)
-            shares = attn_implementation == "sdpa" and can_decode(probe, share=True)
-            if not shares:
-                can_decode(probe, share=False)
-            return PrefixChoice(
-                layout="shared", attentions=names, head=probe.head(shared(names[0])), shares_cache=shares
-            )
-        if insists:
-            raise ValueError(f"policy.prefix is {prefix!r}, but not for model type {kind!r}: {reason}")
-        log.info("prefix: auto chose 'duplicate' for model type %r: %s", kind, reason)
+    return forward
+
+
+def _beside_the_truth(probe: Probe, forward: Forward, patience: float = 1) -> tuple[Seen | None, str]:
+    """What a layout gave, None where it must not be taken; and in words what the probe saw.
+
+    Args:
+        probe: of the model.
+        forward: the layout.
+        patience: so many times what is rounding passes, with a warning.
+    """
     try:
-        difference, _ = probe.compare(duplicate)
+        seen = probe.compare(forward)
     except Exception as error:  # whatever a model that we do not know may raise
-        raise ValueError(
-            f"model type {kind!r} cannot run a batch of prompts: {type(error).__name__}: {error}"
-        ) from error
-    if not difference <= 10 * probe.tolerance:
-        raise ValueError(
-            f"model type {kind!r} gives other log-probs in a batch than for each sequence alone (off by "
-            f"{difference:.2g}); it cannot be trained on batches"
-        )
-    if difference > probe.tolerance:
-        log.warning("prefix: duplicate: log-probs of a batch differ from those alone by %.2g", difference)
-    can_decode(probe, share=False)
-    return PrefixChoice(layout="duplicate", head=probe.head(duplicate))
+        return None, f"fails: {type(error).__name__}: {error}"
+    if fault := seen.fault(patience * probe.tolerance, patience * probe.gradient_tolerance):
+        return None, fault
+    if fault := seen.fault(probe.tolerance, probe.gradient_tolerance):
+        log.warning("prefix: for model type %r a batch %s", probe.kind, fault)
+    return seen, _equal(seen)
+
+
+def _equal(*seen: Seen) -> str:
+    difference, gradient = max(one.difference for one in seen), max(one.gradient for one in seen)
+    return f"log-probs equal the model's own to {difference:.1g}, a gradient to {gradient:.1g} of its norm"
 
 
 def can_decode(probe: Probe, share: bool) -> bool:
@@ -140,28 +207,3 @@ def wanted_attentions(prefix_attention: PrefixAttention, attn_implementation: st
     if attn_implementation == "sdpa":
         return ("mask", "split") if prefix_attention == "auto" else (prefix_attention,)
     return ("mask",) if attn_implementation == "eager" else ()
-
-
-def usable(probe: Probe, shared: Callable[[str], Forward], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Those of the ``wanted`` implementations that give the model's own log-probs, and in words what the probe saw."""
-    if not wanted:
-        return (), "policy.attn_implementation is neither 'sdpa' nor 'eager'"
-    if reason := structural_reason(probe.model.config.get_text_config(decoder=True)):
-        return (), reason
-    said, names, errors = [], [], []
-    for name in wanted:
-        try:
-            difference, leak = probe.compare(shared(name))
-        except Exception as error:  # whatever a model that we do not know may raise: it is then not shared
-            said.append(f"{name} fails: {type(error).__name__}: {error}")
-            continue
-        if not difference <= probe.tolerance:
-            said.append(f"{name} gives log-probs that differ from the model's own by {difference:.2g}")
-        elif leak > 1e-6:
-            said.append(f"{name} lets one completion see another (log-probs move by {leak:.2g})")
-        else:
-            names.append(name)
-            errors.append(difference)
-    if names:
-        said.append(f"log-probs equal the model's own to {max(errors):.1g} ({', '.join(names)})")
-    return tuple(names), "; ".join(said)

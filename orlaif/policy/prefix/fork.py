@@ -28,7 +28,7 @@ from orlaif.policy.prefix.states import differentiable_cache
 from orlaif.types import Completions, PromptBatch
 
 #: Why not under gradient checkpointing.
-CHECKPOINTING = "under gradient checkpointing layers drop the prompt's cache, which 'fork' runs behind"
+CHECKPOINTING = "under gradient checkpointing transformers drops the cache that 'fork' runs behind"
 
 
 def fork_forward(
@@ -64,7 +64,7 @@ def fork_forward(
         raise ValueError(f"policy.prefix is 'fork': {CHECKPOINTING}")
     (p, g, t), s, device = completions.ids.shape, batch.input_ids.shape[1], batch.input_ids.device
     head, given = family.head(model), family.inputs(model, batch)
-    cache = differentiable_cache(base.config.get_text_config(decoder=True))
+    cache: Any = differentiable_cache(base.config.get_text_config(decoder=True))
     inputs = given | {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,

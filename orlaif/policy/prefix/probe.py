@@ -1,32 +1,34 @@
 """What a loaded model does with a video, asked of the loaded model itself.
 
 Two synthetic prompts of unequal lengths, two random completions behind each. Every completion alone, unpadded, through
-the model as transformers runs it, is the truth; a layout must give the same log-probs for the padded batch of both. A
-change of one completion must not move the other at all, which also finds a leak that low precision would hide; a change
-of the video must move something, or the model is blind. The LM head on the last hidden states must make the logits, or
-a fused head is refused.
+the model as transformers runs it, is the truth; a layout must give the same log-probs for the padded batch of both,
+and the same gradient (``orlaif.policy.prefix.gradients``). A change of one completion must not move the other at all,
+which also finds a leak that low precision would hide; a change of the video must move something, or the model is blind.
+The LM head on the last hidden states must make the logits, or a fused head is refused.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from orlaif.policy.asking import per_token
-from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.families import Family
 from orlaif.policy.prefix.decode import expanded_step, prefill, shared_step
+from orlaif.policy.prefix.gradients import GRADIENT_TOLERANCE, last_gradient, nudged, off_by
 from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
-from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
+from orlaif.policy.prefix.synthetic import random_tokens, synthetic_batch
+from orlaif.types import Completions, PromptBatch
+
+log = logging.getLogger(__name__)
 
 #: Largest difference of a log-prob that is rounding.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
-#: Seconds between the frames of the synthetic video: long and low, so that time exceeds height and width.
-SPACING_S = 4.0
 Forward = Callable[[PromptBatch, Completions, bool], Tensor]
 
 
@@ -44,58 +46,6 @@ def structural_reason(config: Any) -> str | None:
     if window is not None and window < getattr(config, "max_position_embeddings", 0):
         return f"its attention has a window of {window} tokens, which a prompt may exceed"
     return None
-
-
-def synthetic_batch(
-    processor: Any,
-    questions: tuple[str, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    family: Family | None = None,
-    num_frames: int = 4,
-    seed: int = 0,
-) -> PromptBatch:
-    """Short questions about videos of noise, the same every time.
-
-    Args:
-        processor: of the model.
-        questions: P of them.
-        device: of the tensors.
-        dtype: of the pixels.
-        family: where the model differs from others.
-        num_frames: of each video.
-        seed: of the noise of the first; the next have the next ones.
-    """
-    prompts, clips = [], []
-    for i, question in enumerate(questions):
-        generator = torch.Generator().manual_seed(seed + i)
-        frames = torch.randint(0, 256, (num_frames, 3, 56, 56), generator=generator, dtype=torch.uint8)
-        pts_s = torch.arange(num_frames, dtype=torch.float64) * SPACING_S
-        clips.append(VideoClip(frames=frames, pts_s=pts_s, duration_s=num_frames * SPACING_S, path="probe"))
-        prompts.append(VideoPrompt(id="probe", video="probe", question=question, answer="a"))
-    batch = ProcessorEncoder(processor, family=family)(prompts, clips)
-
-    def cast(value: Any) -> Any:
-        if isinstance(value, list):
-            return [cast(one) for one in value]
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return replace(batch, mm_inputs={name: cast(value) for name, value in batch.mm_inputs.items()}).to(device)
-
-
-def synthetic_prompt(
-    processor: Any, device: torch.device, dtype: torch.dtype, family: Family | None = None
-) -> PromptBatch:
-    """A short question about a video of noise; see :func:`synthetic_batch`."""
-    num_frames = 4 if family is None else family.probe_frames
-    return synthetic_batch(processor, ("what is this",), device, dtype, family, num_frames)
-
-
-def random_tokens(processor: Any, placeholders: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Ordinary tokens i64[shape], the same every time."""
-    special = {*placeholders, *processor.tokenizer.all_special_ids}
-    vocabulary = torch.tensor([i for i in range(len(processor.tokenizer)) if i not in special])
-    return vocabulary[torch.randint(len(vocabulary), shape, generator=torch.Generator().manual_seed(0))]
 
 
 def alone(model: nn.Module, batch: PromptBatch, ids: Tensor, family: Family) -> Tensor:
@@ -129,6 +79,33 @@ class Head:
     reason: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a layout gave, beside the truth.
+
+    Args:
+        difference: largest of a log-prob.
+        leak: largest move of a completion's log-prob when the one before it changes.
+        gradient: difference of the gradient as a part of its norm; 0 where the model has none to compare with.
+        logits: f[P * G, T, V].
+    """
+
+    difference: float
+    leak: float
+    gradient: float
+    logits: Tensor
+
+    def fault(self, tolerance: float, gradient_tolerance: float) -> str | None:
+        """In words what is wrong with it; None where all is rounding."""
+        if not self.difference <= tolerance:
+            return f"gives log-probs that differ from the model's own by {self.difference:.2g}"
+        if self.leak > 1e-6:
+            return f"lets one completion see another (log-probs move by {self.leak:.2g})"
+        if not self.gradient <= gradient_tolerance:
+            return f"gives a gradient that differs from the model's own by {self.gradient:.2g} of its norm"
+        return None
+
+
 class Probe:
     """The truth about one loaded model, to compare layouts with.
 
@@ -141,7 +118,6 @@ class Probe:
         ValueError: the model or its processor cannot take a video, or does not look at it.
     """
 
-    @torch.no_grad()
     def __init__(self, model: Any, processor: Any, family: Family) -> None:
         self.model, self.processor, self.family = model, processor, family
         self.kind = model.config.model_type
@@ -149,6 +125,7 @@ class Probe:
         self.dtype = parameter.dtype
         #: Largest difference of log-probs that is rounding.
         self.tolerance = TOLERANCE[parameter.dtype]
+        self.gradient_tolerance = GRADIENT_TOLERANCE[parameter.dtype]
         error: Exception | None = None
         for num_frames in (4, 8, 16):  # some know one number of frames only
             try:
@@ -179,14 +156,34 @@ class Probe:
         self.ids = tokens[:, 1:]
         # The completion that changes lies first, so that what follows it would see the change.
         self.changed = torch.stack([tokens[:, 0], tokens[:, 2]], 1)
-        rows = [
-            [alone(self.model, single, ids, self.family) for ids in self.ids[p]] for p, single in enumerate(singles)
-        ]
-        self.expected = self._logps(torch.stack([torch.stack(row) for row in rows]), self.ids)
-        self.sees = not torch.equal(alone(self.model, other, self.ids[0, 0], self.family), rows[0][0])
+        rows = [self._alone(single, ids) for single, ids in zip(singles, self.ids, strict=True)]
+        self.expected = torch.stack([logps for logps, _, _ in rows])
+        gradients = [gradient for _, _, gradient in rows if gradient is not None]
+        #: f64[H], :func:`~orlaif.policy.prefix.gradients.last_gradient`; None where the model has no backward pass.
+        self.gradient = torch.stack(gradients).sum(0) if len(gradients) == len(rows) else None
+        with torch.no_grad():
+            self.sees = not torch.equal(alone(self.model, other, self.ids[0, 0], self.family), rows[0][1])
+
+    def _alone(self, single: PromptBatch, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs f64[G, T] behind one prompt, logits [T, V] of the first completion, the gradient of the last."""
+        with torch.no_grad():
+            logits = [alone(self.model, single, one, self.family) for one in ids[:-1]]
+        gradient = None
+        try:
+            with nudged(self.model) as nudge:
+                last = alone(self.model, single, ids[-1], self.family)
+                gradient = last_gradient(self._logps(last[None], ids[-1:]), nudge)
+            if not gradient.isfinite().all():
+                raise ValueError("it is not finite")
+        except Exception as error:  # it can still be run, if not trained
+            log.warning("model type %r has no gradient: %s: %s", self.kind, type(error).__name__, error)
+            gradient = None
+            with torch.no_grad():
+                last = alone(self.model, single, ids[-1], self.family)
+        return self._logps(torch.stack([*logits, last.detach()]), ids), logits[0], gradient
 
     def _logps(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Log-probs f64[P, G, T] of ``ids`` i64[P, G, T] under logits, computed in f64."""
+        """Log-probs f64[..., T] of ``ids`` i64[..., T] under logits, computed in f64."""
         logps = logits.double().log_softmax(-1).view(*ids.shape, -1)
         return logps.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
@@ -194,17 +191,30 @@ class Probe:
         texts = ((("a",) * ids.shape[1]),) * ids.shape[0]
         return Completions(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), texts=texts)
 
-    @torch.no_grad()
-    def compare(self, forward: Forward) -> tuple[float, float]:
-        """How far a layout is from the truth, and how far one completion moves when another changes.
+    def compare(self, forward: Forward) -> Seen:
+        """What a layout gives, beside the truth.
 
         Args:
             forward: a pass over P prompts and their completions: logits, or hidden states where told so.
         """
-        logps, moved = (
-            self._logps(forward(self.batch, self._completions(ids), False), ids) for ids in (self.ids, self.changed)
+        completions = self._completions(self.ids)
+        gradient = 0.0
+        if self.gradient is None:
+            with torch.no_grad():
+                logits = forward(self.batch, completions, False)
+        else:
+            with nudged(self.model) as nudge:
+                logits = forward(self.batch, completions, False)
+                gradient = off_by(last_gradient(self._logps(logits, self.ids), nudge), self.gradient)
+        with torch.no_grad():
+            logps = self._logps(logits, self.ids)
+            moved = self._logps(forward(self.batch, self._completions(self.changed), False), self.changed)
+        return Seen(
+            difference=float((logps - self.expected).abs().max()),
+            leak=float((logps[:, 1] - moved[:, 1]).abs().max()),
+            gradient=gradient,
+            logits=logits.detach(),
         )
-        return float((logps - self.expected).abs().max()), float((logps[:, 1] - moved[:, 1]).abs().max())
 
     @torch.no_grad()
     def decode(self, share: bool) -> float:
@@ -236,13 +246,18 @@ class Probe:
         return float((logps - self.expected[..., 1:]).abs().max())
 
     @torch.no_grad()
-    def head(self, forward: Forward) -> Head:
-        """Whether the LM head on hidden states makes the logits, with which scale and soft cap."""
+    def head(self, forward: Forward, logits: Tensor) -> Head:
+        """Whether the LM head on hidden states makes the logits, with which scale and soft cap.
+
+        Args:
+            forward: a layout.
+            logits: that it gave (:meth:`compare`).
+        """
         head: Any = self.family.head(self.model)
         if type(head) is not nn.Linear:
             return Head(reason=f"the LM head is a {type(head).__name__}, not a plain nn.Linear")
-        completions = self._completions(self.ids)
-        logits, hidden = (forward(self.batch, completions, taken).double() for taken in (False, True))
+        logits = logits.double()
+        hidden = forward(self.batch, self._completions(self.ids), True).double()
         plain = hidden @ head.weight.double().T + (0.0 if head.bias is None else head.bias.double())
         softcap = getattr(self.model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
         allowed = {torch.float64: 1e-6, torch.float32: 1e-4}.get(self.dtype, 0.03) * float(logits.abs().max())

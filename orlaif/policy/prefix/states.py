@@ -17,13 +17,16 @@ def differentiable_cache(config: Any) -> DynamicCache:
     """An empty cache, of the layers that a text model's ``config`` asks for, that gradients flow through."""
     cache = DynamicCache(config=config)
     for layer in cache.layers:
-        for update, states in (
-            ("update_conv_state", "conv_states"),
-            ("update_recurrent_state", "recurrent_states"),
-        ):
-            if hasattr(layer, update):
-                setattr(layer, update, _to_fresh(layer, states, getattr(layer, update)))
+        let_gradients_through(layer)
     return cache
+
+
+def let_gradients_through(layer: Any) -> Any:
+    """The same layer of a cache, still empty, of which each write goes to fresh memory."""
+    for update, states in (("update_conv_state", "conv_states"), ("update_recurrent_state", "recurrent_states")):
+        if hasattr(layer, update):
+            setattr(layer, update, _to_fresh(layer, states, getattr(layer, update)))
+    return layer
 
 
 def _to_fresh(layer: Any, states: str, update: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -18,7 +18,9 @@ from transformers import (
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.policy import Policy
 from orlaif.policy.families import Family
+from orlaif.policy.prefix import choice as prefix_choice
 from orlaif.policy.prefix import probe as prefix_check
+from orlaif.policy.prefix import synthetic
 from orlaif.policy.prefix.group_cache import GroupCache
 from orlaif.policy.prefix.layout import GroupRows
 from orlaif.policy.prefix.probe import structural_reason
@@ -48,14 +50,15 @@ def test_auto_shares_what_is_exact(family: str, dtype: str, tmp_path: object, ca
     assert f"auto chose 'shared' for model type '{family}': log-probs equal the model's own to" in caplog.text
 
 
-def test_auto_duplicates_for_a_hybrid_and_says_why(
+def test_auto_forks_for_a_hybrid_and_says_why(
     tmp_path: object, shapes: ShapesDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_hybrid(str(tmp_path))
     with caplog.at_level("INFO", logger="orlaif"):
         policy = make_policy(str(tmp_path))
-    assert policy.layout == "duplicate"
-    assert "auto chose 'duplicate' for model type 'qwen3_5': it has layers of linear_attention" in caplog.text
+    assert policy.layout == "fork"
+    assert "auto chose 'fork' for model type 'qwen3_5': log-probs equal the model's own to" in caplog.text
+    assert "not 'shared': it has layers of linear_attention" in caplog.text
     # And it works: sampled log-probs are the training forward's.
     batch = five(policy, shapes)
     sampling = SamplingParams(max_new_tokens=5)
@@ -76,8 +79,8 @@ def test_shared_is_refused_for_a_hybrid(tmp_path: object) -> None:
 def test_the_numbers_alone_find_a_hybrid(dtype: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the look at its config, also in low precision."""
     make_hybrid(str(tmp_path))
-    monkeypatch.setattr(prefix_check, "structural_reason", lambda config: None)
-    assert Policy(str(tmp_path), dtype=dtype).load().layout == "duplicate"
+    monkeypatch.setattr(prefix_choice, "structural_reason", lambda config: None)
+    assert Policy(str(tmp_path), dtype=dtype).load().layout == "fork"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -101,7 +104,7 @@ def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such video")
 
-    monkeypatch.setattr(prefix_check, "ProcessorEncoder", broken)
+    monkeypatch.setattr(synthetic, "ProcessorEncoder", broken)
     for prefix in ("shared", "auto", "duplicate"):
         with pytest.raises(ValueError, match="model type 'qwen3_vl' cannot be shown a video: RuntimeError: no such"):
             Policy(tiny_model, dtype="float32", prefix=prefix).load()  # type: ignore[arg-type]
@@ -183,7 +186,12 @@ class Neighbourly(Family):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "message"), [("duplicate", "gives other log-probs in a batch"), ("shared", "not for")]
+    ("prefix", "message"),
+    [
+        ("duplicate", "cannot be trained on batches: duplicate gives log-probs that differ"),
+        ("fork", "not for"),
+        ("shared", "not for"),
+    ],
 )
 def test_a_batch_that_is_not_its_prompts_is_refused(prefix: Any, message: str, tiny_model: str) -> None:
     with pytest.raises(ValueError, match=message):

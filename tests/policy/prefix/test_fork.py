@@ -1,0 +1,272 @@
+"""``prefix: fork``: completions behind their prompt's cache equal single sequences, and how the choice comes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.prefix import choice, fork
+from orlaif.policy.prefix.forward import duplicate_forward
+from orlaif.policy.prefix.layout import GroupRows
+from orlaif.policy.prefix.probe import Probe, alone
+from orlaif.policy.prefix.synthetic import synthetic_batch
+from orlaif.types import Completions, PromptBatch
+from tests.conftest import make_policy, random_completions
+from tests.families import FAMILIES
+from tests.policy.prefix.test_probe import make_hybrid
+from tests.policy.test_encoding import prompts_and_clips
+
+MODELS: dict[str, Callable[[str], None]] = {
+    "llava_onevision": FAMILIES["llava_onevision"],
+    "qwen2_5_vl": FAMILIES["qwen2_5_vl"],
+    "qwen3_5": make_hybrid,
+}
+LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+
+
+def ragged(policy: Policy, dtype: str = "float32") -> tuple[PromptBatch, list[PromptBatch], Completions]:
+    """Four prompts with clips of three lengths, the same one by one, and completions of 1 to 5 tokens."""
+    encoder = ProcessorEncoder(policy.processor, family=policy.family)
+    prompts, clips = prompts_and_clips()
+    batches = [encoder(prompts, clips), *(encoder([one], [clip]) for one, clip in zip(prompts, clips, strict=True))]
+    if dtype == "float64":
+        batches = [replace(batch, mm_inputs=to_double(batch.mm_inputs)) for batch in batches]
+    completions = random_completions(policy, len(prompts), 3, 5)
+    assert completions.lengths.unique().numel() > 2
+    return batches[0], batches[1:], completions
+
+
+def to_double(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: to_double(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [to_double(one) for one in value]
+    return value.double() if value.is_floating_point() else value
+
+
+def logps_alone(policy: Policy, singles: list[PromptBatch], completions: Completions) -> Tensor:
+    """Log-probs f32[P, G, T] of every completion as one unpadded sequence, by transformers' own forward."""
+    rows = []
+    for single, group, lengths in zip(singles, completions.ids, completions.lengths.tolist(), strict=True):
+        for ids, n in zip(group, lengths, strict=True):
+            logits = policy.mask_placeholders(alone(policy.network, single, ids[:n], policy.family))
+            logps = logits.log_softmax(-1).gather(-1, ids[:n, None])[:, 0]
+            rows.append(torch.nn.functional.pad(logps, (0, len(ids) - n)))
+    return torch.stack(rows).view(completions.ids.shape)
+
+
+def gradients(policy: Policy, logps: Tensor) -> dict[str, Tensor]:
+    """Of a weighted sum of ``logps``."""
+    policy.network.zero_grad()
+    (logps * torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype).view_as(logps)).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.network.named_parameters() if p.grad is not None}
+
+
+def same(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    assert largest > 0
+    assert ours.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert float((ours[name] - grad).abs().max()) <= tolerance * largest, name
+
+
+def check(policy: Policy, dtype: str = "float32", tolerance: float = 1e-5) -> Tensor:
+    """Log-probs and gradients, of ragged prompts and completions, equal those of single sequences; the log-probs."""
+    assert policy.layout == "fork"
+    batch, singles, completions = ragged(policy, dtype)
+    expected = logps_alone(policy, singles, completions)
+    truth = gradients(policy, expected)
+    logps = policy.completion_logps(batch, completions)
+    torch.testing.assert_close(logps.detach().to(expected), expected.detach(), atol=tolerance, rtol=0)
+    same(gradients(policy, logps), truth, tolerance)
+    return logps.detach()
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_fork_equals_single_sequences(kind: str, tmp_path: Path) -> None:
+    """Through prompt and vision tower."""
+    MODELS[kind](str(tmp_path))
+    logps = check(make_policy(str(tmp_path), prefix="fork"))
+    assert float(logps.min()) < -5  # the model is far from uniform, so this is no accident
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_lora_behind_a_fork(kind: str, tmp_path: Path) -> None:
+    MODELS[kind](str(tmp_path))
+    check(Policy(str(tmp_path), dtype="float32", prefix="fork", lora=LORA).load())
+
+
+def test_fork_in_float64(tmp_path: Path) -> None:
+    MODELS["llava_onevision"](str(tmp_path))
+    check(make_policy(str(tmp_path), "float64", prefix="fork"), "float64", 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_short_completions(length: int, tmp_path: Path) -> None:
+    """Nothing is left for the second pass, or a single token, which layers take for decoding."""
+    make_hybrid(str(tmp_path))
+    policy = make_policy(str(tmp_path), prefix="fork")
+    batch, singles, _ = ragged(policy)
+    completions = random_completions(policy, len(batch), 2, length)
+    expected = logps_alone(policy, singles, completions)
+    truth = gradients(policy, expected)
+    logps = policy.completion_logps(batch, completions)
+    torch.testing.assert_close(logps.detach(), expected.detach(), atol=1e-5, rtol=0)
+    same(gradients(policy, logps), truth, 1e-5)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_hidden_states_and_head_make_the_logits(kind: str, tmp_path: Path) -> None:
+    """What a fused head starts from."""
+    MODELS[kind](str(tmp_path))
+    policy = make_policy(str(tmp_path), prefix="fork")
+    batch, _, completions = ragged(policy)
+    hidden, head = policy.completion_hidden(batch, completions)
+    logits = hidden @ head["weight"].T + head["bias"]
+    torch.testing.assert_close(logits, policy.completion_logits(batch, completions), atol=1e-5, rtol=1e-5)
+
+
+def test_the_prompt_goes_through_the_model_once(tmp_path: Path) -> None:
+    """Tokens that the first layer sees: those of P prompts, and of P * G completions without their last."""
+    MODELS["qwen2_5_vl"](str(tmp_path))
+    policy = make_policy(str(tmp_path), prefix="fork")
+    batch, _, completions = ragged(policy)
+    seen: list[tuple[int, ...]] = []
+    embedded = policy.network.get_input_embeddings()
+    embedded.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    policy.completion_logps(batch, completions)
+    assert seen == [tuple(batch.input_ids.shape), (4 * 3, 5 - 1)]
+
+
+def test_checkpointing_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the recipe insists before anything is loaded, else by the next layout; and if switched on behind us."""
+    why = "under gradient checkpointing transformers drops the cache that 'fork' runs behind"
+    with pytest.raises(ValueError, match=f"policy.prefix is 'fork' and policy.gradient_checkpointing is true: {why}"):
+        Policy("nowhere", prefix="fork", gradient_checkpointing=True)
+    make_hybrid(str(tmp_path))
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = Policy(str(tmp_path), dtype="float32", gradient_checkpointing=True).load()
+    assert policy.layout == "duplicate"
+    assert f"not 'fork': {why}" in caplog.text
+    policy = make_policy(str(tmp_path), prefix="fork")
+    batch, _, completions = ragged(policy)
+    policy.network.gradient_checkpointing_enable()
+    policy.network.train()
+    with pytest.raises(ValueError, match=why):
+        policy.completion_logps(batch, completions)
+
+
+# ------------------------------------------------------------- the chain of falls
+
+
+def leaky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose completions see one another, by any attention."""
+
+    def causal(self: GroupRows) -> Tensor:
+        r, length = self.shape
+        return torch.ones(length, length, dtype=torch.bool).tril().expand(r, 1, length, length)
+
+    monkeypatch.setattr(GroupRows, "mask", property(causal))
+    monkeypatch.setattr(choice, "wanted_attentions", lambda *_: ("mask",))
+
+
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches through which no gradient flows; log-probs are right all the same."""
+    whole = fork.differentiable_cache
+
+    def cache(config: Any) -> Any:
+        made = whole(config)
+        for layer in made.layers:
+            reorder = layer.reorder_cache
+
+            def cut(rows: Tensor, layer: Any = layer, reorder: Any = reorder) -> None:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+                reorder(rows)
+
+            layer.reorder_cache = cut
+        return made
+
+    monkeypatch.setattr(fork, "differentiable_cache", cache)
+
+
+def forked_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches whose rows are handed to the wrong prompt's completions."""
+    whole = fork.differentiable_cache
+
+    def cache(config: Any) -> Any:
+        made = whole(config)
+        reorder = made.reorder_cache
+        made.reorder_cache = lambda rows: reorder(rows.flip(0))
+        return made
+
+    monkeypatch.setattr(fork, "differentiable_cache", cache)
+
+
+def test_a_row_that_is_wrong_falls_to_fork(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaky(monkeypatch)
+    with caplog.at_level("INFO", logger="orlaif"):
+        policy = Policy(tiny_model, dtype="float32").load()
+    assert (policy.layout, policy.reads_prompt_once) == ("fork", False)
+    assert "auto chose 'fork' for model type 'qwen3_vl': log-probs equal the model's own to" in caplog.text
+    assert "not 'shared': mask " in caplog.text
+
+
+@pytest.mark.parametrize(("break_it", "why"), [(forgetful, "a gradient that differs"), (forked_wrong, "log-probs")])
+def test_a_cache_that_is_wrong_falls_to_duplicate(
+    break_it: Any, why: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaky(monkeypatch)
+    break_it(monkeypatch)
+    with caplog.at_level("INFO", logger="orlaif"):
+        assert Policy(tiny_model, dtype="float32").load().layout == "duplicate"
+    assert f"not 'fork': gives {why}" in caplog.text
+    with pytest.raises(ValueError, match=f"policy.prefix is 'fork', but not for model type 'qwen3_vl': gives {why}"):
+        Policy(tiny_model, dtype="float32", prefix="fork").load()
+    with pytest.raises(ValueError, match=r"policy.prefix is 'shared', but not for model type 'qwen3_vl': mask "):
+        Policy(tiny_model, dtype="float32", prefix="shared").load()
+
+
+def test_where_nothing_serves_each_reason_is_said(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaky(monkeypatch)
+    forked_wrong(monkeypatch)
+    monkeypatch.setattr(choice, "duplicate_forward", lambda *args: 3 * duplicate_forward(*args))
+    reasons = "cannot be trained on batches: duplicate gives log-probs .*; not 'shared': mask .*; not 'fork': gives "
+    with pytest.raises(ValueError, match=reasons):
+        Policy(tiny_model, dtype="float32").load()
+
+
+def test_a_model_is_asked_once(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policy, reference and LoRA need one check between them."""
+    made: list[str] = []
+    ask = Probe.__init__
+
+    def counted(self: Probe, *args: Any) -> None:
+        made.append("probe")
+        ask(self, *args)
+
+    monkeypatch.setattr(Probe, "__init__", counted)
+    policy = Policy(tiny_model, dtype="float32").load()
+    policy.load_reference()
+    policy.load()
+    assert made == ["probe"]
+    assert all(p.requires_grad for p in policy.network.parameters())  # the check held them fixed for a while
+
+
+def test_time_exceeds_height_and_width_in_the_check(tmp_path: Path) -> None:
+    """Behind the first video token, by Qwen2.5-VL's numbering in seconds."""
+    MODELS["qwen2_5_vl"](str(tmp_path))
+    policy = make_policy(str(tmp_path))
+    batch = synthetic_batch(policy.processor, ("what",), torch.device("cpu"), torch.float32, policy.family)
+    video = batch.input_ids[0] == policy.config.video_token_id
+    time, height, width = policy.family.prompt_positions(policy.network, batch)[:, 0, video]
+    assert int(time.max()) > max(int(height.max()), int(width.max()))
