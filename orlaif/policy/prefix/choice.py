@@ -129,7 +129,9 @@ def _try(policy: Policy, probe: Probe, layout: Layout) -> tuple[tuple[str, ...],
     if policy.attn_implementation == "sdpa":
         enable_grouping(probe.model)
     forwards = {name: _forward(probe, PrefixChoice(layout="shared", attentions=(name,))) for name in wanted}
-    trials = {name: _beside_the_truth(probe, forward) for name, forward in forwards.items()}
+    # FlexAttention goes backward on CUDA only, and a model that will go there is asked on the CPU.
+    backward = {name: name != "flex" or probe.ids.device.type == "cuda" for name in wanted}
+    trials = {name: _beside_the_truth(probe, forwards[name], has_gradient=backward[name]) for name in wanted}
     said = "; ".join(f"{name} {said}" for name, (seen, said) in trials.items() if seen is None)
     passed = {name: seen for name, (seen, _) in trials.items() if seen is not None}
     if not passed:
@@ -151,16 +153,19 @@ def _forward(probe: Probe, choice: PrefixChoice) -> Forward:
     return forward
 
 
-def _beside_the_truth(probe: Probe, forward: Forward, patience: float = 1) -> tuple[Seen | None, str]:
+def _beside_the_truth(
+    probe: Probe, forward: Forward, patience: float = 1, has_gradient: bool = True
+) -> tuple[Seen | None, str]:
     """What a layout gave, None where it must not be taken; and in words what the probe saw.
 
     Args:
         probe: of the model.
         forward: the layout.
         patience: so many times what is rounding passes, with a warning.
+        has_gradient: false where it has no backward pass on this device.
     """
     try:
-        seen = probe.compare(forward)
+        seen = probe.compare(forward, has_gradient)
     except Exception as error:  # whatever a model that we do not know may raise
         return None, f"fails: {type(error).__name__}: {error}"
     if fault := seen.fault(patience * probe.tolerance, patience * probe.gradient_tolerance):
@@ -171,8 +176,9 @@ def _beside_the_truth(probe: Probe, forward: Forward, patience: float = 1) -> tu
 
 
 def _equal(*seen: Seen) -> str:
-    difference, gradient = max(one.difference for one in seen), max(one.gradient for one in seen)
-    return f"log-probs equal the model's own to {difference:.1g}, a gradient to {gradient:.1g} of its norm"
+    said = f"log-probs equal the model's own to {max(one.difference for one in seen):.1g}"
+    gradients = [one.gradient for one in seen if one.gradient is not None]
+    return f"{said}, a gradient to {max(gradients):.1g} of its norm" if gradients else said
 
 
 def can_decode(probe: Probe, share: bool) -> bool:

@@ -86,13 +86,13 @@ class Seen:
     Args:
         difference: largest of a log-prob.
         leak: largest move of a completion's log-prob when the one before it changes.
-        gradient: difference of the gradient as a part of its norm; 0 where the model has none to compare with.
+        gradient: difference of the gradient as a part of its norm; None where it was not compared.
         logits: f[P * G, T, V].
     """
 
     difference: float
     leak: float
-    gradient: float
+    gradient: float | None
     logits: Tensor
 
     def fault(self, tolerance: float, gradient_tolerance: float) -> str | None:
@@ -101,7 +101,7 @@ class Seen:
             return f"gives log-probs that differ from the model's own by {self.difference:.2g}"
         if self.leak > 1e-6:
             return f"lets one completion see another (log-probs move by {self.leak:.2g})"
-        if not self.gradient <= gradient_tolerance:
+        if self.gradient is not None and not self.gradient <= gradient_tolerance:
             return f"gives a gradient that differs from the model's own by {self.gradient:.2g} of its norm"
         return None
 
@@ -191,15 +191,16 @@ class Probe:
         texts = ((("a",) * ids.shape[1]),) * ids.shape[0]
         return Completions(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), texts=texts)
 
-    def compare(self, forward: Forward) -> Seen:
+    def compare(self, forward: Forward, has_gradient: bool = True) -> Seen:
         """What a layout gives, beside the truth.
 
         Args:
             forward: a pass over P prompts and their completions: logits, or hidden states where told so.
+            has_gradient: false where it has no backward pass on this device.
         """
         completions = self._completions(self.ids)
-        gradient = 0.0
-        if self.gradient is None:
+        gradient = None
+        if self.gradient is None or not has_gradient:
             with torch.no_grad():
                 logits = forward(self.batch, completions, False)
         else:
