@@ -1,4 +1,4 @@
-"""Families of their own kind: Muse, Molmo 2, ERNIE 4.5 VL, dots.note, PerceptionLM."""
+"""Families of their own kind: Muse, Molmo 2, dots.note, PerceptionLM."""
 
 from __future__ import annotations
 
@@ -138,5 +138,37 @@ def dots3_note(words: tuple[str, ...]) -> Parts:
         audio_config={**ear, "adapter_out_dim": 32, "conv_output_size": 128},
         tie_word_embeddings=False,
         **token_ids(tokenizer, named),
+    )
+    return Parts(processor=processor, config=config)
+
+
+@family("perception_lm")
+def perception_lm(words: tuple[str, ...]) -> Parts:
+    """PerceptionLM: Llama, and a tower of timm, which must be installed."""
+    tokenizer = tiny_tokenizer(words, {"image_token": "<|image|>", "video_token": "<|video|>"})
+    processor = hf.PerceptionLMProcessor(
+        image_processor=hf.PerceptionLMImageProcessor(tile_size=48, max_num_tiles=1),
+        video_processor=hf.PerceptionLMVideoProcessor(size=SQUARE),
+        tokenizer=tokenizer,
+        patch_size=12,
+        pooling_ratio=2,
+        chat_template=tokenizer.chat_template,
+    )
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": [48, 48], "patch_size": 12, "global_pool": ""}
+    places = {"use_post_transformer_norm": False, "class_token": False, "ref_feat_shape": [4, 4]}
+    tower = {
+        "architecture": "vit_pe_core_large_patch14_336",
+        "initializer_range": 0.02,
+        "model_args": {**sizes, **places},
+        "num_classes": 0,
+    }
+    config = hf.PerceptionLMConfig(
+        text_config={"model_type": "llama", **decoder(tokenizer)},
+        vision_config={"model_type": "timm_wrapper", **tower},
+        vision_use_cls_token=False,
+        projector_pooling_ratio=2,
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        tie_word_embeddings=False,
     )
     return Parts(processor=processor, config=config)

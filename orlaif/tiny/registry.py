@@ -17,7 +17,7 @@ from orlaif.tiny.tokens import WORDS, WRITTEN
 #: Its classes, which check what they are given themselves.
 hf: Any = transformers
 #: Modules of builders; each registers its own by :func:`family`.
-MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "others")
+MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,13 @@ class Parts:
         processor: of transformers, with its tokenizer.
         config: of the whole model.
         kind: class of the model; by default the one that transformers has for the config.
+        lay_down: writes files that the processor keeps beside its own, to a folder, and tells it.
     """
 
     processor: Any
     config: Any
     kind: Any = None
+    lay_down: Callable[[Path], None] | None = None
 
 
 Builder = Callable[[tuple[str, ...]], Parts]
@@ -78,6 +80,8 @@ def tiny_model(model_type: str, folder: str | Path, words: Iterable[str] = WORDS
     parts = _BUILDERS[model_type]((*words, *WRITTEN))
     model = random_model(parts, seed)
     model.save_pretrained(folder)
+    if parts.lay_down is not None:
+        parts.lay_down(Path(folder))
     parts.processor.save_pretrained(folder)
     return str(folder)
 
