@@ -149,13 +149,14 @@ def check_tokens(
     ``shape`` is [N, T, V] of logits, where T may be one more than there are tokens, or [N, T, H] of hidden states.
     """
     last = "V" if name == "logits" else "H"
+    longer = name == "logits" and len(shape) == 3 and token_ids.ndim == 2 and shape[1] == token_ids.shape[1] + 1
     if len(shape) != 3:
         raise ValueError(f"{name} has shape {tuple(shape)}; it must be [N, T, {last}]")
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids are {token_ids.dtype}; they must be int64 or int32")
     for other, tensor in {"token_ids": token_ids, "mask": mask, **per_token}.items():
-        if tensor is not None and tensor.shape != shape[:2]:
-            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} ask for {tuple(shape[:2])}")
+        if tensor is not None and tensor.shape != (expected := (shape[0], shape[1] - longer)):
+            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; {name} ask for {expected}")
     if mask is None:
         return torch.ones_like(token_ids, dtype=torch.bool)
     if mask.dtype != torch.bool and not torch.compiler.is_compiling() and mask.device.type != "meta":

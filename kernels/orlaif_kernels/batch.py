@@ -5,15 +5,18 @@ Shapes: N completions, T tokens. Packed: N = 1, and ``cu_seqlens`` says where ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _SetExcludeDispatchKeyGuard
 
 from orlaif_kernels.advantage import check_groups, rank_advantage
-from orlaif_kernels.arguments import LossSettings, Mapping, RatioLevel, one_of, readable
+from orlaif_kernels.arguments import LossSettings, RatioLevel, one_of, readable
+from orlaif_kernels.arguments import Mapping as MappingName
 from orlaif_kernels.objective import METRICS, GRPORank, Objective, loss_weights
 from orlaif_kernels.rows import ENTROPY
 
@@ -146,31 +149,18 @@ class Batch:
 
 
 def prepare(
-    token_ids: Tensor,
-    mask: Tensor,
-    settings: LossSettings,
-    *,
-    wide: torch.dtype,
-    advantages: Tensor | None = None,
-    ranks: Tensor | None = None,
-    group_size: int | None = None,
-    mapping: Mapping = "dcg",
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    token_weights: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    max_completion_length: int | None = None,
-    normalizer: Tensor | float | None = None,
-    implementation: str = "auto",
+    token_ids: Tensor, mask: Tensor, settings: LossSettings, wide: torch.dtype, given: Mapping[str, Any]
 ) -> Batch:
-    """Check and complete what a loss is given; the arguments are those of :func:`orlaif_kernels.grpo_rank_loss`."""
+    """Check and complete what a loss is given (``keywords.LossArguments``), in the dtype ``wide``."""
+    advantages: Any = given.get("advantages")
+    ranks, ref_logps = given.get("ranks"), given.get("ref_logps")
     if settings.kl_coef != 0 and ref_logps is None:
         raise ValueError(f"kl_coef is {settings.kl_coef} but ref_logps is missing; pass them or set kl_coef to 0")
     if (advantages is None) == (ranks is None):
         raise ValueError("pass exactly one of advantages and ranks")
-    one_of("mapping", mapping, Mapping)
+    one_of("mapping", given.get("mapping", "dcg"), MappingName)
     packing = None
-    if cu_seqlens is not None:
+    if (cu_seqlens := given.get("cu_seqlens")) is not None:
         if token_ids.shape[0] != 1:
             raise ValueError(f"token_ids have shape {tuple(token_ids.shape)}; with cu_seqlens they must be [1, T]")
         packing = Packing(cu_seqlens, token_ids.shape[1])
@@ -180,52 +170,56 @@ def prepare(
         return x.unsqueeze(-1).expand_as(token_ids) if packing is None else x[packing.completion].unsqueeze(0)
 
     if ranks is not None:
-        if group_size is None:
-            raise ValueError("ranks need group_size")
-        check_groups(ranks, group_size)
-        if ranks.numel() != completions:
-            raise ValueError(f"ranks have {ranks.numel()} entries for {completions} completions")
-        if mapping == "zscore":
-            raise ValueError("mapping 'zscore' needs scores: pass advantages=rank_advantage(..., scores=scores)[0]")
-        sequence_logps = None
-        if mapping == "ndcg_penalty":
-            if old_logps is None:
-                raise ValueError("mapping 'ndcg_penalty' needs old_logps, the log-probs when the answers were sampled")
-            counted = old_logps.detach().masked_fill(~mask, 0.0)
-            sequence_logps = (counted if packing is None else packing.pad(counted)).sum(-1).view(ranks.shape)
-        advantages, teaches = rank_advantage(
-            ranks, group_size=group_size, mapping=mapping, sequence_logps=sequence_logps, implementation=implementation
-        )
-        mask = mask & of_tokens(teaches.flatten() != 0)
-        advantages = advantages.flatten()
-    assert advantages is not None
+        advantages, teaches = _of_ranks(ranks, mask, packing, completions, given)
+        mask = mask & of_tokens(teaches)
     if advantages.shape == (completions,):
         advantages = of_tokens(advantages)
     elif advantages.shape != token_ids.shape:
         raise ValueError(
             f"advantages have shape {tuple(advantages.shape)}; they must be [{completions}] or {list(token_ids.shape)}"
         )
-    length = max_completion_length if normalizer is None else max_completion_length or 1
+    normalizer, length = given.get("normalizer"), given.get("max_completion_length")
+    length = length if normalizer is None else length or 1
     weights, count = loss_weights(mask if packing is None else packing.pad(mask), settings.loss_type, length, wide)
     weights = weights if packing is None else packing.unpad(weights)
-    if token_weights is not None:
-        weights = weights * token_weights.detach().to(wide).masked_fill(~mask, 0.0)
 
-    def constant(x: Tensor | None) -> Tensor | None:
+    def constant(x: Tensor | None) -> Any:
         return None if x is None else x.detach().to(wide).masked_fill(~mask, 0.0).contiguous()
 
-    advantages = constant(advantages)
-    assert advantages is not None
+    if (token_weights := given.get("token_weights")) is not None:
+        weights = weights * constant(token_weights)
     return Batch(
         token_ids=token_ids.contiguous(),
         mask=mask.contiguous(),
-        advantages=advantages,
+        advantages=constant(advantages),
         weights=weights.contiguous(),
         normalizer=count.clamp(min=1) if normalizer is None else _divisor(normalizer, mask, wide),
-        old_logps=constant(old_logps),
+        old_logps=constant(given.get("old_logps")),
         ref_logps=constant(ref_logps),
         packing=packing,
     )
+
+
+def _of_ranks(
+    ranks: Tensor, mask: Tensor, packing: Packing | None, completions: int, given: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Advantages of completions, and which of them teach something."""
+    if (group_size := given.get("group_size")) is None:
+        raise ValueError("ranks need group_size")
+    check_groups(ranks, group_size)
+    if ranks.numel() != completions:
+        raise ValueError(f"ranks have {ranks.numel()} entries for {completions} completions")
+    mapping, old_logps, sequence_logps = given.get("mapping", "dcg"), given.get("old_logps"), None
+    if mapping == "zscore":
+        raise ValueError("mapping 'zscore' needs scores: pass advantages=rank_advantage(..., scores=scores)[0]")
+    if mapping == "ndcg_penalty":
+        if old_logps is None:
+            raise ValueError("mapping 'ndcg_penalty' needs old_logps, the log-probs when the answers were sampled")
+        counted = old_logps.detach().masked_fill(~mask, 0.0)
+        sequence_logps = (counted if packing is None else packing.pad(counted)).sum(-1).view(ranks.shape)
+    how = {"mapping": mapping, "sequence_logps": sequence_logps, "implementation": given.get("implementation", "auto")}
+    advantages, weights = rank_advantage(ranks, group_size=group_size, **how)
+    return advantages.flatten(), weights.flatten() != 0
 
 
 def _divisor(normalizer: Tensor | float, mask: Tensor, wide: torch.dtype) -> Tensor:

@@ -21,7 +21,6 @@ Shapes: N completions, T tokens, H hidden, V vocabulary, M tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,8 +29,8 @@ from torch.distributed.tensor import DTensor, Partial
 from orlaif_kernels.arguments import LossSettings, choose
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.objective import GRPORank, Objective
-from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows
-from orlaif_kernels.statistics import wide
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows, wide
+from orlaif_kernels.source import Source
 
 #: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to about this many numbers.
 CHUNK_TOKENS = 2048
@@ -41,15 +40,9 @@ _SLICE = 8192
 _NARROW = 2**24
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(Source):
     """Hidden states [N, T, H], head [V, H], bias [V] or None, all of one dtype; and how their logits are made:
     implementation, chunk size, and ``fp32`` where 16-bit ones are to be kept in float32."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    how: str
 
     @staticmethod
     def of(
@@ -81,53 +74,47 @@ class Head:
         chosen = choose(implementation, hidden)
         return Head(hidden, weight, bias, f"{chosen} {chunk_size} {'fp32' if fp32_logits else ''}")
 
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """hidden, weight, bias."""
-        return self.hidden, self.weight, self.bias
+    def statistics(self, rows: Rows) -> None:
+        """Chunk by chunk."""
+        for at, _, logits, _ in self.chunks(rows.mask):
+            rows.statistics(logits, at)
+
+    def gradients(self, rows: Rows, c: Tensor, h: Tensor, wanted: list[bool]) -> list[Tensor | None]:
+        """By the logits made again, from dl/dlogp and dl/dH, [N * T]; None where not wanted."""
+        made = Gradients(self, wanted)
+        for at, hidden, logits, out in self.chunks(rows.mask):
+            rows.gradient(logits, at, c, h, out)
+            made.add(at, hidden, out)
+        d_hidden, first, second, d_bias = made.done()
+        if first.dtype != self.head.dtype:
+            first = narrow(first, second, torch.ones((), dtype=first.dtype, device=first.device), self.head.dtype)
+        results = (d_hidden, first, d_bias.to(self.head.dtype))
+        return [x if want else None for x, want in zip(results, wanted, strict=True)]
 
     @property
-    def implementation(self) -> str:
-        """``torch`` or ``triton``."""
-        return self.how.split()[0]
-
-    @property
-    def wanted(self) -> list[bool]:
-        """Which of hidden, weight and bias a gradient is asked of."""
-        learning = torch.is_grad_enabled()
-        return [learning and x is not None and x.requires_grad for x in self.tensors]
+    def head(self) -> Tensor:
+        """The weight, which is never None here."""
+        assert self.weight is not None
+        return self.weight
 
     def chunks(self, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Tokens i64[M] that count, their hidden states, their logits, and where the gradient of these goes.
 
         That is the logits' own memory, but for float32 logits of 16-bit hidden states, whose GEMMs want 16 bits.
         """
-        counted, flat = mask.flatten(), self.hidden.reshape(-1, self.hidden.shape[-1])
+        counted, flat = mask.flatten(), self.x.reshape(-1, self.x.shape[-1])
         capturing = flat.is_cuda and torch.cuda.is_current_stream_capturing()
         places = torch.arange(counted.numel(), device=counted.device) if capturing else counted.nonzero().squeeze(1)
         size = max(1, min(int(self.how.split()[1]), places.numel()))
         dtype = torch.float32 if "fp32" in self.how and flat.dtype.itemsize == 2 else flat.dtype
-        buffer = flat.new_empty(size, self.weight.shape[0], dtype=dtype)
+        buffer = flat.new_empty(size, self.vocabulary, dtype=dtype)
         out = buffer if dtype == flat.dtype else flat.new_empty(buffer.shape)
         for at in places.split(size):
             hidden, logits = flat[at], buffer[: at.numel()]
-            if dtype != flat.dtype:
-                self._fp32(hidden, logits)
-            elif self.bias is None:
-                torch.mm(hidden, self.weight.t(), out=logits)
-            else:
-                torch.addmm(self.bias, hidden, self.weight.t(), out=logits)
+            if self.bias is not None:
+                logits.copy_(self.bias.expand_as(logits))
+            _gemm(logits, hidden, self.head.t(), beta=int(self.bias is not None))
             yield at, hidden, logits, out[: at.numel()]
-
-    def _fp32(self, hidden: Tensor, logits: Tensor) -> None:
-        if hidden.is_cuda:
-            torch.mm(hidden, self.weight.t(), out_dtype=torch.float32, out=logits)
-        else:
-            for start in range(0, logits.shape[1], _SLICE):
-                some = slice(start, start + _SLICE)
-                logits[:, some] = hidden.float() @ self.weight[some].t().float()
-        if self.bias is not None:
-            logits += self.bias
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -146,19 +133,19 @@ class Gradients:
     """Where the gradients of hidden states, head and bias gather; what is not wanted stays empty."""
 
     def __init__(self, head: Head, wanted: list[bool]) -> None:
-        vocabulary, width = head.weight.shape
+        vocabulary, width = head.head.shape
         self.head, self.first = head, True
-        hidden = head.hidden
+        hidden, weight = head.x, head.head
         self.hidden = (
             torch.zeros_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else hidden.new_empty(0)
         )
         rows = (0, 0)
         if wanted[1]:
             half = (vocabulary + 1) // 2
-            rows = (half, vocabulary - half) if head.weight.dtype.itemsize == 2 else (vocabulary, 0)
+            rows = (half, vocabulary - half) if weight.dtype.itemsize == 2 else (vocabulary, 0)
         dtype = wide(hidden)
-        self.halves = [head.weight.new_empty((n, width), dtype=dtype) for n in rows]
-        self.bias = head.weight.new_zeros(vocabulary if wanted[2] else 0, dtype=dtype)
+        self.halves = [weight.new_empty((n, width), dtype=dtype) for n in rows]
+        self.bias = weight.new_zeros(vocabulary if wanted[2] else 0, dtype=dtype)
 
     @property
     def wanted(self) -> bool:
@@ -168,11 +155,11 @@ class Gradients:
     def add(self, at: Tensor, hidden: Tensor, dlogits: Tensor) -> None:
         """The two GEMMs of a chunk."""
         if self.hidden.numel():
-            self.hidden.view(-1, hidden.shape[-1]).index_copy_(0, at, dlogits @ self.head.weight)
+            self.hidden.view(-1, hidden.shape[-1]).index_copy_(0, at, dlogits @ self.head.head)
         start = 0
         for half in self.halves:
             if half.numel():
-                _accumulate(half, dlogits[:, start : start + half.shape[0]], hidden, self.first)
+                _gemm(half, dlogits[:, start : start + half.shape[0]].t(), hidden, beta=int(not self.first))
                 start += half.shape[0]
         if self.bias.numel():
             self.bias += dlogits.sum(0, dtype=self.bias.dtype)
@@ -186,18 +173,19 @@ class Gradients:
         return self.hidden, self.halves[0], self.halves[1], self.bias
 
 
-def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """``total += a.T @ b`` (``=`` the first time) with total [V, H] in float32 or wider, a [M, V], b [M, H]."""
-    beta = 0 if first else 1
+def _gemm(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """``total = beta total + a @ b``, summed in the total's dtype, which may be wider; what beta 0 leaves out is not
+    read."""
     if a.dtype == total.dtype:
-        total.addmm_(a.t(), b, beta=beta)
+        total.addmm_(a, b, beta=beta)
     elif a.is_cuda:
-        torch.addmm(total, a.t(), b, beta=beta, out_dtype=total.dtype, out=total)
-    else:  # no such GEMM on a CPU: widen a slice of the vocabulary at a time
-        b = b.to(total.dtype)
-        for start in range(0, total.shape[0], _SLICE):
-            some = slice(start, start + _SLICE)
-            total[some].addmm_(a[:, some].t().to(total.dtype), b, beta=beta)
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
+    else:  # no such GEMM on a CPU: widen some columns of the longer side, the vocabulary's, at a time
+        rows = total.shape[0] > total.shape[1]
+        for start in range(0, max(total.shape), _SLICE):
+            at = slice(start, start + _SLICE)
+            one, two = (a[at], b) if rows else (a, b[:, at])
+            (total[at] if rows else total[:, at]).addmm_(one.to(total.dtype), two.to(total.dtype), beta=beta)
 
 
 def narrow(first: Tensor, second: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,36 +207,13 @@ def narrow(first: Tensor, second: Tensor, scale: Tensor, dtype: torch.dtype) -> 
     return out[:done].view(-1, first.shape[1])
 
 
-def rows_of(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings, slots: int = STATE_SLOTS) -> Rows:
-    """Of all tokens, their state 0."""
-    state = torch.zeros(slots, token_ids.numel(), dtype=wide(head.hidden), device=mask.device)
-    return Rows(token_ids, mask, settings, head.implementation, state)
-
-
-def statistics(head: Head, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> Tensor:
-    """State [5, N * T] of all tokens, 0 where masked."""
-    rows = rows_of(head, token_ids, mask, settings)
-    for at, _, logits, _ in head.chunks(mask):
-        rows.statistics(logits, at)
-    return rows.state
-
-
-def statistics_backward(head: Head, rows: Rows, grad: Tensor, wanted: list[bool]) -> Gradients:
-    """What dl/dlogp and dl/dH, slots of ``grad`` [5, N * T], make of hidden states, head and bias."""
-    gradients, c, h = Gradients(head, wanted), grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
-    for at, hidden, logits, out in head.chunks(rows.mask):
-        rows.gradient(logits, at, c, h, out)
-        gradients.add(at, hidden, out)
-    return gradients
-
-
 def losses(
     head: Head, batch: Batch, objective: Objective, settings: LossSettings, wanted: list[bool]
 ) -> tuple[Tensor, dict[str, Tensor], Gradients]:
     """The undivided loss, sums of metrics and gradients of a token-level objective, in one pass over the chunks."""
     gradients = Gradients(head, wanted)
     fused = head.implementation == "triton" and isinstance(objective, GRPORank) and objective.fusible
-    rows = rows_of(head, batch.token_ids, batch.mask, settings, TERM_SLOTS if fused else STATE_SLOTS)
+    rows = head.rows(batch.token_ids, batch.mask, settings, slots=TERM_SLOTS if fused else STATE_SLOTS)
     state = rows.state
     c, h = state.new_zeros(2, 0 if fused else state.shape[1])
     total, sums = state.new_zeros(()), dict[str, Tensor]()

@@ -16,9 +16,9 @@ from orlaif_kernels import linear
 from orlaif_kernels.arguments import LossSettings, unpack
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.linear import Gradients, Head, narrow
-from orlaif_kernels.linear_statistics import no_second_order
 from orlaif_kernels.objective import METRICS, GRPORank, Objective
-from orlaif_kernels.statistics import wide
+from orlaif_kernels.rows import wide
+from orlaif_kernels.statistics import no_second_order
 
 _NAMES = ("entropy", *METRICS)
 
@@ -35,9 +35,7 @@ def linear_loss(
             del sums["kl"]
         return total, sums
     sums, wanted = dict[str, Tensor](), head.wanted
-    hidden, weight, bias = head.tensors
-    bare = Head(hidden.detach(), weight.detach(), None if bias is None else bias.detach(), head.how)
-    run = lambda: linear.losses(bare, batch, objective, settings, wanted)  # noqa: E731
+    run = lambda: linear.losses(head, batch, objective, settings, wanted)  # noqa: E731
     return _AnyLoss.apply(*head.tensors, run, sums, wanted), sums
 
 

@@ -13,15 +13,22 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from orlaif_kernels import linear_statistics
 from orlaif_kernels.arguments import LossSettings, check_ids, check_tokens, choose
-from orlaif_kernels.batch import Batch, prepare
-from orlaif_kernels.in_place import InPlace
-from orlaif_kernels.keywords import GRPOArguments, LinearGRPOArguments, LinearLossArguments, LossArguments
+from orlaif_kernels.batch import prepare
+from orlaif_kernels.in_place import in_place_loss
+from orlaif_kernels.keywords import (
+    GRPOArguments,
+    HeadArguments,
+    LinearGRPOArguments,
+    LinearLossArguments,
+    LossArguments,
+)
 from orlaif_kernels.linear import Head
 from orlaif_kernels.linear_loss import linear_loss
+from orlaif_kernels.logits import Logits
 from orlaif_kernels.objective import GRPORank, Objective
-from orlaif_kernels.statistics import statistics_of, wide, without_last
+from orlaif_kernels.rows import wide
+from orlaif_kernels.statistics import statistics_of
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 _SCALE = ("temperature", "softcap", "logit_scale", "loss_type")
@@ -59,7 +66,7 @@ def grpo_rank_loss(logits: Tensor, token_ids: Tensor, *, inplace: bool = False, 
         RuntimeError: ``triton`` where it cannot run.
     """
     settings, tokens = _split(given, LossSettings.__dataclass_fields__)
-    return _from_logits(logits, token_ids, GRPORank(settings), settings, tokens, inplace)
+    return _from_logits(logits, inplace, tokens, token_ids, GRPORank(settings), settings)
 
 
 def policy_loss(
@@ -82,7 +89,7 @@ def policy_loss(
         ValueError: as there, or terms that are no number per token.
     """
     settings, tokens = _split(given, _SCALE)
-    return _from_logits(logits, token_ids, objective, settings, tokens, inplace)
+    return _from_logits(logits, inplace, tokens, token_ids, objective, settings)
 
 
 def linear_grpo_rank_loss(
@@ -109,7 +116,7 @@ def linear_grpo_rank_loss(
         RuntimeError: ``triton`` where it cannot run.
     """
     settings, tokens = _split(given, LossSettings.__dataclass_fields__)
-    return _from_head(hidden, weight, token_ids, GRPORank(settings), settings, tokens)
+    return _from_head(hidden, weight, tokens, token_ids, GRPORank(settings), settings)
 
 
 def linear_policy_loss(
@@ -131,7 +138,7 @@ def linear_policy_loss(
         ValueError: as there.
     """
     settings, tokens = _split(given, _SCALE)
-    return _from_head(hidden, weight, token_ids, objective, settings, tokens)
+    return _from_head(hidden, weight, tokens, token_ids, objective, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------ the same
@@ -149,61 +156,46 @@ def _split(given: Any, of_settings: Any) -> tuple[LossSettings, dict[str, Any]]:
     }
 
 
-def _prepare(
-    tokens: dict[str, Any], name: str, rows: Tensor, token_ids: Tensor, settings: LossSettings, vocabulary: int
-) -> Batch:
-    per_token = {k: tokens.pop(k, None) for k in ("old_logps", "ref_logps", "token_weights")}
-    mask = check_tokens(rows.shape, token_ids, tokens.pop("mask"), name, **per_token)
-    batch = prepare(token_ids, mask, settings, wide=wide(rows), **per_token, **tokens)
-    check_ids(token_ids, batch.mask, vocabulary)
-    return batch
-
-
-def _from_logits(
-    logits: Tensor,
-    token_ids: Tensor,
-    objective: Objective,
-    settings: LossSettings,
-    tokens: dict[str, Any],
-    inplace: bool,
-) -> Loss:
-    tokens["implementation"] = chosen = choose(tokens.get("implementation", "auto"), logits)
-    shorter = without_last(logits, token_ids)
-    wants = inplace and torch.is_grad_enabled() and logits.requires_grad
-    if wants and (logits.is_leaf or logits.retains_grad):
+def _in_place(logits: Tensor, implementation: str) -> bool:
+    """Whether the gradient may take the place of these logits, where that was allowed."""
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return False
+    if logits.is_leaf or logits.retains_grad:
         what = (
             "are a leaf that requires a gradient and would lose its values"
             if logits.is_leaf
-            else ("retain their gradient (retain_grad), which would take the place of their values")
+            else "retain their gradient (retain_grad), which would take the place of their values"
         )
         raise ValueError(f"inplace is True, but the logits {what}; pass inplace=False")
-    batch = _prepare(tokens, "logits", shorter, token_ids, settings, logits.shape[-1])
-    able = chosen == "triton" and token_ids.numel() and not torch.compiler.is_compiling()
-    if wants and able and logits.is_contiguous() and not logits._is_view():
-        sums: dict[str, Tensor] = {}
-        loss, _ = InPlace.apply(logits, batch, objective, settings, sums)
-    else:
-        total, sums = batch.loss(objective, *statistics_of(shorter, token_ids, batch.mask, settings, chosen))
-        loss = total / batch.normalizer
-    return batch.finish(loss, sums)
+    able = implementation == "triton" and not torch.compiler.is_compiling()
+    return able and logits.is_contiguous() and not logits._is_view()
 
 
-def _from_head(
-    hidden: Tensor,
-    weight: Tensor,
-    token_ids: Tensor,
-    objective: Objective,
-    settings: LossSettings,
-    tokens: dict[str, Any],
+def _from_logits(logits: Tensor, inplace: bool, tokens: dict[str, Any], *rest: Any) -> Loss:
+    chosen = choose(tokens.get("implementation", "auto"), logits)
+    how = chosen + " inplace" * (inplace and _in_place(logits, chosen))
+    return _loss(Logits(logits, None, None, how), tokens, *rest)
+
+
+def _from_head(hidden: Tensor, weight: Tensor, tokens: dict[str, Any], *rest: Any) -> Loss:
+    how = {name: tokens.pop(name) for name in HeadArguments.__annotations__ if name in tokens}
+    return _loss(Head.of(hidden, weight, tokens.get("implementation", "auto"), **how), tokens, *rest)
+
+
+def _loss(
+    source: Logits | Head, tokens: dict[str, Any], token_ids: Tensor, objective: Objective, settings: LossSettings
 ) -> Loss:
-    names = ("bias", "chunk_size", "fp32_logits")
-    how = {name: tokens.pop(name) for name in names if name in tokens}
-    head = Head.of(hidden, weight, tokens.get("implementation", "auto"), **how)
-    tokens["implementation"] = head.implementation
-    batch = _prepare(tokens, "hidden", hidden, token_ids, settings, weight.shape[0])
-    if getattr(objective, "level", "token") == "token":
-        total, sums = linear_loss(head, batch, objective, settings)
+    tokens["implementation"] = source.implementation
+    per_token = {name: tokens.get(name) for name in ("old_logps", "ref_logps", "token_weights")}
+    name = "hidden" if isinstance(source, Head) else "logits"
+    mask = check_tokens(source.x.shape, token_ids, tokens["mask"], name, **per_token)
+    batch = prepare(token_ids, mask, settings, wide(source.x), tokens)
+    check_ids(token_ids, batch.mask, source.vocabulary)
+    fusible = isinstance(objective, GRPORank) and objective.fusible
+    if isinstance(source, Logits) and "inplace" in source.how and fusible and source.x.dtype != torch.float16:
+        return batch.finish(*in_place_loss(source, batch, settings))
+    if isinstance(source, Head) and getattr(objective, "level", "token") == "token":
+        total, sums = linear_loss(source, batch, objective, settings)
     else:
-        both = linear_statistics.statistics_of(head, token_ids, batch.mask, settings)
-        total, sums = batch.loss(objective, *both)
+        total, sums = batch.loss(objective, *statistics_of(source, token_ids, batch.mask, settings))
     return batch.finish(total / batch.normalizer, sums)

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 
 from orlaif_kernels.arguments import LossSettings
-from orlaif_kernels.objective import loss_weights, token_kl
-
-__all__ = ["loss_weights", "statistics", "token_kl", "token_logps"]
 
 
 def statistics(logits: Tensor, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> tuple[Tensor, Tensor]:
@@ -33,22 +30,3 @@ def statistics(logits: Tensor, token_ids: Tensor, mask: Tensor, settings: LossSe
     # Excluded entries have p = 0 and log p = -inf; 0 * -inf would be NaN, in the backward pass as well.
     entropy = -(log_p.exp() * log_p.masked_fill(excluded, 0.0)).sum(-1)
     return logps.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
-
-
-def token_logps(logits: Tensor, token_ids: Tensor, *, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probs of given tokens by plain PyTorch; ``token_statistics`` has the same without copies of the logits.
-
-    Args:
-        logits: [N, T, V], any float dtype; -inf excludes an entry of the vocabulary.
-        token_ids: i64[N, T]; masked places may hold anything.
-        mask: bool[N, T], True on completion tokens.
-        temperature: divides the logits.
-
-    Returns:
-        f32[N, T] (f64 for f64 logits), 0 where masked.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
-    scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-    target = scaled.gather(-1, token_ids.long().masked_fill(~mask, 0).unsqueeze(-1)).squeeze(-1)
-    return (target - scaled.logsumexp(-1)).masked_fill(~mask, 0.0)

@@ -27,6 +27,11 @@ TOP, LOG_SUM, LOGP, ENTROPY, MEAN, GRAD, LOSS, KL, LOW, HIGH, RUNAWAY = range(11
 STATE_SLOTS, TERM_SLOTS = 5, 11
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype that is computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device; make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
@@ -92,7 +97,6 @@ class Rows:
         logits: Tensor,
         *,
         index: Tensor | None = None,
-        rows_per_completion: int | None = None,
         statistics: bool = False,
         term: Batch | None = None,
         gradients: tuple[Tensor, Tensor] | None = None,
@@ -102,9 +106,8 @@ class Rows:
         """A pass of the Triton kernel.
 
         Args:
-            logits: rows of V, for every token, or for the tokens ``index``.
-            index: i64[M], the token of each row.
-            rows_per_completion: rows from one completion's first to the next's; T by default.
+            logits: [N, T or more, V], a token's row each, at multiples of V; or [M, V], of the tokens ``index``.
+            index: i64[M].
             statistics: make them; else they are read.
             term: the tokens' constants, for a GRPO_rank loss.
             gradients: dl/dlogp and dl/dH, f32[N * T], of any other loss.
@@ -116,6 +119,8 @@ class Rows:
 
         settings, (n, t), v = self.settings, self.token_ids.shape, logits.shape[-1]
         num_rows = n * t if index is None else index.numel()
+        if num_rows == 0:
+            return
         launch = row_launch(v, logits.element_size(), settings.cap is not None)
         count = min(num_rows, 3)  # in the interpreter
         if logits.is_cuda:
@@ -139,7 +144,7 @@ class Rows:
                 num_rows,
                 t,
                 n * t,
-                t if rows_per_completion is None else rows_per_completion,
+                t if index is not None or n == 1 else logits.stride(0) // v,
                 math.log2(math.e) * settings.factor,
                 high,
                 settings.factor - high,

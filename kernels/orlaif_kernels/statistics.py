@@ -1,24 +1,25 @@
-"""``token_statistics``: per-token log-prob and exact entropy from logits, differentiable: all that a loss needs.
+"""Per-token log-prob and exact entropy, differentiable: all that a loss needs; from logits, or through an LM head.
 
 One sweep over each row forward, which keeps five numbers of it, and one backward, which reads the row again and writes
-its gradient: no copy of the logits in float32, no log-softmax. Rows that do not count are not read.
+its gradient: no copy of the logits in float32, no log-softmax. Rows that do not count are not read. From a head the
+logits are made a chunk at a time, forward, and again backward, where they become their own gradient (``linear.py``).
 
-Shapes: N completions, T tokens, V vocabulary.
+Shapes: N completions, T tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from orlaif_kernels import reference
 from orlaif_kernels.arguments import LossSettings, check_ids, check_tokens, choose, unpack
-from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, Rows
-
-#: What a chunk of the PyTorch implementation holds, in numbers.
-CHUNK_NUMBERS = 2**22
+from orlaif_kernels.keywords import HeadArguments
+from orlaif_kernels.linear import Head
+from orlaif_kernels.logits import Logits, alike
+from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, wide
 
 
 class TokenStatistics(NamedTuple):
@@ -60,123 +61,145 @@ def token_statistics(
         RuntimeError: ``triton`` where it cannot run.
     """
     settings = LossSettings(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
-    logits = without_last(logits, token_ids)
     mask = check_tokens(logits.shape, token_ids, mask)
-    return statistics_of(logits, token_ids, mask, settings, choose(implementation, logits))
+    return statistics_of(Logits(logits, None, None, choose(implementation, logits)), token_ids, mask, settings)
 
 
-def without_last(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """A view without the position after the last token, where there is one."""
-    longer = logits.ndim == 3 and token_ids.ndim == 2 and logits.shape[1] == token_ids.shape[1] + 1
-    return logits[:, :-1] if longer else logits
-
-
-def statistics_of(
-    logits: Tensor, token_ids: Tensor, mask: Tensor, settings: LossSettings, implementation: str
+def linear_token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    implementation: str = "auto",
+    **given: Unpack[HeadArguments],
 ) -> TokenStatistics:
+    """:func:`orlaif_kernels.token_statistics` of ``hidden @ weight.T + bias``, which never exist at once.
+
+    Args:
+        hidden: [N, T, H].
+        weight: [V, H], same dtype as ``hidden`` (under autocast both are cast); a sharded ``DTensor`` is gathered.
+        token_ids: i64[N, T] (or i32); masked places may hold anything.
+        mask: bool[N, T]; None means all.
+        temperature: divides the logits.
+        softcap: final-logit soft-capping, as there.
+        logit_scale: multiplies the logits before that.
+        implementation: ``auto``, ``torch`` or ``triton``.
+        given: :class:`HeadArguments`; give every function whose log-probs meet in a ratio the same ``chunk_size``.
+
+    Returns:
+        ``(logps, entropy)``, f32[N, T] each (f64 for f64 hidden states), with gradient by hidden states, head and bias,
+        but no gradient of that gradient.
+
+    Raises:
+        ValueError: a setting out of range, shapes or dtypes that do not fit.
+        RuntimeError: ``triton`` where it cannot run.
+    """
+    settings = LossSettings(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
+    mask = check_tokens(hidden.shape, token_ids, mask, "hidden")
+    return statistics_of(Head.of(hidden, weight, implementation, **given), token_ids, mask, settings)
+
+
+@torch.no_grad()
+def linear_logps(hidden: Tensor, weight: Tensor, token_ids: Tensor, **given: Any) -> Tensor:
+    """The log-probs of :func:`linear_token_statistics`, f32[N, T], without gradient: for reference and old policy."""
+    return linear_token_statistics(hidden, weight, token_ids, **given).logps
+
+
+def statistics_of(source: Logits | Head, token_ids: Tensor, mask: Tensor, settings: LossSettings) -> TokenStatistics:
     """The same of arguments that have been checked, but for the ids."""
-    check_ids(token_ids, mask, logits.shape[-1])
+    check_ids(token_ids, mask, source.vocabulary)
     state = torch.ops.orlaif_kernels.token_statistics(
-        logits, token_ids.contiguous(), mask.contiguous(), settings.pack(), implementation
+        *source.tensors, token_ids.contiguous(), mask.contiguous(), settings.pack(), source.how, source.wanted
     )
     return TokenStatistics(state[LOGP].view(token_ids.shape), state[ENTROPY].view(token_ids.shape))
 
 
-def wide(x: Tensor) -> torch.dtype:
-    """The dtype that is computed in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def rows_of(logits: Tensor) -> tuple[Tensor, int]:
-    """Logits whose rows the kernel can address, and how many rows lie between one completion and the next.
-
-    ``logits[:, :-1]`` and its like are read where they are; a copy only where the strides leave no other way.
-    """
-    n, t, v = logits.shape
-    stride_n, stride_t, stride_v = logits.stride()
-    direct = stride_v == 1 and (t == 1 or stride_t == v) and (n == 1 or (stride_n % v == 0 and stride_n >= t * v))
-    logits = logits if direct else logits.contiguous()
-    return logits, logits.stride(0) // v if n > 1 else t
-
-
-def _chunks(mask: Tensor, vocabulary: int) -> Any:
-    """Places (n, t) of the tokens that count, and their numbers, a chunk at a time."""
-    at = mask.flatten().nonzero().squeeze(1)
-    for some in at.split(max(1, CHUNK_NUMBERS // max(1, vocabulary))):
-        yield some, (some // mask.shape[1], some % mask.shape[1])
-
-
-def transient_bytes(logits: Tensor, implementation: str) -> int:
-    """What either operator below holds at its height beside its arguments and results, in bytes.
-
-    With ``torch``, for the rows of a chunk: a copy, that in float32 if it is narrower, distances to the largest logit
-    and exponentials in float32 (or wider), and a flag each. (A soft cap, which needs more, is not counted.)
-    """
-    if implementation == "triton":
-        return 0
-    narrow, size = logits.element_size(), wide(logits).itemsize
-    chunk = min(logits.numel(), max(CHUNK_NUMBERS, logits.shape[-1]))
-    return chunk * (narrow + (size if narrow < size else 0) + 2 * size + 1)
+def _source(x: Tensor, weight: Tensor | None, bias: Tensor | None, how: str) -> Logits | Head:
+    return (Logits if weight is None else Head)(x, weight, bias, how)
 
 
 @torch.library.custom_op("orlaif_kernels::token_statistics", mutates_args=())
-def _forward(logits: Tensor, token_ids: Tensor, mask: Tensor, packed: str, implementation: str) -> Tensor:
-    full = implementation == "triton" and token_ids.numel() > 0
-    make = torch.empty if full else torch.zeros
-    state = make(STATE_SLOTS, token_ids.numel(), dtype=wide(logits), device=logits.device)
-    rows = Rows(token_ids, mask, unpack(packed), implementation, state)
-    if full:
-        logits, stride = rows_of(logits)
-        rows.launch(logits, rows_per_completion=stride, statistics=True)
-        return state
-    for at, place in _chunks(mask, logits.shape[-1]):
-        rows.statistics(logits[place], at)
-    return state
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    packed: str,
+    how: str,
+    wanted: list[bool],
+) -> Tensor:
+    source = _source(x, weight, bias, how)
+    rows = source.rows(token_ids, mask, unpack(packed))
+    source.statistics(rows)
+    return rows.state
 
 
 @_forward.register_fake
-def _(logits: Tensor, token_ids: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty((STATE_SLOTS, token_ids.shape[0] * token_ids.shape[1]), dtype=wide(logits))
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, token_ids: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((STATE_SLOTS, token_ids.shape[0] * token_ids.shape[1]), dtype=wide(x))
 
 
-@torch.library.custom_op("orlaif_kernels::token_statistics_backward", mutates_args=())
-def _backward(
-    grad: Tensor, state: Tensor, logits: Tensor, token_ids: Tensor, mask: Tensor, packed: str, implementation: str
-) -> Tensor:
-    rows = Rows(token_ids, mask, unpack(packed), implementation, state)
-    gradients = grad[LOGP].contiguous(), grad[ENTROPY].contiguous()
-    if implementation == "triton" and token_ids.numel():
-        logits, stride = rows_of(logits)
-        # The layout of the logits, so that one address serves both; a view such as logits[:, :-1] has gaps.
-        dlogits = torch.empty_strided(logits.shape, logits.stride(), dtype=logits.dtype, device=logits.device)
-        rows.launch(logits, rows_per_completion=stride, gradients=gradients, out=dlogits)
-        return dlogits
-    dlogits = torch.zeros_like(logits)
-    for at, place in _chunks(mask, logits.shape[-1]):
-        some = logits[place]  # a copy
-        rows.gradient(some, at, *gradients, out=some)
-        dlogits[place] = some
-    return dlogits
+def _gradients(
+    grad: Tensor,
+    state: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    packed: str,
+    how: str,
+    wanted: list[bool],
+) -> list[Tensor]:
+    source = _source(x, weight, bias, how)
+    rows = source.rows(token_ids, mask, unpack(packed), state)
+    made = source.gradients(rows, grad[LOGP].contiguous(), grad[ENTROPY].contiguous(), wanted)
+    return [x.new_empty(0) if g is None else g for g in made]
+
+
+_backward = torch.library.custom_op("orlaif_kernels::token_statistics_backward", _gradients, mutates_args=())
 
 
 @_backward.register_fake
-def _(grad: Tensor, state: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(logits)
+def _(grad: Tensor, state: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+    made = (alike(x) if weight is None else x, weight, bias)
+    empty = x.new_empty(0)
+    return [torch.empty_like(empty if g is None or not want else g) for g, want in zip(made, rest[-1], strict=True)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, token_ids, mask, ctx.packed, ctx.implementation = inputs
-    ctx.save_for_backward(output, logits, token_ids, mask)
+    ctx.save_for_backward(output, *inputs[:5])
+    ctx.rest = inputs[5:]
 
 
 def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    state, logits, token_ids, mask = ctx.saved_tensors
+    tensors = _, x, weight, _, token_ids, mask = ctx.saved_tensors
+    packed, how, wanted = ctx.rest
     if torch.is_grad_enabled():  # someone will differentiate this gradient
-        both = reference.statistics(logits, token_ids, mask, unpack(ctx.packed))
+        if weight is not None:
+            no_second_order()
+        both = reference.statistics(x[:, : mask.shape[1]], token_ids, mask, unpack(packed))
         gradients = [grad[slot].view(token_ids.shape) for slot in (LOGP, ENTROPY)]
-        return (*torch.autograd.grad(both, logits, gradients, create_graph=True), None, None, None, None)
-    operator = torch.ops.orlaif_kernels.token_statistics_backward
-    return operator(grad, state, logits, token_ids, mask, ctx.packed, ctx.implementation), None, None, None, None
+        return (*torch.autograd.grad(both, x, gradients, create_graph=True), *[None] * 7)
+    if "inplace" in how:  # whoever else saved the logits, or comes again, is told by autograd
+        torch.autograd.graph.increment_version(x)
+    # What an operator returns may not be what it was given.
+    made = (_gradients if "inplace" in how else _backward)(grad, *tensors, *ctx.rest)
+    return (*(x if want else None for x, want in zip(made, wanted, strict=True)), *[None] * 5)
 
 
 _forward.register_autograd(_apply_backward, setup_context=_setup_context)
+
+
+def no_second_order() -> None:
+    """Raise a RuntimeError in a backward pass through a head that is to be differentiated."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a gradient of the gradient through a fused head is not computed; take it through the logits: "
+            "token_statistics or grpo_rank_loss of hidden @ weight.T"
+        )

@@ -7,7 +7,7 @@ the same kernels (``policy_loss``, ``linear_policy_loss``).
 """
 
 from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss
-from orlaif_kernels.reference import loss_weights, token_logps
+from orlaif_kernels.objective import loss_weights
 
 from orlaif.losses.base import Loss
 from orlaif.losses.clipped import GSPO, DrGRPO, GRPORankLoss
@@ -23,5 +23,4 @@ __all__ = [
     "grpo_rank_loss",
     "linear_grpo_rank_loss",
     "loss_weights",
-    "token_logps",
 ]

@@ -229,8 +229,9 @@ class TestInPlace:
         arguments = {k: x.to(DEVICE) if isinstance(x, Tensor) else x for k, x in case.arguments.items()}
         return grpo_rank_loss(logits, case.token_ids.to(DEVICE), inplace=True, implementation="triton", **arguments)[0]
 
-    def test_no_second_buffer(self) -> None:
-        case = make_case(2, 3, 100)
+    @pytest.mark.parametrize("how", [{}, {"ratio": "sequence"}, {"dtype": torch.float16}])
+    def test_no_second_buffer(self, how: dict[str, Any]) -> None:
+        case = make_case(2, 3, 100, loss_type="grpo", **how)
         leaf = case.logits.detach().clone().to(DEVICE).requires_grad_()
         logits = leaf * 1
         memory = logits.data_ptr()
@@ -240,11 +241,14 @@ class TestInPlace:
         loss.backward()
         assert seen[0].data_ptr() == memory
 
-    def test_second_backward_raises(self) -> None:
-        case = make_case(2, 3, 100)
+    @pytest.mark.parametrize(
+        ("ratio", "message"), [("token", "second backward"), ("sequence", "modified by an inplace operation")]
+    )
+    def test_second_backward_raises(self, ratio: str, message: str) -> None:
+        case = make_case(2, 3, 100, ratio=ratio, loss_type="grpo")
         loss = self.loss(case, case.logits.detach().clone().to(DEVICE).requires_grad_() * 1)
         loss.backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match="second backward"):
+        with pytest.raises(RuntimeError, match=message):
             loss.backward()
 
     def test_a_loss_computed_before_raises(self) -> None:

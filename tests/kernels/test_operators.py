@@ -27,7 +27,8 @@ OPS = torch.ops.orlaif_kernels
 def test_opcheck_of_the_statistics(implementation: str) -> None:
     case = make_case(4, 3, 40)
     logits = case.logits.to(DEVICE).requires_grad_()
-    given = (logits, case.token_ids.to(DEVICE), case.mask.to(DEVICE), SETTINGS.pack(), implementation)
+    ids, mask = case.token_ids.to(DEVICE), case.mask.to(DEVICE)
+    given = (logits, None, None, ids, mask, SETTINGS.pack(), implementation, [True, False, False])
     torch.library.opcheck(OPS.token_statistics.default, given)
     state = OPS.token_statistics(*given).detach()
     backward = (torch.ones_like(state), state, logits.detach(), *given[1:])
@@ -55,12 +56,12 @@ def test_opcheck_of_the_fused_head(implementation: str, dtype: torch.dtype) -> N
     settings = LossSettings(entropy_coef=0.1)
     statistics = (*head.tensors, ids, mask, settings.pack(), head.how, head.wanted)
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    torch.library.opcheck(OPS.linear_token_statistics.default, statistics, test_utils=tests)
-    state = OPS.linear_token_statistics(*statistics).detach()
+    torch.library.opcheck(OPS.token_statistics.default, statistics, test_utils=tests)
+    state = OPS.token_statistics(*statistics).detach()
     backward = (torch.ones_like(state), state, *(x.detach() for x in statistics[:5]), *statistics[5:])
-    torch.library.opcheck(OPS.linear_token_statistics_backward.default, backward, test_utils=tests)
+    torch.library.opcheck(OPS.token_statistics_backward.default, backward, test_utils=tests)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    batch = prepare(ids, mask, settings, wide=wide, advantages=advantages)
+    batch = prepare(ids, mask, settings, wide, {"advantages": advantages})
     if dtype == torch.float64:  # else the gradients are given away by the first of the backward passes that this makes
         tests.append("test_aot_dispatch_dynamic")
     loss = (*head.tensors, batch.tensors, settings.pack(), head.how, head.wanted)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from orlaif_kernels import grpo_rank_loss
-from orlaif_kernels.reference import loss_weights, token_logps
+from orlaif_kernels.objective import loss_weights
 
 from tests.conftest import REPO
 
@@ -190,13 +190,6 @@ def test_normalisers_add_up_over_batches() -> None:
             total += grpo_rank_loss(logits[part], ids[part], normalizer=1.0, **settings)[0]
             count += loss_weights(mask[part], loss_type, 3)[1]
         torch.testing.assert_close(total / count, whole)
-
-
-def test_token_logps_of_low_precision_logits_are_float32() -> None:
-    logits = torch.tensor([[[0.0, 1.0]]], dtype=torch.bfloat16)
-    logps = token_logps(logits, torch.tensor([[1]]), mask=torch.tensor([[True]]), temperature=0.5)
-    assert logps.dtype == torch.float32
-    assert float(logps) == pytest.approx(-math.log1p(math.exp(-2.0)), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def statistics(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of tokens [L] under logits [L, V]."""
     lse = torch.logsumexp(z, -1, keepdim=True)
     excluded = z == -math.inf
-    log_p = z.masked_fill(excluded, 0.0) - lse
+    log_p = (z.masked_fill(excluded, 0.0) - lse).masked_fill(excluded, 0.0)  # exp of -lse may be inf
     p = log_p.exp().masked_fill(excluded, 0.0)
     return (z - lse).gather(-1, ids.long().unsqueeze(-1)).squeeze(-1), -(p * log_p).sum(-1)
 

@@ -10,13 +10,14 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from orlaif_kernels.statistics import transient_bytes
+from orlaif_kernels.logits import transient_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-#: Operators that hold more for a moment, and which argument is the logits; the last is the implementation.
+#: Operators that hold more for a moment, and which argument is the logits, if the next, a head, is None; the last but
+#: one is how they are computed.
 _STATISTICS = {"orlaif_kernels::token_statistics": 0, "orlaif_kernels::token_statistics_backward": 2}
 
 
@@ -41,8 +42,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
-        if func.name() in _STATISTICS:
-            self.peak = max(self.peak, self.now + transient_bytes(args[_STATISTICS[func.name()]], args[-1]))
+        if (at := _STATISTICS.get(func.name())) is not None and args[at + 1] is None:
+            self.peak = max(self.peak, self.now + transient_bytes(args[at], args[-2]))
         return out
 
     def _see(self, tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from orlaif_kernels.arguments import LossSettings
+from orlaif_kernels.logits import Logits
 from orlaif_kernels.statistics import statistics_of
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -110,11 +111,12 @@ class Passes:
         mask = torch.empty(1, positions, dtype=torch.bool, device="meta")
         places = torch.zeros(1, dtype=torch.long, device="meta")
         implementation = "torch" if s.loss == "logits" else "triton"
+        settings = LossSettings(temperature=s.temperature)
         with torch.set_grad_enabled(train), LiveBytes([states, weight, ids, mask, places]) as live:
             logits = nn.functional.linear(states, weight)
             logits = logits.index_fill(-1, places, -torch.inf)
             if not train:
-                statistics_of(logits, ids, mask, LossSettings(temperature=s.temperature), implementation)
+                statistics_of(Logits(logits, None, None, implementation), ids, mask, settings)
             elif s.loss == "inplace":  # the gradient takes the place of the logits
                 logits.backward(logits.detach())
             elif s.rollout:
@@ -131,7 +133,7 @@ class Passes:
                 del logits
                 loss.backward()
             else:
-                loss = statistics_of(logits, ids, mask, LossSettings(), implementation).logps.sum()
+                loss = statistics_of(Logits(logits, None, None, implementation), ids, mask, LossSettings()).logps.sum()
                 del logits
                 loss.backward()
         return live.peak
