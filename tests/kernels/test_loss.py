@@ -234,10 +234,11 @@ class TestInPlace:
         case = make_case(2, 3, 100, loss_type="grpo", **how)
         leaf = case.logits.detach().clone().to(DEVICE).requires_grad_()
         logits = leaf * 1
-        memory = logits.data_ptr()
+        memory, made = logits.data_ptr(), logits.grad_fn
+        assert made is not None
         loss = self.loss(case, logits)
         seen: list[Tensor] = []
-        logits.grad_fn.next_functions[0][0].register_prehook(lambda grads: seen.extend(grads))  # type: ignore[union-attr]
+        made.register_prehook(lambda grads: seen.extend(grads))
         loss.backward()
         assert seen[0].data_ptr() == memory
 
