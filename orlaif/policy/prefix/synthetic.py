@@ -67,8 +67,17 @@ def synthetic_prompt(
     return synthetic_batch(processor, ("what is this",), device, dtype, family, num_frames)
 
 
-def random_tokens(processor: Any, placeholders: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Ordinary tokens i64[shape], the same every time."""
-    special = {*placeholders, *processor.tokenizer.all_special_ids}
+def random_tokens(processor: Any, apart: list[int], shape: tuple[int, int, int]) -> Tensor:
+    """Ordinary tokens i64[P, G, T], the same every time; no two of the G completions behind a prompt share one.
+
+    Args:
+        processor: of the model.
+        apart: tokens to leave out: placeholders, and those of the prompts.
+        shape: P, G, T.
+    """
+    special = {*apart, *processor.tokenizer.all_special_ids}
     vocabulary = torch.tensor([i for i in range(len(processor.tokenizer)) if i not in special])
-    return vocabulary[torch.randint(len(vocabulary), shape, generator=torch.Generator().manual_seed(0))]
+    parts = [vocabulary[i :: shape[1]] for i in range(shape[1])]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [part[torch.randint(len(part), (shape[0], shape[2]), generator=generator)] for part in parts]
+    return torch.stack(drawn, 1)
