@@ -5,10 +5,12 @@ Shapes: P prompts of S tokens.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
 from orlaif.types import PromptBatch
@@ -17,6 +19,19 @@ from orlaif.types import PromptBatch
 def base_of(model: Any) -> Any:
     """The transformers model, taken out of PEFT's where there is one around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def speaking(config: Any) -> Any:
+    """The part of a checkpoint's config that transformers has a class for which sees and speaks; None if there is none.
+
+    The config itself, or the first one below it: an Omni checkpoint holds a thinker beside what makes a voice of it.
+
+    Args:
+        config: of transformers.
+    """
+    below = (value for value in vars(config).values() if hasattr(value, "model_type"))
+    known = AutoModelForImageTextToText._model_mapping
+    return next((part for part in (config, *below) if type(part) in known), None)
 
 
 def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -30,9 +45,9 @@ def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def process(
-    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata]
+    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata], **more: Any
 ) -> dict[str, Tensor]:
-    """What a processor returns for the model, as tensors."""
+    """What a processor returns for the model, as tensors; ``more`` is what one processor is told and others are not."""
     begin = processor.tokenizer.bos_token
     # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
     begins = begin is not None and prompts[0].startswith(begin)
@@ -43,6 +58,7 @@ def process(
         do_sample_frames=False,
         return_tensors="pt",
         **({"add_special_tokens": False} if begins else {}),
+        **more,
     )
     inputs = {}
     for name, value in dict(returned).items():
@@ -111,6 +127,28 @@ def decoder_positions(model: Any, inputs: dict[str, Any]) -> Tensor | None:
     if positions is not None and positions.ndim == 3 and positions.shape[0] == 4:
         return positions[1:]  # the first of four is the place in the text, for masks
     return positions
+
+
+def counted_positions(model: Any, way: str, given: dict[str, Any]) -> Tensor | None:
+    """The position ids by a method of ``model`` that counts them, [..., P, S]; None where it cannot be asked.
+
+    Args:
+        model: of transformers, or PEFT's around one.
+        way: name of the method; what it takes and ``given`` lacks, the model has not been given.
+        given: the model's inputs, by name.
+    """
+    base = base_of(model)
+    ask = getattr(getattr(base, "model", base), way, None)
+    if ask is None:
+        return None
+    names = inspect.signature(ask).parameters
+    needed = [name for name, p in names.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = dict.fromkeys(name for name in needed if name not in given)
+    try:
+        counted = ask(**missing, **{name: value for name, value in given.items() if name in names})
+    except Exception:  # whatever it raises without what it was not given
+        return None
+    return counted[0] if isinstance(counted, tuple) else counted
 
 
 def same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:

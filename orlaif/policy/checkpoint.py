@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig
 
+from orlaif.policy.asking import speaking
 from orlaif.policy.families import Family, family_of
 from orlaif.policy.hub import Source, find_source, load_processor
 
@@ -56,10 +57,11 @@ class Checkpoint(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The transformers config, without loading weights."""
+        """The transformers config of the model that is trained, without loading weights."""
         if self.model is not None:
             return self.model.config
-        return AutoConfig.from_pretrained(self.source.model, revision=self.source.revision)
+        config = AutoConfig.from_pretrained(self.source.model, revision=self.source.revision)
+        return speaking(config) or config
 
     @property
     def pad_id(self) -> int:

@@ -132,7 +132,7 @@ class ProcessorEncoder:
     def _encoded(self, prompt: VideoPrompt, clip: VideoClip, text: str) -> dict[str, Any]:
         try:
             inputs = self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
-        except (torch.OutOfMemoryError, MemoryError, ImportError):  # no fault of the video
+        except (torch.OutOfMemoryError, MemoryError, ImportError, VideoError):  # no fault of the video, or told already
             raise
         except Exception as error:  # processors raise whatever they like
             frames, _, height, width = clip.frames.shape

@@ -24,6 +24,7 @@ from orlaif.policy import lora as adapters
 from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source, copy_processor
 from orlaif.policy.merging import add_adapters, check_sum, merged
+from orlaif.policy.whole import complete, holds_more
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -108,8 +109,10 @@ def published(folder: str) -> Iterator[str]:
 def export_policy(policy: Policy, folder: str, merge: bool = False) -> None:
     """Write ``policy`` to ``folder``: complete, or not at all.
 
-    A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged. All processes
-    must call it where the policy is sharded; process 0 writes.
+    A Hugging Face folder (or, with LoRA, a PEFT adapter) with the base checkpoint's processor unchanged. Where the run
+    started from a checkpoint that holds more than the model that is trained (an Omni model's thinker), the folder is
+    that whole checkpoint with the trained weights in it. All processes must call it where the policy is sharded;
+    process 0 writes.
 
     Args:
         policy: loaded, or it is loaded now.
@@ -148,6 +151,8 @@ def write_policy(policy: Policy, folder: str, merge: bool) -> None:
     copy_processor(source, folder)
     whole = policy.lora is None or merge
     if whole:
+        if holds_more(source):
+            complete(folder, source)
         check_loads(folder, policy.family)
     about = {"kind": "model" if whole else "adapter", "base": source.model, "revision": source.revision}
     Path(folder, MARK).write_text(json.dumps({**about, "started_from": source.path}, indent=2), encoding="utf-8")

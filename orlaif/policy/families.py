@@ -19,12 +19,25 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
-from orlaif.policy.asking import base_of, decoder_positions, joining_dimensions, process, same_places
-from orlaif.policy.positions import behind_the_largest, completion_positions
+from orlaif.policy.asking import (
+    base_of,
+    counted_positions,
+    decoder_positions,
+    joining_dimensions,
+    process,
+    same_places,
+    speaking,
+)
+from orlaif.policy.positions import behind_the_largest, completion_positions, in_order
+from orlaif.policy.whole import load_part
 from orlaif.types import PromptBatch, VideoClip
 
 #: Of a config: tokens in whose place features are put.
 _PLACEHOLDER = re.compile(r"(image|video|audio|img_context|media|sound_context|video_context)_token_(id|index)")
+#: Path of clips that are made up, to ask a model.
+SYNTHETIC = "probe"
+#: Methods of models that count positions.
+_WAYS = ("get_rope_index", "compute_3d_position_ids")
 #: Overrides by model type (:func:`overrides`).
 _OVERRIDES: dict[str, type[Family]] = {}
 
@@ -53,7 +66,9 @@ class Family:
     probe_frames = 4
 
     def __init__(self) -> None:
-        self._asks_decoder = False
+        #: Whether positions are those that the model hands to its decoder, for which its tower has to run.
+        self.asks_decoder = False
+        self._way = _WAYS[0]
         self._places: dict[str, int] | None = None
 
     # ------------------------------------------------------------------ loading
@@ -69,12 +84,15 @@ class Family:
             ValueError: a model type that transformers has no such class for.
         """
         config = AutoConfig.from_pretrained(path, revision=options.get("revision"))
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
+        part = speaking(config)
+        if part is None:
             raise ValueError(
                 f"{path!r} holds a model of type {config.model_type!r}, which takes no video: transformers knows none "
                 "of that type that sees and speaks (AutoModelForImageTextToText); name a video-language model"
             )
-        return AutoModelForImageTextToText.from_pretrained(path, **options)
+        if part is config:
+            return AutoModelForImageTextToText.from_pretrained(path, **options)
+        return load_part(path, part, **options)
 
     def build(self, config: Any, **options: Any) -> Any:
         """The model of a ``config`` without weights from anywhere, as ``orlaif plan`` measures it.
@@ -83,7 +101,7 @@ class Family:
             config: of transformers.
             options: of ``from_config``.
         """
-        return AutoModelForImageTextToText.from_config(config, **options)
+        return AutoModelForImageTextToText.from_config(speaking(config) or config, **options)
 
     # ----------------------------------------------------------------- encoding
 
@@ -174,9 +192,15 @@ class Family:
             model: of transformers.
             batch: P prompts.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
-        handed = decoder_positions(model, inputs)
-        self._asks_decoder = handed is not None and not same_places(handed, self.counted(model, batch), batch)
+        handed = decoder_positions(model, self._given(model, batch))
+        if handed is None:
+            return
+        for way in _WAYS:
+            counted = counted_positions(model, way, self._known(model, batch))
+            if counted is not None and same_places(handed, counted, batch):
+                self._way = way
+                return
+        self.asks_decoder = not same_places(handed, in_order(batch), batch)
 
     def prompt_positions(self, model: Any, batch: PromptBatch) -> Tensor:
         """Position ids of the prompts: those that the model hands to its decoder.
@@ -189,9 +213,8 @@ class Family:
             i64[P, S], or i64[3, P, S] for multimodal RoPE.
         """
         positions = None
-        if self._asks_decoder:
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
-            positions = decoder_positions(model, inputs)
+        if self.asks_decoder:
+            positions = decoder_positions(model, self._given(model, batch))
         return self.corrected(model, batch, self.counted(model, batch) if positions is None else positions)
 
     def corrected(self, model: Any, batch: PromptBatch, positions: Tensor) -> Tensor:
@@ -199,16 +222,15 @@ class Family:
         return positions
 
     def counted(self, model: Any, batch: PromptBatch) -> Tensor:
-        """Position ids by the model's ``get_rope_index``, else one for each token; neither runs the model."""
-        base = base_of(model)
-        inner = getattr(base, "model", base)
-        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **batch.mm_inputs}
-        if (ask := getattr(inner, "get_rope_index", None)) is not None:
-            names = inspect.signature(ask).parameters
-            needed = {name for name, p in names.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-            if needed <= given.keys():
-                return ask(**{name: value for name, value in given.items() if name in names})[0]
-        return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        """Position ids by the model's own count, else one for each token; neither runs the model."""
+        counted = counted_positions(model, self._way, self._known(model, batch))
+        return in_order(batch) if counted is None else counted
+
+    def _given(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
+
+    def _known(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
+        return batch.mm_inputs | self._given(model, batch)
 
     def completion_positions(self, positions: Tensor, length: int) -> Tensor:
         """Positions of a completion of ``length`` tokens behind prompts at ``positions``: i64[P, T] or i64[3, P, T]."""

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from orlaif.policy.families import Family
 
 
+def in_order(batch: PromptBatch) -> Tensor:
+    """Position ids i64[P, S] of prompts: one for each token, padding aside."""
+    return (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def completion_positions(prompt_positions: Tensor, length: int) -> Tensor:
     """Positions of a completion of ``length`` tokens: it goes on after the prompt's largest position.
 

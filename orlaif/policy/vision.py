@@ -1,7 +1,8 @@
 """Features of a batch's videos, computed once for rollout, reference and policy where nothing trained makes them.
 
-The model's own ``get_video_features`` (or ``get_image_features``, for families that see a video as images) is called as
-ever, from within its forward pass; the first result is kept and handed out until the next batch.
+The model's own ``get_video_features`` (or ``get_image_features``, for families that see a video as images;
+``get_audio_features`` of its sound) is called as ever, from within its forward pass; the first result is kept and
+handed out until the next batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from orlaif.policy.asking import base_of
 from orlaif.policy.families import Family
 from orlaif.types import PromptBatch
 
-_ENCODERS = ("get_video_features", "get_image_features")
+_ENCODERS = ("get_video_features", "get_image_features", "get_audio_features")
 
 
 class VisionFeatures:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.families import Family
+from orlaif.policy.families import SYNTHETIC, Family
 from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 #: Seconds between the frames of the synthetic video.
@@ -47,7 +47,7 @@ def synthetic_batch(
         generator = torch.Generator().manual_seed(seed + i)
         frames = torch.randint(0, 256, (num_frames, 3, 56, 56), generator=generator, dtype=torch.uint8)
         pts_s = torch.arange(num_frames, dtype=torch.float64) * SPACING_S
-        clips.append(VideoClip(frames=frames, pts_s=pts_s, duration_s=num_frames * SPACING_S, path="probe"))
+        clips.append(VideoClip(frames=frames, pts_s=pts_s, duration_s=num_frames * SPACING_S, path=SYNTHETIC))
         prompts.append(VideoPrompt(id="probe", video="probe", question=question, answer="a"))
     batch = ProcessorEncoder(processor, family=family)(prompts, clips)
 
