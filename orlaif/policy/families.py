@@ -230,7 +230,7 @@ class Family:
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self.inputs(model, batch)}
 
     def _known(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
-        return batch.mm_inputs | self._given(model, batch)
+        return {**batch.mm_inputs, **self._given(model, batch)}
 
     def completion_positions(self, positions: Tensor, length: int) -> Tensor:
         """Positions of a completion of ``length`` tokens behind prompts at ``positions``: i64[P, T] or i64[3, P, T]."""

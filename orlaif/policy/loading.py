@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orlaif.policy import lora as adapters
+from orlaif.policy.experts import leave_out_balance
 from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
@@ -54,6 +55,7 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     model: Any = family.load(
         source.model, dtype=getattr(torch, policy.dtype), attn_implementation=policy.attn_implementation, **options
     )
+    leave_out_balance(model)
     if source.adapter is not None and policy.lora is None:
         model = fold(model, source.adapter)
     choice = choose_prefix(policy, model)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from orlaif.policy.experts import ALL_EXPERTS, expert_parameters, linear_names
 from orlaif.policy.lora_settings import EXTRAS, check_settings
 
 #: PEFT's name of the adapter that is trained.
@@ -27,13 +28,27 @@ POLICY = "default"
 REFERENCE = "reference"
 
 
-def arguments(model: nn.Module, lora: dict[str, Any], untouched: Sequence[nn.Module]) -> dict[str, Any]:
-    """``lora`` with parts of the model excluded, unless it excludes something itself."""
-    if not untouched or "exclude_modules" in lora:
-        return lora
-    parts = {id(module) for module in untouched}
-    names = [re.escape(name) for name, module in model.named_modules() if id(module) in parts]
-    return {**lora, "exclude_modules": rf"(.*\.)?({'|'.join(names)})(\..*)?"}
+def arguments(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module]) -> dict[str, Any]:
+    """``lora`` with parts of the model excluded, unless it excludes something itself, and what it calls "all" named.
+
+    Raises:
+        ValueError: ``target_parameters: all-experts`` for a model that has none.
+    """
+    parts = set() if "exclude_modules" in lora else {id(module) for module in untouched}
+    settings = dict(lora)
+    if parts:
+        names = [re.escape(name) for name, module in model.named_modules() if id(module) in parts]
+        settings["exclude_modules"] = rf"(.*\.)?({'|'.join(names)})(\..*)?"
+    if lora.get("target_modules") == "all-linear":
+        settings["target_modules"] = linear_names(model, parts)
+    if lora.get("target_parameters") == ALL_EXPERTS:
+        settings["target_parameters"] = expert_parameters(model)
+        if not settings["target_parameters"]:
+            raise ValueError(
+                f"policy.lora.target_parameters is {ALL_EXPERTS!r}, and model type {model.config.model_type!r} has no "
+                "experts; leave it out"
+            )
+    return settings
 
 
 def attach(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module] = ()) -> Any:
@@ -50,8 +65,9 @@ def attach(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module] = ()
     from peft import LoraConfig, get_peft_model
 
     check_settings(lora)
+    settings = arguments(model, lora, untouched)
     try:
-        adapted = get_peft_model(model, LoraConfig(**arguments(model, lora, untouched)))
+        adapted = get_peft_model(model, LoraConfig(**settings))
     except (TypeError, ValueError) as error:
         raise ValueError(f"policy.lora: {error}") from None
     if lora.get("trainable_token_indices") and any(_is_layer(module) for module in embeddings(model)):
@@ -106,8 +122,9 @@ def add_reference(model: Any, lora: dict[str, Any]) -> None:
                 "reference.refresh is 'epoch', or the policy starts from an adapter; use 'never' and a whole model "
                 "(orlaif export --merge), or loss.kl_coef: 0"
             )
-    excluded = model.peft_config[POLICY].exclude_modules
-    settings = {**lora, "exclude_modules": excluded, "init_lora_weights": True}
+    trained = model.peft_config[POLICY]  # in which what the settings call "all" has been named
+    names = {name: getattr(trained, name) for name in ("target_modules", "target_parameters", "exclude_modules")}
+    settings = {**lora, **names, "init_lora_weights": True}
     model.add_adapter(REFERENCE, LoraConfig(**settings))
     for name, parameter in model.named_parameters():
         if _is(REFERENCE, name):
@@ -173,8 +190,11 @@ def adapted_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             layer: Any = module
             if getattr(layer, "use_dora", {}).get(POLICY):
                 raise ValueError("policy.lora.use_dora: an engine beside the trainer cannot be given DoRA's weights")
-            weight = dequantize_module_weight(layer.get_base_layer())
-            yield f"{name}.weight", weight + layer.get_delta_weight(POLICY).to(weight.dtype)
+            if (parameter := getattr(layer, "parameter_name", None)) is not None:  # of experts, which are no layer
+                weight, layer_name = layer.get_param(), name.replace(".base_layer", "")
+            else:
+                weight, layer_name, parameter = dequantize_module_weight(layer.get_base_layer()), name, "weight"
+            yield f"{layer_name}.{parameter}", weight + layer.get_delta_weight(POLICY).to(weight.dtype)
 
 
 def quantization_config(quantization: dict[str, Any]) -> Any:

@@ -33,7 +33,7 @@ def check_settings(lora: dict[str, Any]) -> None:
 
 
 #: What an adapter trains besides low-rank matrices; PEFT itself keeps what was there before.
-EXTRAS = ("modules_to_save", "trainable_token_indices", "target_parameters")
+EXTRAS = ("modules_to_save", "trainable_token_indices")
 
 
 def needs_copy(lora: dict[str, Any]) -> bool:

@@ -35,7 +35,7 @@ def load_part(path: str, part: Any, **options: Any) -> Any:
         ValueError: the checkpoint holds no weights for some of it.
     """
     told = options.pop("output_loading_info", False)
-    kind = AutoModelForImageTextToText._model_mapping[type(part)]
+    kind: Any = AutoModelForImageTextToText._model_mapping[type(part)]
     model, info = kind.from_pretrained(path, config=part, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -93,7 +93,7 @@ def complete(folder: str, source: Source) -> None:
 
 def _weights(folder: str) -> dict[str, str]:
     """The file of each weight in a folder, by the weight's name."""
-    places = {}
+    places: dict[str, str] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, "pt") as weights:
             places |= dict.fromkeys(weights.keys(), path.name)

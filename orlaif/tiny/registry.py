@@ -17,7 +17,11 @@ from orlaif.tiny.tokens import WORDS, WRITTEN
 #: Its classes, which check what they are given themselves.
 hf: Any = transformers
 #: Modules of builders; each registers its own by :func:`family`.
+<<<<<<< HEAD
 MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others")
+=======
+MODULES = ("qwen", "llava", "omni")
+>>>>>>> 16a6a5d (LoRA on experts, all-linear that passes routers by, and what is said of a balancing loss; Omni's and experts' page)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,8 @@ def random_model(parts: Parts, seed: int) -> Any:
         for parameter in model.parameters():
             if parameter.ndim > 1 and parameter.std() < 0.1:
                 parameter.mul_(0.1 / parameter.std().clamp(min=1e-3))
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        speaking = getattr(model, "thinker", model)
+        head, embedding = speaking.get_output_embeddings(), speaking.get_input_embeddings()
         if head is not None and head.weight is not embedding.weight:
             head.weight.copy_(torch.randn_like(head.weight) * 0.5)
     tokenizer = parts.processor.tokenizer

@@ -1,0 +1,92 @@
+"""Mixtures of experts: their routers and their fused weights, as the model itself tells them.
+
+Transformers keeps the experts of a layer in one tensor of three dimensions, no layer of its own, so that an adapter on
+"all linear layers" passes them by; PEFT adapts them where ``target_parameters`` names them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from orlaif.policy.asking import base_of
+
+log = logging.getLogger(__name__)
+
+#: For ``policy.lora.target_parameters``: the weights of all experts.
+ALL_EXPERTS = "all-experts"
+
+
+def routers(model: Any) -> list[tuple[str, nn.Module]]:
+    """The modules that choose among experts, with their names: those whose outputs the model records as such.
+
+    Args:
+        model: of transformers, or PEFT's around one.
+    """
+    base = base_of(model)
+    recorded: list[Any] = []
+    for module in base.modules():
+        record = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
+        recorded += record if isinstance(record, (list, tuple)) else [record]
+    kinds = tuple({getattr(one, "target_class", one) for one in recorded if one is not None})
+    found = [(name, module) for name, module in base.named_modules() if kinds and isinstance(module, kinds)]
+    return [(name, module) for name, module in found if not _holds_experts(module)]
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Whether a module is a whole block of experts, which some models record the choice of."""
+    return any(parameter.ndim == 3 for parameter in module.parameters())
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """Names of the fused weights of experts, [experts, ...], from the name of the last layer's module on.
+
+    Args:
+        model: of transformers.
+    """
+    decoder = base_of(model).get_decoder()
+    names = [name for name, parameter in decoder.named_parameters() if parameter.ndim == 3]
+    return sorted({".".join(name.split(".")[-3:]) for name in names})
+
+
+def linear_names(model: Any, untouched: set[int]) -> list[str]:
+    """Names of all linear layers but the LM head and routers, as short as they are not another module's as well.
+
+    PEFT's own ``all-linear`` shortens a layer called ``mlp.0`` to ``0``, which is a decoder's first layer too.
+
+    Args:
+        model: of transformers.
+        untouched: ids of modules that get no adapter, nor do those inside them.
+    """
+    excluded = {id(inner) for module in model.modules() if id(module) in untouched for inner in module.modules()}
+    every = {name: module for name, module in model.named_modules() if name and id(module) not in excluded}
+    kept = {id(model.get_output_embeddings()), *(id(module) for _, module in routers(model))}
+    linear = [name for name, module in every.items() if isinstance(module, nn.Linear) and id(module) not in kept]
+    others = [f".{name}" for name in every.keys() - set(linear)]
+    names = set()
+    for name in linear:
+        parts = name.split(".")
+        shorter = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        names.add(next((one for one in shorter if not any(other.endswith(f".{one}") for other in others)), name))
+    return sorted(names)
+
+
+def leave_out_balance(model: Any) -> None:
+    """Train without an auxiliary loss that balances experts, and say so where the checkpoint's config asks for one.
+
+    Args:
+        model: of transformers; its passes compute none from now on.
+    """
+    config = base_of(model).config
+    asking = [c for c in (config, config.get_text_config(decoder=True)) if getattr(c, "output_router_logits", False)]
+    for one in asking:
+        one.output_router_logits = False
+    if asking:
+        log.warning(
+            "the config of model type %r has output_router_logits: true, by which transformers adds a loss that "
+            "balances experts (router_aux_loss_coef %s); training here is without it",
+            config.model_type,
+            getattr(asking[-1], "router_aux_loss_coef", "unknown"),
+        )
