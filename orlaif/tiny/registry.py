@@ -17,11 +17,7 @@ from orlaif.tiny.tokens import WORDS, WRITTEN
 #: Its classes, which check what they are given themselves.
 hf: Any = transformers
 #: Modules of builders; each registers its own by :func:`family`.
-<<<<<<< HEAD
-MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others")
-=======
-MODULES = ("qwen", "llava", "omni")
->>>>>>> 16a6a5d (LoRA on experts, all-linear that passes routers by, and what is said of a balancing loss; Omni's and experts' page)
+MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others", "omni")
 
 
 @dataclass(frozen=True, kw_only=True)
