@@ -83,6 +83,8 @@ def poisoned(x: Tensor | None, mask: Tensor) -> Tensor | None:
 def check(problem: dict[str, Any], way: str, implementation: str) -> None:
     told = dict(problem)
     logits, ids, mask = told.pop("logits"), told.pop("ids"), told.pop("mask")
+    if way.startswith("head"):  # which makes no -inf, and what it makes instead a soft cap takes back
+        logits = logits.masked_fill(logits == -math.inf, -1e30)
     exact = logits.clone().requires_grad_()
     loss, metrics = truth.loss(exact, ids, mask=mask, **told)
     (grad,) = torch.autograd.grad(loss * 3, exact, allow_unused=True)
@@ -93,7 +95,7 @@ def check(problem: dict[str, Any], way: str, implementation: str) -> None:
     ids = ids.masked_fill(~mask, -100).to(DEVICE)
     leaf = logits.float().masked_fill(~mask[..., None], math.nan).to(DEVICE)
     if way.startswith("head"):  # hidden states of which the head, an identity, makes just these logits
-        leaf = leaf.masked_fill(leaf == -math.inf, -1e30).requires_grad_()
+        leaf = leaf.requires_grad_()
         weight = torch.eye(logits.shape[-1], device=DEVICE)
         got, told_back = linear_grpo_rank_loss(leaf, weight, ids, chunk_size=3, fp32_logits="32" in way, **told)
     else:
