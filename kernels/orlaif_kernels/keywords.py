@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Required, TypedDict
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from orlaif_kernels.arguments import KLEstimator, KLPlace, LossType, Mapping, RatioLevel
 
@@ -94,11 +95,15 @@ class HeadArguments(TypedDict, total=False):
         chunk_size: tokens per chunk; by default 2048 on a GPU, less on a CPU.
         fp32_logits: keep the logits of 16-bit GEMMs in float32: exact where bf16 rounds a log-prob by about .006, for
             2.5 times the memory of a chunk.
+        vocabulary_group: processes among which the head's rows are split, in the order of ranks: ``weight`` (and
+            ``bias``) are this one's rows, or a ``DTensor`` of which it has its own. Hidden states and all else must be
+            the same on every one of them, and each gets the whole gradient of the hidden states and that of its rows.
     """
 
     bias: Tensor | None
     chunk_size: int | None
     fp32_logits: bool
+    vocabulary_group: ProcessGroup | None
 
 
 class LinearLossArguments(LossArguments, HeadArguments, total=False):

@@ -12,6 +12,8 @@ subnormals, and rounding after each chunk would bias bf16. For a 16-bit head of 
 halves A and B of 2 V H bytes each. At the end A is narrowed where it stands, B into A's freed second half, and A's
 memory, now exactly V x H 16-bit numbers, is the gradient: no moment needs both the float32 sum and a separate result.
 
+**Split vocabularies.** With a ``vocabulary_group`` the head's rows lie on several processes; see ``shard.py``.
+
 **Ratios.** Log-probs of the reference, or of the policy that sampled, come by the same GEMMs in the same chunks and the
 same row pass, so that with the same mask the ratio of an unchanged policy is exactly 1.
 
@@ -21,15 +23,18 @@ Shapes: N completions, T tokens, H hidden, V vocabulary, M tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Partial
 
 from orlaif_kernels.arguments import LossSettings, choose
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.objective import GRPORank, Objective
 from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows, wide
+from orlaif_kernels.shard import Shard
 from orlaif_kernels.source import Source
 
 #: Tokens per chunk on a GPU; on a CPU a chunk's logits are held to about this many numbers.
@@ -42,7 +47,8 @@ _NARROW = 2**24
 
 class Head(Source):
     """Hidden states [N, T, H], head [V, H], bias [V] or None, all of one dtype; and how their logits are made:
-    implementation, chunk size, and ``fp32`` where 16-bit ones are to be kept in float32."""
+    implementation, chunk size, ``fp32`` where 16-bit ones are to be kept in float32, and the :class:`Shard` where these
+    are not all rows of the head."""
 
     @staticmethod
     def of(
@@ -52,13 +58,16 @@ class Head(Source):
         bias: Tensor | None = None,
         chunk_size: int | None = None,
         fp32_logits: bool = False,
+        vocabulary_group: ProcessGroup | None = None,
     ) -> Head:
-        """Checked, cast under autocast, and whole where a ``DTensor`` is sharded."""
+        """Checked, cast under autocast, and whole where a ``DTensor`` is sharded but for a ``vocabulary_group``."""
         if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be [V, {hidden.shape[-1]}]")
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be [{weight.shape[0]}]")
-        weight, bias = whole(weight), None if bias is None else whole(bias)
+        local = whole if vocabulary_group is None else own
+        weight, bias = local(weight), None if bias is None else local(bias)
+        shard = None if vocabulary_group is None else Shard.of(weight, vocabulary_group)
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -67,17 +76,42 @@ class Head(Source):
             if tensor is not None and tensor.dtype != hidden.dtype:
                 raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}; cast one, or use autocast")
         if chunk_size is None:
-            small = max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // weight.shape[0]))
+            rows = weight.shape[0] if shard is None else -(-shard.vocabulary // shard.group.size())
+            small = max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // rows))
             chunk_size = CHUNK_TOKENS if hidden.is_cuda else small
         elif chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
         chosen = choose(implementation, hidden)
-        return Head(hidden, weight, bias, f"{chosen} {chunk_size} {'fp32' if fp32_logits else ''}")
+        part = "" if shard is None else f"{shard.name} {shard.start} {shard.vocabulary}"
+        return Head(hidden, weight, bias, f"{chosen} {chunk_size} {'fp32' if fp32_logits else 'same'} {part}")
+
+    @property
+    def shard(self) -> Shard | None:
+        """Where the head's rows are."""
+        name, *numbers = self.how.split()[3:] or ("",)
+        return Shard(name, *map(int, numbers)) if name else None
+
+    @property
+    def vocabulary(self) -> int:
+        """V, of all processes."""
+        return self.head.shape[0] if self.shard is None else self.shard.vocabulary
+
+    def rows(self, token_ids: Tensor, *rest: Any, **more: Any) -> Rows:
+        """As of any source, with ids as this part of the head counts them."""
+        return super().rows(token_ids - (0 if self.shard is None else self.shard.start), *rest, **more)
 
     def statistics(self, rows: Rows) -> None:
         """Chunk by chunk."""
         for at, _, logits, _ in self.chunks(rows.mask):
-            rows.statistics(logits, at)
+            self.chunk_statistics(rows, logits, at)
+
+    def chunk_statistics(self, rows: Rows, logits: Tensor, at: Tensor) -> None:
+        """Of a chunk, whole rows."""
+        rows.statistics(logits, at)
+        if self.shard is not None:
+            ids = rows.token_ids.flatten()[at]
+            owned = (ids >= 0) & (ids < logits.shape[-1])
+            rows.state[:, at] = self.shard.combine(rows.state[:, at], owned, rows.settings.factor)
 
     def gradients(self, rows: Rows, c: Tensor, h: Tensor, wanted: list[bool]) -> list[Tensor | None]:
         """By the logits made again, from dl/dlogp and dl/dH, [N * T]; None where not wanted."""
@@ -107,7 +141,7 @@ class Head(Source):
         places = torch.arange(counted.numel(), device=counted.device) if capturing else counted.nonzero().squeeze(1)
         size = max(1, min(int(self.how.split()[1]), places.numel()))
         dtype = torch.float32 if "fp32" in self.how and flat.dtype.itemsize == 2 else flat.dtype
-        buffer = flat.new_empty(size, self.vocabulary, dtype=dtype)
+        buffer = flat.new_empty(size, self.head.shape[0], dtype=dtype)
         out = buffer if dtype == flat.dtype else flat.new_empty(buffer.shape)
         for at in places.split(size):
             hidden, logits = flat[at], buffer[: at.numel()]
@@ -127,6 +161,11 @@ def whole(weight: Tensor) -> Tensor:
     if full.requires_grad:
         full.register_hook(lambda grad: grad / mesh.size())
     return full
+
+
+def own(weight: Tensor) -> Tensor:
+    """This process's part of a ``DTensor``."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class Gradients:
@@ -170,6 +209,8 @@ class Gradients:
         if self.first:
             for half in self.halves:
                 half.zero_()
+        if self.head.shard is not None and self.hidden.numel():
+            self.head.shard.sum(self.hidden)
         return self.hidden, self.halves[0], self.halves[1], self.bias
 
 
@@ -213,6 +254,7 @@ def losses(
     """The undivided loss, sums of metrics and gradients of a token-level objective, in one pass over the chunks."""
     gradients = Gradients(head, wanted)
     fused = head.implementation == "triton" and isinstance(objective, GRPORank) and objective.fusible
+    fused = fused and head.shard is None
     rows = head.rows(batch.token_ids, batch.mask, settings, slots=TERM_SLOTS if fused else STATE_SLOTS)
     state = rows.state
     c, h = state.new_zeros(2, 0 if fused else state.shape[1])
@@ -221,7 +263,7 @@ def losses(
         if fused:
             rows.launch(logits, index=at, statistics=True, term=batch, out=out if gradients.wanted else None)
         else:
-            rows.statistics(logits, at)
+            head.chunk_statistics(rows, logits, at)
             loss, more, c[at], h[at] = batch.derivatives(objective, state[LOGP, at], state[ENTROPY, at], at)
             total, sums = total + loss, {name: value + sums.get(name, 0.0) for name, value in more.items()}
             if gradients.wanted:

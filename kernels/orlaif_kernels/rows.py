@@ -197,10 +197,11 @@ def torch_gradient(
     d = (z - top).mul_(settings.factor)
     p = (d - log_sum).exp_()
     d.masked_fill_(p == 0, 0.0)
-    target = target.where((target >= 0) & (target < z.shape[-1]), 0).unsqueeze(-1)  # else logp is NaN
+    within = ((target >= 0) & (target < z.shape[-1])).unsqueeze(-1)
+    target = target.unsqueeze(-1).where(within, 0)
     of_target = -c * torch.expm1(logp) - h * logp.exp() * (d.gather(-1, target) - mean)
     g = d.mul_(-h).add_(h * mean - c).mul_(p)
-    g.scatter_(-1, target, of_target)
+    g.scatter_(-1, target, of_target.where(within, g.gather(-1, target)))
     if settings.cap is not None:  # 1 - tanh^2, which would cancel where the cap is nearly reached
         e = torch.exp(logits.to(z.dtype).abs() * (-2 / settings.cap))
         g.mul_(4 * e / (1 + e).square())

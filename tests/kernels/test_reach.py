@@ -15,6 +15,7 @@ from orlaif_kernels import (
     policy_loss,
 )
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,39 +79,88 @@ def test_gradients_of_float32_logits_are_rounded_to_16_bits_once(implementation:
 # -------------------------------------------------------------------------------------------------------- sharded heads
 
 
-def _on_shards(rank: int, store: str) -> None:
+def gathers_a_sharded_head(rank: int, mesh: DeviceMesh) -> None:
+    """FSDP2: a ``DTensor`` is gathered, and its gradient is the mean of the processes'."""
+    advantages = torch.tensor([1.0, -0.5, 2.0])
+
+    def loss(hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        told: dict[str, Any] = {"advantages": advantages, "mask": mask, "normalizer": 1.0, "chunk_size": 4}
+        return linear_grpo_rank_loss(hidden, weight, ids, **told)[0]
+
+    weight = head(3, 5, torch.float32)[1]
+    alone = []
+    for seed in (0, 1):
+        hidden, _, ids, mask = head(3, 5, torch.float32, seed)
+        leaf = weight.clone().requires_grad_()
+        alone.append(torch.autograd.grad(loss(hidden, leaf, ids, mask), leaf)[0])
+    for seed, expected in ((0, alone[0]), (rank, (alone[0] + alone[1]) / 2)):  # the same tokens, and others
+        hidden, _, ids, mask = head(3, 5, torch.float32, seed)
+        shards = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
+        loss(hidden.requires_grad_(), shards, ids, mask).backward()
+        assert isinstance(shards.grad, DTensor)
+        assert shards.grad.placements == (Shard(0),)
+        assert shards.grad.to_local().shape[0] == (49, 48)[rank]
+        torch.testing.assert_close(shards.grad.full_tensor(), expected, atol=1e-6, rtol=1e-5)
+        assert hidden.grad is not None
+        assert bool(hidden.grad[mask].any())
+
+
+def splits_the_vocabulary(rank: int, mesh: DeviceMesh) -> None:
+    """Statistics and losses of a head in parts of 60 and 37 rows against the whole; and of a ``DTensor``'s own rows."""
+    group, mine = mesh.get_group(), (slice(0, 60), slice(60, 97))[rank]
+    hidden, weight, ids, mask = head(3, 5, torch.float32)
+    hidden[0, 0] *= 9.0  # a certain token
+    bias = torch.randn(97, generator=torch.Generator().manual_seed(3))
+    bias[60::5] = -torch.inf
+    ids[0, 0] = int((hidden[0, 0] @ weight.t() + bias).argmax())
+    ids = ids.where(~bias[ids].isinf(), 0)
+    for implementation, dtype in (("torch", torch.float64), ("triton", torch.float32)):
+        whole = [x.to(dtype, copy=True).requires_grad_() for x in (hidden, weight, bias)]
+        parts = [x.to(dtype, copy=True).requires_grad_() for x in (hidden, weight[mine], bias[mine])]
+        told: dict[str, Any] = {"mask": mask, "chunk_size": 4, "implementation": implementation}
+        expected, found = three(*whole, ids, **told), three(*parts, ids, vocabulary_group=group, **told)
+        for alone, split in zip(expected, found, strict=True):
+            torch.testing.assert_close(split, alone, rtol=1e-5, atol=1e-6)
+            true = torch.autograd.grad(alone, whole)
+            here = (true[0], true[1][mine], true[2][mine])
+            for full, one, other in zip(true, here, torch.autograd.grad(split, parts), strict=True):
+                assert float((one - other).abs().max()) <= 5e-6 * float(full.abs().max())
+    full, shards = weight.clone().requires_grad_(), distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
+    for one, more in ((full, {}), (shards, {"vocabulary_group": group})):
+        linear_token_statistics(hidden, one, ids, mask=mask, **more).logps.sum().backward()
+    assert isinstance(shards.grad, DTensor)
+    torch.testing.assert_close(shards.grad.full_tensor(), full.grad, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"ids lie in \[0, 97\)"):
+        linear_token_statistics(hidden, shards, ids + 97, mask=mask, vocabulary_group=group)
+
+
+def three(x: Tensor, w: Tensor, b: Tensor, ids: Tensor, **told: Any) -> list[Tensor]:
+    """A sum of both statistics, GRPO_rank's loss, and that of sequences."""
+    old, ref = (-torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(5)) * 4 - 2).to(x.dtype)
+    both = linear_token_statistics(x, w, ids, bias=b, temperature=0.9, **told)
+    told |= {"advantages": torch.tensor([1.0, -0.5, 2.0]), "old_logps": old, "ref_logps": ref, "bias": b}
+    return [
+        (both.logps * torch.arange(15).view(3, 5)).sum() + both.entropy.square().sum(),
+        linear_grpo_rank_loss(x, w, ids, kl_coef=0.1, entropy_coef=0.05, **told)[0],
+        linear_policy_loss(x, w, ids, OfSequences(), **told)[0],
+    ]
+
+
+def _in_two(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         mesh = torch.distributed.init_device_mesh("cpu", (2,))
-        advantages = torch.tensor([1.0, -0.5, 2.0])
-
-        def loss(hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-            told: dict[str, Any] = {"advantages": advantages, "mask": mask, "normalizer": 1.0, "chunk_size": 4}
-            return linear_grpo_rank_loss(hidden, weight, ids, **told)[0]
-
-        weight = head(3, 5, torch.float32)[1]
-        alone = []
-        for seed in (0, 1):
-            hidden, _, ids, mask = head(3, 5, torch.float32, seed)
-            leaf = weight.clone().requires_grad_()
-            alone.append(torch.autograd.grad(loss(hidden, leaf, ids, mask), leaf)[0])
-        for seed, expected in ((0, alone[0]), (rank, (alone[0] + alone[1]) / 2)):  # the same tokens, and others
-            hidden, _, ids, mask = head(3, 5, torch.float32, seed)
-            shards = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
-            loss(hidden.requires_grad_(), shards, ids, mask).backward()
-            assert isinstance(shards.grad, DTensor)
-            assert shards.grad.placements == (Shard(0),)
-            assert shards.grad.to_local().shape[0] == (49, 48)[rank]
-            torch.testing.assert_close(shards.grad.full_tensor(), expected, atol=1e-6, rtol=1e-5)
-            assert hidden.grad is not None
-            assert bool(hidden.grad[mask].any())
+        gathers_a_sharded_head(rank, mesh)
+        splits_the_vocabulary(rank, mesh)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_a_sharded_head_gets_the_mean_of_the_processes_gradients(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_on_shards, (str(tmp_path / "store"),), nprocs=2)
+@pytest.mark.skipif(DEVICE == "cuda", reason="processes of gloo, on CPUs")
+def test_heads_of_two_processes(tmp_path: Path) -> None:
+    """:func:`gathers_a_sharded_head`, :func:`splits_the_vocabulary`: one start of processes, which takes seconds."""
+    torch.multiprocessing.spawn(_in_two, (str(tmp_path / "store"),), nprocs=2)
 
 
 # ---------------------------------------------------------------------------------------------- objectives of one's own
