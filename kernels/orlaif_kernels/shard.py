@@ -11,6 +11,7 @@ Shapes: W processes, M tokens of a chunk, V vocabulary, all of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -39,7 +40,8 @@ class Shard:
     @property
     def group(self) -> distributed.ProcessGroup:
         """The processes."""
-        return _resolve_process_group(self.name)
+        name: Any = self.name  # a type of its own in some versions of PyTorch
+        return _resolve_process_group(name)
 
     def combine(self, state: Tensor, owned: Tensor, factor: float) -> Tensor:
         """Statistics [5, M] of whole rows from those of this part.
