@@ -13,6 +13,7 @@ from orlaif.policy.experts import leave_out_balance
 from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
+from orlaif.policy.prefix.current import kept
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -67,7 +68,7 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     elif policy.lora is not None:
         model = adapters.attach(model, policy.lora, tower)
     if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": kept})
         if policy.lora is not None:
             model.enable_input_require_grads()
     return Loaded(model=model, choice=choice, continued=continued, folded=folded)

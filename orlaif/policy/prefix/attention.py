@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from orlaif.policy.prefix.layout import GroupRows
+from orlaif.policy.prefix.masks import row_mask
 from orlaif.policy.prefix.split import split_runs_on
 
 #: Under this name transformers finds :func:`prefix_attention`.
@@ -39,6 +39,12 @@ aten = torch.ops.aten
 def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What attention computes in: autocast's dtype where it is on, as for PyTorch's own attention, else ``dtype``."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
+def same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All in the dtype that attention computes in; under autocast norms may leave value in another than the others."""
+    dtype = autocast_dtype(query.device, query.dtype)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 # ---------------------------------------------------------------------- flex
@@ -67,7 +73,11 @@ def _flex(compiled: bool) -> Any:
 
 def flex_attention(query: Tensor, key: Tensor, value: Tensor, rows: GroupRows, scale: float) -> Tensor:
     """As :func:`split_attention`, by FlexAttention: compiled on CUDA, once for all lengths; plain PyTorch elsewhere."""
-    mask = rows.memo("block_mask", _block_mask)
+    return by_blocks(query, key, value, rows.memo("block_mask", _block_mask), scale)
+
+
+def by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
+    """FlexAttention [B, H, L, D] under a block mask, of the shapes that :func:`flex_attention` takes."""
     compiled = query.device.type == "cuda"
     return _flex(compiled)(query, key, value, block_mask=mask, scale=scale, enable_gqa=key.shape[1] != query.shape[1])
 
@@ -90,9 +100,8 @@ class RowAttention:
     function: Callable[[Tensor, Tensor, Tensor, GroupRows, float], Tensor]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See :class:`Grouping`; under autocast norms may leave query and key in another dtype than value."""
-        dtype = autocast_dtype(query.device, query.dtype)
-        return self.function(query.to(dtype), key.to(dtype), value.to(dtype), self.rows, scale)
+        """See :class:`Grouping`."""
+        return self.function(*same_dtype(query, key, value), self.rows, scale)
 
 
 def prefix_attention(
@@ -113,7 +122,8 @@ def prefix_attention(
         query: [B, H, N, D].
         key: [B, K, M, D].
         value: [B, K, M, D].
-        attention_mask: not read where there is a ``grouping``.
+        attention_mask: of this kind of layers. Where there is a ``grouping``, it serves layers whose mask is no more
+            than one place, and the others attend by their mask.
         dropout: of the probabilities.
         scaling: of the scores.
         grouping: of this forward pass.
@@ -125,22 +135,25 @@ def prefix_attention(
     Raises:
         ValueError: dropout, a window, sinks or a soft cap, which a ``grouping`` does not know.
     """
-    if grouping is None:
+    if grouping is None or (isinstance(attention_mask, Tensor) and attention_mask.shape[-1] > 1):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        query, key, value = same_dtype(query, key, value)
+        return by_blocks(query, key, value, attention_mask, scale).transpose(1, 2), None
     extras = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if dropout or extras:
         what = ", ".join([*extras, *(["attention dropout"] if dropout else [])])
         raise ValueError(f"policy.prefix: a shared prefix does not know this model's {what}; use prefix: duplicate")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return grouping.attend(layer, query, key, value, scale).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, prefix_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, row_mask)
 
 
 # -------------------------------------------------------------------- choice

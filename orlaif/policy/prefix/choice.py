@@ -18,7 +18,7 @@ from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
 from orlaif.policy.prefix.fork import CHECKPOINTING, fork_forward
 from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
-from orlaif.policy.prefix.probe import Forward, Head, Probe, Seen, structural_reason
+from orlaif.policy.prefix.probe import Forward, Head, Probe, Seen
 from orlaif.types import Completions, PromptBatch
 
 if TYPE_CHECKING:
@@ -153,10 +153,10 @@ class _Trials:
         if not wanted:
             return _Trial(said="policy.attn_implementation is neither 'sdpa' nor 'eager'")
         model = self.probe.model
-        if reason := structural_reason(model.config.get_text_config(decoder=True)):
-            return _Trial(said=reason)
         if self.policy.attn_implementation == "sdpa":
             enable_grouping(model)
+        if reason := self.probe.prepare_rows():
+            return _Trial(said=reason)
         # FlexAttention goes backward on CUDA only, and a model that will go there is asked on the CPU.
         cuda = self.probe.ids.device.type == "cuda"
         tried = {name: self._one("shared", name, has_gradient=cuda or name != "flex") for name in wanted}

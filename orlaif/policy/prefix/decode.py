@@ -16,7 +16,9 @@ from orlaif.policy.prefix.group_cache import GroupCache
 from orlaif.types import PromptBatch
 
 
-def prefill(model: Any, batch: PromptBatch, positions: Tensor, family: Family) -> tuple[Tensor, Any]:
+def prefill(
+    model: Any, batch: PromptBatch, positions: Tensor, family: Family, cache: DynamicCache | None = None
+) -> tuple[Tensor, Any]:
     """Logits [P, V] behind the prompts, and the cache of transformers with P rows.
 
     Args:
@@ -24,12 +26,15 @@ def prefill(model: Any, batch: PromptBatch, positions: Tensor, family: Family) -
         batch: P prompts.
         positions: of the prompts, i64[P, S] or i64[3, P, S].
         family: of the model.
+        cache: an empty one, by default of the layers that the model's config asks for.
     """
+    if cache is None:
+        cache = DynamicCache(config=base_of(model).config.get_text_config(decoder=True))
     first = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=positions,
-        past_key_values=DynamicCache(config=base_of(model).config.get_text_config(decoder=True)),
+        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
         **family.inputs(model, batch),

@@ -19,7 +19,10 @@ from orlaif.distributed.sharding import compute_dtype
 from orlaif.policy.asking import base_of, per_token
 from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import RowAttention, autocast_dtype, choose_attention, flex_attention
+from orlaif.policy.prefix.current import Laid, laid
 from orlaif.policy.prefix.layout import GroupRows, group_rows
+from orlaif.policy.prefix.masks import nothing_to_read
+from orlaif.policy.prefix.prepare import has_own_masks
 from orlaif.policy.prefix.split import split_attention
 from orlaif.types import Completions, PromptBatch
 
@@ -91,8 +94,9 @@ def shared_forward(
     """
     device, dtype = batch.input_ids.device, compute_dtype(model)
     computed = autocast_dtype(device, dtype)
+    own_masks = has_own_masks(model)
     name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
-    rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask")
+    rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask" and not own_masks)
     _, g, t = completions.ids.shape
     ahead = family.completion_positions(positions, t).unsqueeze(-2)
     none = torch.zeros_like(completions.ids)
@@ -101,23 +105,25 @@ def shared_forward(
         "input_ids": rows.lay(batch.input_ids, completions.ids),
         "position_ids": rows.lay(positions, ahead.expand(*ahead.shape[:-2], g, t)),
         **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch, given).items()},
-        **_attention_inputs(model, rows, name, dtype),
+        **_attention_inputs(model, rows, name, dtype, own_masks),
     }
-    return run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
+    with laid(Laid(rows=rows, attention=name)):
+        return run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
 
 
-def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype) -> dict[str, Any]:
-    if name == "mask":
-        mask = rows.mask
+def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype, own_masks: bool) -> dict[str, Any]:
+    if own_masks:  # built by the model, from a mask of two dimensions
+        given = torch.ones_like(rows.source)
+    elif name != "mask":
+        given = nothing_to_read(rows)
+    else:  # one of four dimensions goes through transformers as it is
+        given = rows.mask
         if base_of(model).get_decoder().config._attn_implementation == "eager":  # which adds its mask to the scores
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        return {"attention_mask": mask}
-    # A mask of four dimensions goes through transformers as it is; the attention function does not read it.
+            given = torch.zeros_like(given, dtype=dtype).masked_fill(~given, torch.finfo(dtype).min)
+    if name == "mask":
+        return {"attention_mask": given}
     function = {"split": split_attention, "flex": flex_attention}[name]
-    return {
-        "attention_mask": rows.source.new_ones(1, 1, 1, 1).bool(),
-        "grouping": RowAttention(rows=rows, function=function),
-    }
+    return {"attention_mask": given, "grouping": RowAttention(rows=rows, function=function)}
 
 
 def duplicate_forward(

@@ -117,13 +117,17 @@ class GroupCache:
 
 
 def prefilled(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values [P, K, S, D] of every layer of a cache with full attention."""
+    """Keys and values [P, K, S, D] of every layer of a cache.
+
+    Raises:
+        ValueError: a layer that keeps something else, or not all of the prompt.
+    """
     pairs = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        pairs.append((layer.keys, layer.values))
+    for number, layer in enumerate(cache.layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if type(layer) is not DynamicLayer or keys is None or values is None:
+            raise ValueError(f"layer {number} keeps no keys and values of all tokens ({type(layer).__name__})")
+        pairs.append((keys, values))
     return pairs
 
 

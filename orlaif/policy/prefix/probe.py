@@ -23,6 +23,7 @@ from orlaif.policy.families import Family
 from orlaif.policy.prefix.decode import expanded_step, prefill, shared_step
 from orlaif.policy.prefix.gradients import GRADIENT_TOLERANCE, Nudge, nudged, off_by
 from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
+from orlaif.policy.prefix.prepare import prepare_rows
 from orlaif.policy.prefix.synthetic import random_tokens, synthetic_batch
 from orlaif.types import Completions, PromptBatch
 
@@ -31,22 +32,6 @@ log = logging.getLogger(__name__)
 #: Largest difference of a log-prob that is rounding.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.25}
 Forward = Callable[[PromptBatch, Completions, bool], Tensor]
-
-
-def structural_reason(config: Any) -> str | None:
-    """What in a text model's config rules a shared prefix out, or None."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"it has layers of {', '.join(sorted(kinds))}, whose state runs on from one completion to the next"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention scores, which sdpa does not"
-    window: int | None = getattr(config, "sliding_window", None)
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if not sliding or not getattr(config, "use_sliding_window", True):
-        window = None
-    if window is not None and window < getattr(config, "max_position_embeddings", 0):
-        return f"its attention has a window of {window} tokens, which a prompt may exceed"
-    return None
 
 
 def alone(model: nn.Module, batch: PromptBatch, ids: Tensor, family: Family) -> Tensor:
@@ -226,6 +211,11 @@ class Probe:
             gradient=gradient,
             logits=logits.detach(),
         )
+
+    def prepare_rows(self) -> str | None:
+        """Let the model run groups in rows (:func:`orlaif.policy.prefix.prepare.prepare_rows`)."""
+        positions = self.family.prompt_positions(self.model, self.batch)
+        return prepare_rows(self.model, lambda cache: prefill(self.model, self.batch, positions, self.family, cache))
 
     @torch.no_grad()
     def decode(self, share: bool) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +17,10 @@ from transformers import (
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.policy import Policy
 from orlaif.policy.families import Family
-from orlaif.policy.prefix import choice as prefix_choice
+from orlaif.policy.prefix import prepare, synthetic
 from orlaif.policy.prefix import probe as prefix_check
-from orlaif.policy.prefix import synthetic
 from orlaif.policy.prefix.group_cache import GroupCache
 from orlaif.policy.prefix.layout import GroupRows
-from orlaif.policy.prefix.probe import structural_reason
 from orlaif.rollout import SamplingParams, generate
 from orlaif.rollout.decoding import ExpandedDecoder, SharedDecoder
 from orlaif.rollout.local import start
@@ -50,7 +47,14 @@ def test_auto_shares_what_is_exact(family: str, dtype: str, tmp_path: object, ca
     assert f"auto chose 'shared' for model type '{family}': log-probs equal the model's own to" in caplog.text
 
 
-def test_auto_forks_for_a_hybrid_and_says_why(
+@pytest.fixture
+def states_unfound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers whose state nobody knows how to fork inside a row."""
+    monkeypatch.setattr(prepare, "find_mixers", lambda model, fill: {})
+
+
+@pytest.mark.usefixtures("states_unfound")
+def test_auto_forks_where_a_row_cannot_serve_and_says_why(
     tmp_path: object, shapes: ShapesDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_hybrid(str(tmp_path))
@@ -69,17 +73,18 @@ def test_auto_forks_for_a_hybrid_and_says_why(
     torch.testing.assert_close(completions.logps, again, atol=2e-4, rtol=0)
 
 
-def test_shared_is_refused_for_a_hybrid(tmp_path: object) -> None:
+@pytest.mark.usefixtures("states_unfound")
+def test_shared_is_refused_where_a_row_cannot_serve(tmp_path: object) -> None:
     make_hybrid(str(tmp_path))
     with pytest.raises(ValueError, match=r"policy.prefix is 'shared', but not for model type 'qwen3_5': it has layers"):
         Policy(str(tmp_path), dtype="float32", prefix="shared").load()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_numbers_alone_find_a_hybrid(dtype: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_alone_find_a_state_that_runs_on(dtype: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the look at its config, also in low precision."""
     make_hybrid(str(tmp_path))
-    monkeypatch.setattr(prefix_choice, "structural_reason", lambda config: None)
+    monkeypatch.setattr(prepare, "run_in_rows", lambda mixers: None)
     assert Policy(str(tmp_path), dtype=dtype).load().layout == "fork"
 
 
@@ -108,31 +113,6 @@ def test_a_processor_that_fails_is_named(tiny_model: str, monkeypatch: pytest.Mo
     for prefix in ("shared", "auto", "duplicate"):
         with pytest.raises(ValueError, match="model type 'qwen3_vl' cannot be shown a video: RuntimeError: no such"):
             Policy(tiny_model, dtype="float32", prefix=prefix).load()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        ({"layer_types": ["full_attention"] * 2}, None),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
-        ({"layer_types": ["chunked_attention"]}, "layers of chunked_attention"),
-        ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ({"sliding_window": 4096, "max_position_embeddings": 32768}, "window of 4096 tokens"),
-        ({"sliding_window": 32768, "max_position_embeddings": 32768}, None),
-        ({"sliding_window": 4096, "max_position_embeddings": 32768, "use_sliding_window": False}, None),
-        (
-            {"sliding_window": 4096, "max_position_embeddings": 32768, "layer_types": ["full_attention"]},
-            None,
-        ),
-        (
-            {"sliding_window": 64, "max_position_embeddings": 128, "layer_types": ["sliding_attention"]},
-            "window of 64 tokens",
-        ),
-    ],
-)
-def test_what_a_config_rules_out(config: dict[str, object], reason: str | None) -> None:
-    found = structural_reason(SimpleNamespace(**config))
-    assert found is None if reason is None else reason in (found or "")
 
 
 def test_attention_by_name(tiny_model: str) -> None:
