@@ -60,8 +60,8 @@ def find_mixers(model: Any, fill: Callable[[DynamicCache], object]) -> dict[nn.M
         model: of transformers.
         fill: a pass of the model that fills the cache it is given.
 
-    Returns:
-        Empty, without a pass, where the cache that the model's config asks for holds no states.
+    Raises:
+        ValueError: a state is written by a module that is not given the cache.
     """
     base = base_of(model)
     config = base.config.get_text_config(decoder=True)
@@ -82,12 +82,10 @@ def find_mixers(model: Any, fill: Callable[[DynamicCache], object]) -> dict[nn.M
         return updated
 
     names = ("update_conv_state", "update_recurrent_state")
-    layers = [(i, layer) for i, layer in enumerate(cache.layers) if any(hasattr(layer, name) for name in names)]
-    if not layers:
-        return {}
-    for number, layer in layers:
+    for number, layer in enumerate(cache.layers):
         for name in names:
-            setattr(layer, name, spy(number, getattr(layer, name)))
+            if hasattr(layer, name):
+                setattr(layer, name, spy(number, getattr(layer, name)))
 
     def leave(*_: Any) -> None:
         running.pop()

@@ -28,8 +28,11 @@ def prepare_rows(model: Any, fill: Callable[[DynamicCache], object]) -> str | No
         What rules rows out, or None.
     """
     base = base_of(model)
-    with watched_rules() as rules:
-        mixers = find_mixers(model, fill)
+    try:
+        with watched_rules() as rules:
+            mixers = find_mixers(model, fill)
+    except Exception as error:  # whatever a model that we do not know may raise
+        return f"a pass that fills its cache fails: {type(error).__name__}: {error}"
     own_masks = not all(is_causal(rule) for rule in rules)
     with_state = {mixer.layer for mixer in mixers.values()}
     if reason := structural_reason(base.config.get_text_config(decoder=True), with_state, own_masks):
