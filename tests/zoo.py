@@ -1,4 +1,4 @@
-"""A tiny model of every family, two real clips of unequal length and size, and what a model says of a sequence alone."""
+"""Tiny models of all families, two real clips of unequal length and size, what a model says of a sequence alone."""
 
 from __future__ import annotations
 

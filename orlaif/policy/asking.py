@@ -56,6 +56,7 @@ def process(
         videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is
         video_metadata=metadata,
         do_sample_frames=False,
+        return_metadata=True,  # some read it back to write the times of frames
         return_tensors="pt",
         **({"add_special_tokens": False} if begins else {}),
         **more,
@@ -67,37 +68,6 @@ def process(
         elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
             inputs[name] = torch.tensor(value)
     return inputs
-
-
-def joining_dimensions(processor: Any, prompt: str) -> dict[str, int]:
-    """The dimension along which the processor lays the videos of two prompts one behind the other, by input's name.
-
-    Args:
-        processor: of transformers.
-        prompt: as the chat template renders it; its video is replaced by a small synthetic one.
-
-    Returns:
-        Empty where the processor takes no such clip.
-    """
-    places: dict[str, int] = {}
-    for num_frames in (4, 8, 16):  # some know one number of frames only
-        frames = torch.zeros(num_frames, 3, 56, 56, dtype=torch.uint8)
-        seconds = VideoMetadata(
-            total_num_frames=num_frames, fps=1.0, duration=num_frames, frames_indices=list(range(num_frames))
-        )
-        try:
-            one, two = (process(processor, [prompt] * n, [frames] * n, [seconds] * n) for n in (1, 2))
-        except Exception:  # such a clip does not suit it; the check at load compares batches, whatever is assumed
-            continue
-        for name, value in one.items():
-            pair = two.get(name)
-            if pair is not None and pair.ndim == value.ndim:
-                grown = [d for d in range(value.ndim) if pair.shape[d] == 2 * value.shape[d] > 0]
-                same = [d for d in range(value.ndim) if pair.shape[d] == value.shape[d]]
-                if len(grown) == 1 and len(same) == value.ndim - 1:
-                    places[name] = grown[0]
-        break
-    return places
 
 
 class _CaughtError(Exception):

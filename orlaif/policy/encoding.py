@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.families import Family
+from orlaif.policy.joining import Joining
 from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
 
 
@@ -162,19 +163,20 @@ def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, Prompt
     lists = {name: value for name, value in batch.mm_inputs.items() if isinstance(value, (list, tuple))}
     if not lists:
         return [(everything, batch)]
+    joining = family.joining or Joining()
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i in range(len(batch)):
-        groups.setdefault(tuple(family.shape_beside(name, lists[name][i]) for name in lists), []).append(i)
+        groups.setdefault(tuple(joining.shape_beside(name, lists[name][i]) for name in lists), []).append(i)
     parts = []
     for places in groups.values():
         at = everything[places]
         mask = batch.attention_mask[at]
         s, kept = mask.shape[1], int(mask.sum(-1).max())
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, Any] = family.joined({name: [value[i] for i in places] for name, value in lists.items()})
         for name, value in batch.mm_inputs.items():
             if name in lists:
-                inputs[name] = family.joined(name, [value[i] for i in places])
-            elif isinstance(value, Tensor) and value.shape[:2] == batch.input_ids.shape:
+                continue
+            if isinstance(value, Tensor) and value.shape[:2] == batch.input_ids.shape:
                 inputs[name] = value[at, s - kept :]
             else:
                 inputs[name] = value

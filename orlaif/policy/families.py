@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from orlaif.policy.asking import (
     base_of,
     counted_positions,
     decoder_positions,
-    joining_dimensions,
     process,
     same_places,
     speaking,
 )
+from orlaif.policy.joining import Joining, joining_of
 from orlaif.policy.positions import behind_the_largest, completion_positions, in_order
 from orlaif.policy.whole import load_part
 from orlaif.types import PromptBatch, VideoClip
@@ -69,7 +69,8 @@ class Family:
         #: Whether positions are those that the model hands to its decoder, for which its tower has to run.
         self.asks_decoder = False
         self._way = _WAYS[0]
-        self._places: dict[str, int] | None = None
+        #: How the processor lays videos; None before it was asked (:meth:`learn`).
+        self.joining: Joining | None = None
 
     # ------------------------------------------------------------------ loading
 
@@ -127,9 +128,8 @@ class Family:
             processor: of transformers.
             prompt: as the chat template renders it; its video is replaced by a small synthetic one.
         """
-        if self._places is not None:
-            return
-        self._places = joining_dimensions(processor, prompt)
+        if self.joining is None:
+            self.joining = joining_of(processor, prompt)
 
     def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
         """P encoded prompts as one batch.
@@ -162,18 +162,19 @@ class Family:
                 batch[name] = torch.cat(padded)
             else:
                 rest[name] = [v.reshape(1) if v.ndim == 0 else v for v in values]
-        if any(len({self.shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
+        joining = self.joining or Joining()
+        if any(len({joining.shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
             return batch | rest
-        return batch | {name: self.joined(name, values) for name, values in rest.items()}
+        return batch | self.joined(rest)
 
-    def shape_beside(self, name: str, value: Tensor) -> tuple[int, ...]:
-        """The shape of an input without the dimension along which prompts lie one behind the other."""
-        d = (self._places or {}).get(name, 0)
-        return (value.ndim, *value.shape[:d], *value.shape[d + 1 :])
+    def joined(self, values: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+        """The inputs of several prompts, a tensor for each, as one tensor for all.
 
-    def joined(self, name: str, values: Sequence[Tensor]) -> Tensor:
-        """The tensors of several prompts, whose :meth:`shape_beside` agree, as one."""
-        return torch.cat(list(values), (self._places or {}).get(name, 0))
+        Args:
+            values: by name; those of a name have the same shape beside the dimension along which they are joined.
+        """
+        joining = self.joining or Joining()
+        return {name: joining.joined(name, given) for name, given in joining.counted_on(values).items()}
 
     def inputs(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
         """Those of ``batch.mm_inputs`` that the model's ``forward`` takes."""

@@ -90,6 +90,7 @@ def molmo2(words: tuple[str, ...]) -> Parts:
     names = {"image_token": "<|image|>", "video_token": "<|video|>"}
     tokenizer = tiny_tokenizer(words, names, (*MOLMO.values(), "<im_patch>", "<im_col>", "<im_low>"))
     sizes: dict[str, Any] = {"size": SQUARE, "patch_size": 12, "pooling_size": [2, 2]}
+    sizes |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
     processor = hf.Molmo2Processor(
         image_processor=hf.Molmo2ImageProcessor(**sizes, max_crops=1, overlap_margins=[1, 1]),
         video_processor=hf.Molmo2VideoProcessor(**sizes),

@@ -1,4 +1,4 @@
-"""Every family that has a tiny model: two real clips of unequal length and size, through everything that a policy does."""
+"""Every family of which there is a tiny model: two real clips of unequal length and size, through all of a policy."""
 
 from __future__ import annotations
 
@@ -103,9 +103,11 @@ def trained(policy: Policy, path: Path, **settings: Any) -> OracleRLAIF:
 def test_a_step_of_training_and_an_export(policy: Policy, tmp_path: Path) -> None:
     """Weights move, and what others load from the export answers as the policy does."""
     module = trained(policy, tmp_path)
-    before = dict(policy.network.named_parameters())
-    moved = {name for name, p in module.policy.network.named_parameters() if not torch.equal(p, before[name])}
-    assert len(moved) > len(before) / 2
+    before, network = dict(policy.network.named_parameters()), module.policy.network
+    moved = {id(p) for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert id(module.policy.family.head(network).weight) in moved
+    assert {id(p) for p in module.policy.family.tower_parameters(network)} & moved
+    assert {id(p) for layer in network.get_decoder().layers for p in layer.parameters()} & moved
     module.policy.export(str(tmp_path / "export"))
     reloads(module.policy, str(tmp_path / "export"))
 

@@ -161,8 +161,8 @@ def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
 class Neighbourly(Family):
     """Batches in which the second prompt is shown the first one's video."""
 
-    def joined(self, name: str, values: Any) -> torch.Tensor:
-        return super().joined(name, [values[0]] * len(values))
+    def joined(self, values: Any) -> Any:
+        return super().joined({name: [given[0]] * len(given) for name, given in values.items()})
 
 
 @pytest.mark.parametrize(

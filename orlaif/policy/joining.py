@@ -1,0 +1,102 @@
+"""How a processor lays the videos of several prompts one behind the other, asked of it with two that are the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+
+from orlaif.policy.asking import process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """What is known of a processor's inputs, by their names.
+
+    Args:
+        dimensions: along which prompts lie one behind the other; 0 for a name that is not there.
+        counted: inputs that hold places in another, such as which patches make a token: that other input's name, and
+            how many of its leading dimensions are counted through. Places go on from one prompt to the next.
+    """
+
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+    def shape_beside(self, name: str, value: Tensor) -> tuple[int, ...]:
+        """The shape of an input without the dimension along which prompts lie one behind the other."""
+        d = self.dimensions.get(name, 0)
+        return (value.ndim, *value.shape[:d], *value.shape[d + 1 :])
+
+    def joined(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """The tensors of several prompts, whose :meth:`shape_beside` agree, as one."""
+        return torch.cat(list(values), self.dimensions.get(name, 0))
+
+    def counted_on(self, values: Mapping[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """The inputs of several prompts, to be joined: places in another input count what lies before it.
+
+        Args:
+            values: of each input, a tensor for each prompt; negative places mean none.
+        """
+        moved = dict(values)
+        for name in self.counted.keys() & values.keys():
+            other, dims = self.counted[name]
+            before, moved[name] = 0, []
+            for places, counted in zip(values[name], values[other], strict=True):
+                moved[name].append(torch.where(places >= 0, places + before, places))
+                before += math.prod(counted.shape[:dims])
+        return moved
+
+
+def joining_of(processor: Any, prompt: str) -> Joining:
+    """How a processor lays two videos.
+
+    Args:
+        processor: of transformers.
+        prompt: as the chat template renders it; its video is replaced by a small synthetic one.
+
+    Returns:
+        Nothing known, where the processor takes no such clip.
+    """
+    for num_frames in (4, 8, 16):  # some know one number of frames only
+        frames = torch.zeros(num_frames, 3, 56, 56, dtype=torch.uint8)
+        seconds = VideoMetadata(
+            total_num_frames=num_frames, fps=1.0, duration=num_frames, frames_indices=list(range(num_frames))
+        )
+        try:
+            one, two = (process(processor, [prompt] * n, [frames] * n, [seconds] * n) for n in (1, 2))
+        except Exception:  # such a clip does not suit it; the check at load compares batches, whatever is assumed
+            continue
+        dimensions = {name: d for name, value in one.items() if (d := _grown(value, two.get(name))) is not None}
+        counted = {name: found for name, d in dimensions.items() if (found := _counted(name, d, one, two)) is not None}
+        return Joining(dimensions=dimensions, counted=counted)
+    return Joining()
+
+
+def _grown(one: Tensor, two: Tensor | None) -> int | None:
+    """The dimension along which ``two`` is twice ``one``, where all others are as they were."""
+    if two is None or two.ndim != one.ndim:
+        return None
+    grown = [d for d in range(one.ndim) if two.shape[d] == 2 * one.shape[d] > 0]
+    same = [d for d in range(one.ndim) if two.shape[d] == one.shape[d]]
+    return grown[0] if len(grown) == 1 and len(same) == one.ndim - 1 else None
+
+
+def _counted(name: str, d: int, one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[str, int] | None:
+    """The input whose places ``name`` holds: the second prompt's differ from the first's by the size of the first's."""
+    value = one[name]
+    if value.is_floating_point() or not bool((value >= 0).any()):
+        return None
+    further = (two[name].narrow(d, value.shape[d], value.shape[d]) - value)[value >= 0].unique()
+    if len(further) != 1 or int(further) <= 0:
+        return None
+    for other, features in one.items():
+        if features.numel() > value.numel():  # features themselves, not what is said about them
+            for dims in range(1, features.ndim):
+                if math.prod(features.shape[:dims]) == int(further):
+                    return other, dims
+    return None
