@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.policy import Policy
 from orlaif.policy.asking import per_token
 from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.policy.prefix.probe import random_tokens
 from orlaif.tiny import tiny_model
-from orlaif.types import PromptBatch, VideoClip, VideoPrompt
-from tests.conftest import SHARED_VIDEOS
+from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
+from tests.conftest import SHARED_VIDEOS, random_completions
 from tests.families import original_numbering
 
 QUESTIONS = ("what color is it ?", "what animal is in the clip and what does it mean")
@@ -54,6 +56,12 @@ def encoded(policy: Policy, *places: int) -> PromptBatch:
     prompts = [VideoPrompt(id=str(i), video=clips()[i].path, question=QUESTIONS[i]) for i in places]
     encoder = ProcessorEncoder(policy.processor, family=policy.family)
     return encoder(prompts, [clips()[i] for i in places])
+
+
+def answers(policy: Policy, p: int, g: int = 2, t: int = 3) -> Completions:
+    """Random ragged completions of ordinary tokens: models count the marks of media in what they number themselves."""
+    drawn = random_completions(policy, p, g, t)
+    return replace(drawn, ids=random_tokens(policy.processor, policy.placeholder_ids, (p, g, t)))
 
 
 def alone(policy: Policy, batch: PromptBatch, ids: Tensor) -> Tensor:

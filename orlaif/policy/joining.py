@@ -89,7 +89,7 @@ def _grown(one: Tensor, two: Tensor | None) -> int | None:
 def _counted(name: str, d: int, one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[str, int] | None:
     """The input whose places ``name`` holds: the second prompt's differ from the first's by the size of the first's."""
     value = one[name]
-    if value.is_floating_point() or not bool((value >= 0).any()):
+    if value.dtype != torch.int64 or not bool((value >= 0).any()):
         return None
     further = (two[name].narrow(d, value.shape[d], value.shape[d]) - value)[value >= 0].unique()
     if len(further) != 1 or int(further) <= 0:

@@ -17,9 +17,8 @@ from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams, generate
 from orlaif.tiny import families
 from orlaif.types import CandidateGroup, Delivery, Ranking
-from tests.conftest import random_completions
 from tests.training.test_rlaif import rlaif, trainer
-from tests.zoo import alone, encoded, folder_of, greedy
+from tests.zoo import alone, answers, encoded, folder_of, greedy
 
 TIMM = importlib.util.find_spec("timm") is not None
 FAMILIES = [
@@ -45,7 +44,7 @@ def gradients(policy: Policy) -> dict[str, torch.Tensor]:
 def compared(policy: Policy, atol: float, gradient: float) -> None:
     """Log-probs and gradients of a ragged batch, and of each of its sequences alone and unpadded."""
     batch = encoded(policy, 0, 1)
-    completions = random_completions(policy, 2, 2, 3)
+    completions = answers(policy, 2)
     weights = torch.linspace(-1, 1, completions.ids.numel(), dtype=torch.float64).view(completions.ids.shape)
     logps = policy.completion_logps(batch, completions)
     (logps * weights).sum().backward()
@@ -131,7 +130,7 @@ def reloads(policy: Policy, folder: str) -> None:
     """The folder is a model and a processor, which give the policy's log-probs of a prompt encoded anew."""
     again = Policy(folder, dtype="float32", prefix="duplicate").load()
     assert type(again.processor) is type(policy.processor)
-    completions = random_completions(policy, 1, 2, 3)
+    completions = answers(policy, 1)
     with torch.no_grad():
         expected = policy.completion_logps(encoded(policy, 1), completions)
         found = again.completion_logps(encoded(again, 1), completions)
