@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "check-data": ("orlaif.cli.check_data", "read all data of a recipe, decode a sample, list what is wrong"),
     "compare": ("orlaif.evaluation.compare", "two runs of `orlaif test` side by side"),
     "export": ("orlaif.cli.export", "a Hugging Face folder or adapter from a checkpoint"),
+    "families": ("orlaif.cli.families", "which model families work with the installed transformers, and how"),
     "help": ("orlaif.cli.help_class", "the arguments of a class, such as `orlaif help OracleRLAIF`"),
 }
 RECIPE = "orlaif.cli.recipe"

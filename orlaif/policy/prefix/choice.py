@@ -42,12 +42,14 @@ class PrefixChoice:
         attentions: what a shared prefix may run on (``orlaif.policy.prefix.attention``); empty for the others.
         head: whether the LM head may be fused with the loss.
         shares_cache: whether decoding reads a prompt's keys and values once for its group.
+        said: in words, how exact the layout is on the loaded model, and why not a cheaper one.
     """
 
     layout: Layout
     attentions: tuple[str, ...] = ()
     head: Head = field(default_factory=Head)
     shares_cache: bool = False
+    said: str = ""
 
     def outputs(
         self,
@@ -108,13 +110,14 @@ def choose_prefix(policy: Policy, model: Any) -> PrefixChoice:
         falls.append(f"not {layout!r}: {trial.said}")
     assert trial.seen is not None
     assert trial.forward is not None
-    log.info("prefix: %s chose %r for model type %r: %s", policy.prefix, layout, kind, "; ".join([trial.said, *falls]))
+    said = "; ".join([trial.said, *falls])
+    log.info("prefix: %s chose %r for model type %r: %s", policy.prefix, layout, kind, said)
     probe = trials.probe
     shares = layout == "shared" and policy.attn_implementation == "sdpa" and can_decode(probe, share=True)
     if not shares:
         can_decode(probe, share=False)
     head = probe.head(trial.forward, trial.seen.logits)
-    return PrefixChoice(layout=layout, attentions=trial.attentions, head=head, shares_cache=shares)
+    return PrefixChoice(layout=layout, attentions=trial.attentions, head=head, shares_cache=shares, said=said)
 
 
 @dataclass(frozen=True, kw_only=True)

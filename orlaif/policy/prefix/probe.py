@@ -95,6 +95,11 @@ class Seen:
         return None
 
 
+def fitted(plain: Tensor, logits: Tensor) -> float:
+    """The scale that brings ``plain`` nearest to ``logits``, by least squares."""
+    return float((logits * plain).sum() / (plain * plain).sum())
+
+
 class Probe:
     """The truth about one loaded model, to compare layouts with.
 
@@ -262,9 +267,12 @@ class Probe:
         plain = hidden @ head.weight.double().T + (0.0 if head.bias is None else head.bias.double())
         softcap = getattr(self.model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
         allowed = {torch.float64: 1e-6, torch.float32: 1e-4}.get(self.dtype, 0.03) * float(logits.abs().max())
-        fitted = float((logits * plain).sum() / (plain * plain).sum())
+        tries = [(1.0, softcap), (1.0, None), (fitted(plain, logits), None)]
+        if softcap is not None:  # a scale beneath it, by those logits that it hardly bends
+            inside = logits.abs() < 0.9 * softcap
+            tries.append((fitted(plain[inside], softcap * torch.atanh(logits[inside] / softcap)), softcap))
         differences = []
-        for scale, cap in ((1.0, softcap), (1.0, None), (fitted, None)):
+        for scale, cap in tries:
             made = scale * plain if cap is None else cap * torch.tanh(scale * plain / cap)
             differences.append(float((made - logits).abs().max()))
             if differences[-1] <= allowed:
