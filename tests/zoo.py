@@ -6,6 +6,7 @@ import functools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +53,18 @@ def clips() -> tuple[VideoClip, VideoClip]:
 
 
 def encoded(policy: Policy, *places: int) -> PromptBatch:
-    """Prompts about the :func:`clips` at ``places``."""
+    """Prompts about the :func:`clips` at ``places``, in the precision of the policy."""
     prompts = [VideoPrompt(id=str(i), video=clips()[i].path, question=QUESTIONS[i]) for i in places]
     encoder = ProcessorEncoder(policy.processor, family=policy.family)
-    return encoder(prompts, [clips()[i] for i in places])
+    batch = encoder(prompts, [clips()[i] for i in places])
+    dtype = getattr(torch, policy.dtype)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(one) for one in value]
+        return value.to(dtype) if value.is_floating_point() else value
+
+    return replace(batch, mm_inputs={name: cast(value) for name, value in batch.mm_inputs.items()})
 
 
 def answers(policy: Policy, p: int, g: int = 2, t: int = 3) -> Completions:

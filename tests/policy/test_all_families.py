@@ -54,7 +54,7 @@ def compared(policy: Policy, atol: float, gradient: float) -> None:
         for g in range(2):
             n = int(completions.lengths[p, g])
             expected = alone(policy, single, completions.ids[p, g, :n])
-            torch.testing.assert_close(logps[p, g, :n], expected.float(), atol=atol, rtol=1e-6)
+            torch.testing.assert_close(logps[p, g, :n], expected.to(logps), atol=atol, rtol=1e-6)
             (expected * weights[p, g, :n]).sum().backward()
     theirs = gradients(policy)
     assert ours.keys() == theirs.keys()
@@ -135,3 +135,29 @@ def reloads(policy: Policy, folder: str) -> None:
         expected = policy.completion_logps(encoded(policy, 1), completions)
         found = again.completion_logps(encoded(again, 1), completions)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_fused_head_makes_the_logits(policy: Policy) -> None:
+    """Hidden states, the LM head's matrix, its bias and the soft cap that the check at load found."""
+    batch, completions = encoded(policy, 0, 1), answers(policy, 2)
+    with torch.no_grad():
+        hidden, head = policy.completion_hidden(batch, completions)
+        expected = policy.completion_logits(batch, completions)
+    made = hidden @ head["weight"].T
+    made = made if head["bias"] is None else made + head["bias"]
+    if head["softcap"] is not None:
+        made = policy.mask_placeholders(head["softcap"] * torch.tanh(made / head["softcap"]))
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-5)
+
+
+#: Of what people fine-tune for video; experts' grouped products know no float64.
+MOST_USED = (
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen2_5_omni", "internvl", "gemma4", "minicpmv4_6", "glm46v"),
+    *("llava_onevision", "molmo2"),
+)
+
+
+@pytest.mark.parametrize("name", MOST_USED)
+def test_in_float64_a_ragged_batch_is_its_sequences(name: str) -> None:
+    """Gated DeltaNet computes its recurrence in float32 whatever it is given."""
+    compared(Policy(folder_of(name), dtype="float64").load(), 1e-6, 5e-6 if name == "qwen3_5" else 1e-6)
