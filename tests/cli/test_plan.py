@@ -113,13 +113,14 @@ def setup_for(policy: Policy) -> Setup:
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("way", ["kept", "recomputed", "forked"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, checkpointing: bool, dtype: str) -> None:
+def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, way: str, dtype: str) -> None:
     """Within 10 %, phase by phase."""
-    settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": checkpointing}
-    policy = Policy(folder, prefix="shared", prefix_attention="split", **settings)
+    settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": way == "recomputed"}
+    settings |= {"prefix": "fork"} if way == "forked" else {"prefix": "shared", "prefix_attention": "split"}
+    policy = Policy(folder, **settings)
     estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
     setup = setup_for(policy)
     plan = estimate.plan(setup)

@@ -21,6 +21,9 @@ def _fused_head(estimate: Estimate, setup: Setup, memory: float) -> Remedy | Non
 def _recomputed(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
     if estimate.policy.gradient_checkpointing:
         return None
+    if estimate.policy.prefix == "fork":  # which does not go with it
+        label = "policy.prefix: auto with policy.gradient_checkpointing: true"
+        return label, estimate.changed(prefix="auto", gradient_checkpointing=True), setup
     return "policy.gradient_checkpointing: true", estimate.changed(gradient_checkpointing=True), setup
 
 

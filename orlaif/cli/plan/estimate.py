@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.passes import Passes
-from orlaif.cli.plan.sizes import Plan, Setup, bytes_of, largest
+from orlaif.cli.plan.sizes import Plan, Setup, Used, bytes_of, largest
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy import Policy
 from orlaif.rollout import SamplingParams
@@ -156,7 +156,7 @@ class Estimate:
 
     def _rollout(self, s: Setup) -> dict[str, int]:
         """The larger of a prompt's pass and a token's step."""
-        shared = self.policy.prefix != "duplicate"
+        shared = self.policy.prefix in ("auto", "shared")
         rows = s.prompts * s.group_size
         logits = torch.empty(rows, self.text.vocab_size, dtype=self.compute, device="meta")
         noise = torch.empty(rows, self.text.vocab_size, dtype=torch.float32, device="meta")
@@ -176,16 +176,18 @@ class Estimate:
             },
         )
 
-    def _rows(self, s: Setup) -> tuple[int, int, int]:
-        """Rows, tokens in each, and positions with logits, of one forward pass."""
-        if self.policy.prefix == "duplicate":
-            return s.prompts, s.prompt_tokens + s.completion_tokens, s.prompts * s.completion_tokens
-        return s.prompts, s.prompt_tokens + s.part * s.completion_tokens, s.prompts * s.part * s.completion_tokens
+    def _decoder(self, s: Setup, train: bool) -> tuple[Used, int]:
+        """What a pass takes, and its positions with logits."""
+        each, grown = s.prompts * s.completion_tokens, train and s.passes == 1
+        if self.policy.prefix == "fork":
+            return self.passes.forked(s, train, grown), each * s.part
+        together = 1 if self.policy.prefix == "duplicate" else s.part
+        length = s.prompt_tokens + together * s.completion_tokens
+        return self.passes.decoder(s.prompts, length, train, grown), each * together
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""
-        rows, length, positions = self._rows(s)
-        vision, decoder = self.passes.vision(s, train=False), self.passes.decoder(rows, length, train=False)
+        vision, (decoder, positions) = self.passes.vision(s, train=False), self._decoder(s, train=False)
         kept = vision.kept + decoder.kept
         return largest(
             {"activations": vision.peak},
@@ -195,10 +197,9 @@ class Estimate:
 
     def _policy(self, s: Setup) -> dict[str, int]:
         """The largest moment of a forward and backward pass: at the head, in the decoder, or in the vision tower."""
-        rows, length, positions = self._rows(s)
-        repeat = 1 if self.policy.prefix != "duplicate" else s.part
+        repeat = s.part if self.policy.prefix == "duplicate" else 1
         vision = self.passes.vision(s, train=True, grown=s.passes == 1)
-        decoder = self.passes.decoder(rows, length, train=True, grown=s.passes == 1)
+        decoder, positions = self._decoder(s, train=True)
         head = self.passes.head(s, positions * repeat, train=True)
         weights = self.base.get_output_embeddings().weight
         in_head = bytes_of([weights]) if weights.requires_grad and s.loss != "none" else 0

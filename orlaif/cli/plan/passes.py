@@ -23,6 +23,7 @@ from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy, lora
 from orlaif.policy.asking import base_of
+from orlaif.policy.prefix.states import differentiable_cache
 
 #: Tokens of a chunk of the loss with a fused head.
 CHUNK = 2048
@@ -44,6 +45,8 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    if key.shape[2] != query.shape[2]:  # behind a cache there is a mask, with which transformers repeats key heads
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     return _FlashAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 
@@ -144,13 +147,7 @@ class Passes:
         return self._once(key, lambda: self._decoder_pass(rows, length, train, grown))
 
     def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool) -> Used:
-        hidden = self.text.hidden_size
-        inputs = torch.empty(rows, length, hidden, dtype=self.compute, device="meta")
-        three = hasattr(getattr(self.base, "model", self.base), "get_rope_index")
-        places = torch.empty(*((3,) if three else ()), rows, length, dtype=torch.long, device="meta")
-        embeddings = self.base.get_input_embeddings().weight
-        needed = self.trains_vision or self.policy.gradient_checkpointing or embeddings.requires_grad
-        inputs.requires_grad_(train and needed)
+        inputs, places = self._decoder_inputs(rows, length, train)
         decoder = self.base.get_decoder()
 
         def run() -> Any:
@@ -161,6 +158,48 @@ class Passes:
         used = self._used(run, [places, inputs], decoder, train, grown)
         # Embeddings, and the same with features in the places of pixels.
         return Used(kept=used.kept + bytes_of([inputs]), peak=used.peak + bytes_of([inputs]))
+
+    def forked(self, s: Setup, train: bool, grown: bool = False) -> Used:
+        """The decoder's two passes with ``prefix: fork``: over the prompts, and over completions behind their cache."""
+        key = ("forked", s.prompts, s.prompt_tokens, s.part, s.completion_tokens, train, grown)
+        return self._once(key, lambda: self._forked_passes(s, train, grown))
+
+    def _forked_passes(self, s: Setup, train: bool, grown: bool) -> Used:
+        rows = s.prompts * s.part
+        first = self._decoder_inputs(s.prompts, s.prompt_tokens, train)
+        second = self._decoder_inputs(rows, max(s.completion_tokens - 1, 2), train)
+        decoder = self.base.get_decoder()
+
+        def run() -> Any:
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+            cache: Any = differentiable_cache(self.text)
+            states = []
+            for inputs, places in (first, second):
+                if states:
+                    cache.reorder_cache(torch.empty(rows, dtype=torch.long, device="meta"))
+                out = decoder(
+                    inputs_embeds=inputs,
+                    position_ids=places,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                states.append(out.last_hidden_state)
+            ends = states[0][:, -1:].repeat_interleave(s.part, 0)
+            return torch.cat([ends, states[1]], 1)
+
+        used = self._used(run, [*first, *second], decoder, train, grown)
+        embedded = bytes_of([first[0], second[0]])
+        return Used(kept=used.kept + embedded, peak=used.peak + embedded)
+
+    def _decoder_inputs(self, rows: int, length: int, train: bool) -> tuple[Tensor, Tensor]:
+        """Embeddings and position ids."""
+        inputs = torch.empty(rows, length, self.text.hidden_size, dtype=self.compute, device="meta")
+        three = hasattr(getattr(self.base, "model", self.base), "get_rope_index")
+        places = torch.empty(*((3,) if three else ()), rows, length, dtype=torch.long, device="meta")
+        embeddings = self.base.get_input_embeddings().weight
+        needed = self.trains_vision or self.policy.gradient_checkpointing or embeddings.requires_grad
+        return inputs.requires_grad_(train and needed), places
 
     def vision(self, s: Setup, train: bool, grown: bool = False) -> Used:
         """The vision tower's pass: one layer after the other, all kept where it is trained."""
