@@ -24,6 +24,7 @@ from orlaif.demo.tiny import make_tiny_model
 from orlaif.distributed.sharding import Sharding
 from orlaif.oracles import OracleFailure
 from orlaif.oracles.preference import Ranker
+from orlaif.tiny import tiny_model as write_tiny_model
 from tests.processes import LORA, Job, errors_of, kill, run, start
 from tests.training.test_rlaif import data
 
@@ -61,6 +62,18 @@ def test_two_processes_train_as_one(job: Any, strategy: str, lora: Any) -> None:
     assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
     assert max(float((one["weights"][n] - start["weights"][n]).abs().max()) for n in one["weights"]) > 1e-4
     same(one, two)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_forked_cache_under_fsdp2_trains_as_the_duplicated_batch(job: Any, tmp_path: Path, lora: Any) -> None:
+    """Two passes of the model in each step, of a hybrid, whose gradients meet in the cache between them."""
+    folder = write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
+    settings: dict[str, Any] = {"steps": 3, "lora": lora, "module": {"microbatch": 3}, "fused_head": True}
+    jobs = [job("one", policy={"prefix": "duplicate"}, **settings)]
+    jobs.append(job("two", policy={"prefix": "fork"}, strategy="fsdp2", **settings))
+    one, two = (run(replace(each, folder=folder), world=i + 1) for i, each in enumerate(jobs))
+    assert two["sharded"] == len(two["weights"])
+    same(one, two, 2e-6)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

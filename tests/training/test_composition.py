@@ -71,6 +71,14 @@ def test_shared_trains_as_duplicated(
     compare(duplicate, shared, 1e-4 if lora is None else 5e-4)
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_fork_trains_as_duplicated(tiny_model: str, data_root: str, tmp_path: Path, lora: Any) -> None:
+    duplicate, _ = run(tiny_model, data_root, tmp_path, policy={"prefix": "duplicate", "lora": lora})
+    forked, module = run(tiny_model, data_root, tmp_path, policy={"prefix": "fork", "lora": lora})
+    compare(duplicate, forked, 1e-4 if lora is None else 5e-4)
+    assert module.prompt_cost.endswith("1 pass of up to 4 of 4 completions behind one prompt")
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 9])
 @pytest.mark.parametrize(("accumulate", "fused_head"), [(1, False), (2, True)])
 def test_microbatches_change_nothing(
