@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
+from orlaif.distributed.sync import check_same
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
 from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Loop, Stage
@@ -88,10 +89,17 @@ class PolicyModule(ResumableModule):
             if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
                 strategy.checkpoint_io = SafeCheckpointIO()
         self.policy.load(device)
+        self.agree_on_layout()
         self.know_base()
         self.prepare_reference()
         if self.device_mesh is not None:
             self.policy.shard(self.device_mesh["data_parallel"])
+
+    def agree_on_layout(self) -> None:
+        """Make sure that processes, each of which has asked its own copy of the model, make equally many passes."""
+        choice = self.policy.choice
+        assert choice is not None
+        check_same("policy.prefix", {"layout": choice.layout, "attentions": choice.attentions})
 
     def prepare_reference(self) -> None:
         """Before the policy is sharded: freeze a copy, for stages that need one."""
