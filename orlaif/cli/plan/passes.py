@@ -173,7 +173,7 @@ class Passes:
         def run() -> Any:
             mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
             cache: Any = differentiable_cache(self.text)
-            states = []
+            states: list[Tensor] = []
             for inputs, places in (first, second):
                 if states:
                     cache.reorder_cache(torch.empty(rows, dtype=torch.long, device="meta"))
