@@ -1,6 +1,7 @@
 """The cost of a group: a training step and a rollout with the prompt shared, beside the duplicated batch and others.
 
     .venv/bin/python -m benchmarks.step [--output benchmarks/results/step_<machine>.json] [--points 512,16,5 ...]
+    .venv/bin/python -m benchmarks.step --family qwen3_5 [--output ...]     (or gemma4; benchmarks.mixers)
 
 One language model (Qwen2 architecture, random weights), one prompt of P tokens, G answers of A tokens. All candidates
 do the work of one optimizer step without the optimizer: forward, loss, backward.
@@ -34,6 +35,8 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.harness import about, installed, seconds, spread, timed_with_peak
+from benchmarks.mixers import FAMILIES, family_model, measure_family, show_family
+from benchmarks.mixers import POINTS as FAMILY_POINTS
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
 from orlaif.policy.prefix.attention import enable_grouping
@@ -174,8 +177,8 @@ class Ours(Candidate):
 
     def __init__(self, model: Any, name: str) -> None:
         super().__init__(model, name == "duplicate")
-        shared = name != "duplicate"
-        self.policy = TextPolicy(model, "shared" if shared else "duplicate", (name,) if shared else ())
+        layout = name if name in ("duplicate", "fork") else "shared"
+        self.policy = TextPolicy(model, layout, (name,))
 
     def logps(self, batch: PromptBatch, completions: Completions) -> Tensor:
         """See :class:`Candidate`."""
@@ -558,6 +561,29 @@ def show(entry: dict[str, Any]) -> None:
         print(f"  {name:<34} {row['median_ms']:10.1f} ms [{row['p20_ms']:.1f}, {row['p80_ms']:.1f}]{ratio}{peak}")
 
 
+def family_steps(name: str, points: list[tuple[int, int, int]], device: str, repeats: int, output: str) -> None:
+    """Steps of one family's text model: the row, the forked cache and the duplicated batch, which agree before."""
+    model = family_model(name, device, inputs((8, 1, 1), device, 1000)[0])
+    rows = ["mask", "split", *(["flex"] if device == "cuda" else [])]
+    contenders: dict[str, Candidate] = {who: Ours(model, who) for who in ("duplicate", *rows, "fork")}
+    errors = agreement(contenders, device)
+    if max(errors.values()) > (0.2 if device == "cuda" else 1e-4):
+        raise RuntimeError(f"log-probs differ from the duplicated batch's: {errors}")
+    report: dict[str, Any] = {"families": []}
+    if os.path.exists(output):
+        with open(output, encoding="utf-8") as file:
+            report |= json.load(file)
+    kept = [entry for entry in report["families"] if entry["family"] != name]
+    report |= {**about(device == "cuda"), "versions": installed("torch", "transformers"), "families": kept}
+    os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+    for point in points:
+        given = inputs(point, device, model.config.vocab_size)
+        report["families"].append(measure_family(name, point, model, contenders, given, repeats))
+        show_family(report["families"][-1])
+        with open(output, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+
+
 def main() -> None:
     """Measure, print a table as it comes, write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -565,6 +591,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--points", nargs="+", help="only these steps, each as prompt,answer,group")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay as they are in the JSON")
+    parser.add_argument("--family", choices=list(FAMILIES), help="steps of a text model of its proportions instead")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -572,6 +599,10 @@ def main() -> None:
     if arguments.points:
         points = [(int(p), int(a), int(g)) for p, a, g in (point.split(",") for point in arguments.points)]
         parts = ["steps"]
+    if arguments.family:
+        points = points if arguments.points else FAMILY_POINTS
+        family_steps(arguments.family, points, device, arguments.repeats, arguments.output)
+        return
     model = language_model(device)
     enable_grouping(model)
     report: dict[str, Any] = {part: [] for part in PARTS}

@@ -150,6 +150,18 @@ def test_mixed_precision_and_recomputation_under_fsdp2(job: Any) -> None:
             assert 0 < float((got - grad).norm() / grad.norm()) < 0.2, name
 
 
+def test_states_are_forked_under_fsdp2(job: Any, tmp_path: Path) -> None:
+    """Recurrent layers inside rows, recomputed, their weights gathered layer by layer."""
+    write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
+    settings: dict[str, Any] = {"batch": 4, "scripted": True, "module": {"microbatch": 1}}
+    settings["policy"] = {"prefix": "shared", "gradient_checkpointing": True}
+    jobs = [replace(job(name, **settings), folder=str(tmp_path / "hybrid")) for name in ("one", "two")]
+    one, two = run(jobs[0]), run(replace(jobs[1], strategy="fsdp2"), world=2)
+    assert two["sharded"] == len(two["weights"])
+    assert any("linear_attn" in name for name in two["grads"][0])
+    same(one, two, 1e-5)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_an_error_of_one_process_is_everyones(job: Any, strategy: str) -> None:
     lost = (train_order(job)[5],)
