@@ -8,17 +8,19 @@ model. Exits with 1 where anything is wrong.
 
 from __future__ import annotations
 
-import argparse
 import random
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from orlaif.arguments import HelperParser
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.data.video import beyond_the_end, decode_clip, require_ffmpeg
 from orlaif.evaluation.choices import choice
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.ending import answer_ids
 from orlaif.training.preference_sampling import PreferenceSampling
 from orlaif.training.ranker import PreferenceRankerTraining
@@ -45,8 +47,9 @@ class _Model:
         self._alone = threading.Lock()  # processors promise nothing to threads
         if self.encoder is None and isinstance(module, BringsEncoder):
             try:
-                self.encoder = module.prompt_encoder(data.processor, data.system_prompt)
-                self.encoder.longest = None  # lengths are measured below, by what each stage puts behind a prompt
+                made = module.prompt_encoder(data.processor, data.system_prompt)
+                # Lengths are measured below, by what each stage puts behind a prompt.
+                self.encoder = made.without_limit() if isinstance(made, ProcessorEncoder) else made
             except (OSError, ValueError, RuntimeError, ImportError) as error:  # such as a warm start still to be made
                 self.why_not = str(error).strip().split("\n")[0]
 
@@ -97,6 +100,8 @@ class _Model:
 
 
 def _odd_answer(prompt: VideoPrompt) -> str | None:
+    if prompt.options and (twice := [option for option, n in Counter(prompt.options).items() if n > 1]):
+        return f"field 'options' has {twice[0]!r} twice, so that no answer can name one of the two"
     if not prompt.options or prompt.answer is None or prompt.answer in prompt.options:
         return None
     if choice(prompt.answer, prompt.options) is not None:
@@ -170,7 +175,7 @@ def _tried(name: str, prompt: VideoPrompt, data: VideoDataModule, model: _Model)
 
 def main(arguments: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = HelperParser(
         prog="orlaif check-data",
         description="Read all data of a recipe, decode a sample of its videos, and list what is wrong. Further "
         "arguments are those of the recipe, such as --data.init_args.train.init_args.path.",

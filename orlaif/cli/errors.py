@@ -10,15 +10,12 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
+from orlaif.arguments import UsageError
 from orlaif.cli.frames import chain, is_ours, telling_frame
 from orlaif.cli.rules import RULES
 
 #: Exceptions whose own words are for the user.
 _FOR_USERS = ("ValueError", "VideoError", "OracleError", "MisconfigurationException", "ArgumentError")
-
-
-class UsageError(ValueError):
-    """The words of the command line are not understood; the exit status is 2, as argparse has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

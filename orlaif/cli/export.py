@@ -6,7 +6,6 @@ is a checkpoint as well: with ``--merge`` it becomes a whole model.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import os
@@ -15,14 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
-from jsonargparse import ArgumentParser
 from lightning import LightningModule
 from transformers import AutoConfig
 
+from orlaif.arguments import HelperParser
 from orlaif.cli.grammar import sentence
+from orlaif.cli.quiet import quiet_libraries
 from orlaif.cli.words import RecipeError, import_from, prepare, read_document
-from orlaif.distributed.checkpoint_io import SafeCheckpointIO, is_sharded_checkpoint, newest_checkpoint
+from orlaif.distributed.checkpoint_io import SafeCheckpointIO, is_sharded_checkpoint, newest_checkpoint, read_about
 from orlaif.distributed.sync import flattened
 from orlaif.policy import Policy
 from orlaif.policy.export import check_target
@@ -57,6 +58,7 @@ def export_checkpoint(
     if any(os.path.exists(os.path.join(ckpt, name)) for name in (ADAPTER_CONFIG, "config.json")):
         return _export_folder(ckpt, folder, merge)
     path = find_checkpoint(ckpt)
+    read_about(path)  # says what is wrong with it
     checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=False)
     if configs:
         documents = [read_document(name) for name in configs]
@@ -72,14 +74,27 @@ def export_checkpoint(
 
 
 def find_checkpoint(ckpt: str) -> Path:
-    """What ``ckpt`` names: itself, or the newest checkpoint below a folder; raises ValueError where there is none."""
+    """What ``ckpt`` names: itself, or the newest checkpoint below a folder; raises ValueError where there is none.
+
+    A folder of several runs names none of them.
+    """
     path = Path(ckpt).expanduser()
     if path.is_file() or is_sharded_checkpoint(path):
         return path
     folder = path.parent if path.name == "last" and not path.is_dir() else path
     if (newest := newest_checkpoint(folder)) is None:
         raise ValueError(f"--ckpt is {ckpt!r}: no checkpoint there; name a .ckpt, or the folder of a run that has one")
+    runs = {_run_of(one, folder) for one in Path(folder).rglob("*.ckpt")}
+    if len(runs) > 1:
+        some = ", ".join(sorted(map(str, runs))[:5])
+        raise ValueError(f"--ckpt is {ckpt!r}, which holds the checkpoints of several runs; name one of {some}")
     return newest
+
+
+def _run_of(checkpoint: Path, folder: Path) -> Path:
+    """The folder below ``folder`` that keeps a checkpoint's recipe, or ``folder`` itself."""
+    above = [one for one in checkpoint.parents if one == folder or folder in one.parents]
+    return next((one for one in above if (one / RECIPE_FILE).is_file()), folder)
 
 
 def kept_model(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +134,7 @@ def read_module(models: Sequence[dict[str, Any]], overrides: Sequence[str]) -> P
         models: what each recipe says of the model, the later over the earlier.
         overrides: words of a command line.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     words = [word for model in models for word in ("--config", json.dumps({"model": model}))]
@@ -185,7 +200,7 @@ def _export_folder(ckpt: str, folder: str, merge: bool) -> str:
 
 def main(words: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = HelperParser(
         prog="orlaif export",
         description="Write a Hugging Face folder, or a PEFT adapter, from a checkpoint. Further arguments change the "
         "model of its recipe, such as --model.init_args.policy.init_args.path.",
@@ -195,5 +210,6 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--merge", action="store_true", help="with LoRA, merge the adapter into a whole model")
     parser.add_argument("--config", action="append", default=[], help="recipe, if not the one that the run has kept")
     known, rest = parser.parse_known_args(words)
+    quiet_libraries()
     print(export_checkpoint(known.ckpt, known.to, known.merge, known.config, rest))
     return 0

@@ -47,7 +47,8 @@ def users_place(error: BaseException) -> str:
     if isinstance(first, SyntaxError) and first.filename is not None:
         return f"{type(first).__name__} in {first.filename}:{first.lineno}"
     frame = telling_frame(first)
-    if frame is None or is_ours(frame.filename) or any(part in frame.filename for part in _LIBRARIES):
+    is_made = frame is not None and frame.filename == "<string>"  # a dataclass's constructor
+    if frame is None or is_made or is_ours(frame.filename) or any(part in frame.filename for part in _LIBRARIES):
         return ""
     return f"{type(first).__name__} in {frame.filename}:{frame.lineno}"
 

@@ -6,7 +6,6 @@ it lists what recipes name.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import textwrap
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orlaif.cli.errors import UsageError
+from orlaif.arguments import HelperParser, UsageError
 from orlaif.cli.moved import translated
 from orlaif.cli.names import ancestors, class_path_like, public_bases, public_classes
 from orlaif.cli.words import import_from
@@ -155,7 +154,7 @@ def listing() -> str:
 
 def main(words: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = HelperParser(
         prog="orlaif help",
         description="The arguments of a class that recipes name, by its name or class path; without one, a list.",
     )

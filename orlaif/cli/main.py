@@ -15,7 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from orlaif import __version__
-from orlaif.cli.errors import UsageError, explained
+from orlaif.arguments import UsageError
+from orlaif.cli.errors import explained
 from orlaif.cli.names import did_you_mean, near
 
 #: Each subcommand, the module whose ``main(words)`` is it, and what it does.
@@ -124,6 +125,9 @@ def main() -> None:
     except BrokenPipeError:  # `orlaif ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except KeyboardInterrupt:  # before or after the training, which heeds it itself
+        print("orlaif: interrupted", file=sys.stderr)
+        status = 130
     except Exception as error:
         # A user's mistake or bad input: the message names the culprit, a traceback would bury it.
         if os.environ.get("ORLAIF_TRACEBACK"):

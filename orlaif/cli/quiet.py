@@ -13,9 +13,10 @@ SILENCED = (
     r"FSDP2-wrapped module .* returned a view tensor",
     # `run` starts from Python, on purpose.
     r"LightningCLI's args parameter is intended",
-    # Of Lightning's and transformers' own calls; nothing that orlaif passes changes them.
+    # Of Lightning's, PEFT's and transformers' own calls; nothing that orlaif passes changes them.
     r".*LeafSpec.* is deprecated",
     r"`past_key_values` is deprecated and will be removed",
+    r"`is_gradient_checkpointing` is deprecated and will be removed",
     # A process without rows of a stream, or whose rows are all answered, is in step by a synthetic prompt.
     r"Total length of `\w+` across ranks is zero",
     r"Total length of .* within your local rank is zero",

@@ -122,6 +122,10 @@ class OrlaifCLI(RunOnceCLI):
             run=run,
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that takes keys in full: the beginning of one is a typo."""
+        return super().init_parser(**{"allow_abbrev": False, **kwargs})
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--run_dir``, which is also the trainer's root."""
         self.add_folder_arguments(parser)

@@ -37,7 +37,7 @@ def _full_disk(error: BaseException) -> str | None:
     if (path := getattr(error, "filename", None)) is None:
         path = next((p for p in paths_in_frames(error)), None)
     where = f" while {path} was written" if path else ""
-    return f"the disk is full{where}: {str(error).splitlines()[0]}; make room, or write elsewhere with --run_dir"
+    return f"the disk is full{where}: {str(error).splitlines()[0]}; make room, or write elsewhere"
 
 
 def _no_gpu(error: BaseException) -> str | None:

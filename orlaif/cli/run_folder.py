@@ -21,12 +21,18 @@ from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint
 log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
+ANSWERS_LOCK = ".answers.lock"
 _STATE = "run.json"
 
 
 @contextmanager
-def locked(run_dir: str) -> Iterator[None]:
+def locked(run_dir: str, lock: str = _LOCK) -> Iterator[None]:
     """Hold the folder, made if need be; the system frees it when this process ends, however it does.
+
+    Args:
+        run_dir: the folder.
+        lock: its file; what a run writes of its answers is held apart (``ANSWERS_LOCK``), so that a run that trains
+            may be tested in its own folder.
 
     Raises:
         ValueError: another process holds it.
@@ -35,7 +41,7 @@ def locked(run_dir: str) -> Iterator[None]:
         yield
         return
     os.makedirs(run_dir, exist_ok=True)
-    with open(os.path.join(run_dir, _LOCK), "a+", encoding="utf-8") as file:
+    with open(os.path.join(run_dir, lock), "a+", encoding="utf-8") as file:
         _take(file, run_dir)
         yield
 
@@ -86,7 +92,7 @@ def make_ready(run_dir: str, goes_on: bool, overwrite: bool, read: dict[str, Any
     aside = next(path for n in range(1, 10**6) if not (path := Path(f"{str(folder).rstrip('/')}.old-{n}")).exists())
     aside.mkdir()
     for entry in folder.iterdir():
-        if entry.name != _LOCK:
+        if entry.name not in (_LOCK, ANSWERS_LOCK):
             entry.rename(aside / entry.name)
     log.warning("%s held another run; it was moved to %s", run_dir, aside)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from orlaif.cli.names import did_you_mean
-from orlaif.cli.run_folder import lies_in, locked, make_ready, write_state
+from orlaif.cli.run_folder import ANSWERS_LOCK, lies_in, locked, make_ready, write_state
 from orlaif.distributed.changes import check_changes, is_allowed
 from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint, read_about
 from orlaif.distributed.sync import flattened
@@ -71,13 +72,21 @@ class RunOnceCLI(LightningCLI):
                 self._fit_in_folder()
             else:
                 self._allow()
-                super()._run_subcommand(subcommand)
+                with self._answers_held(subcommand):
+                    super()._run_subcommand(subcommand)
         except SIGTERMException:
             raise SystemExit(143) from None
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes it a 1
                 raise SystemExit(130) from None
             raise
+
+    def _answers_held(self, subcommand: str) -> AbstractContextManager[None]:
+        """Two tests that wrote their answers to one folder at once would mix them."""
+        is_first = getattr(rank_zero_only, "rank", 0) in (0, None) and self.trainer.is_global_zero
+        if subcommand not in ("test", "predict") or not is_first or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return nullcontext()
+        return locked(str(self._get(self.config, "run_dir")), ANSWERS_LOCK)
 
     def _allow(self) -> tuple[str, ...]:
         keys = str(self._get(self.config, "resume_changed", default="") or "")

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 
 import yaml
 
-from orlaif.cli.errors import UsageError
+from orlaif.arguments import UsageError
 from orlaif.cli.moved import translated
 
 #: What ``model.init_args.loss`` is without a class path.
 DEFAULT_LOSS = "orlaif.losses.GRPORankLoss"
 _NULLS = ("null", "~", "None")
+#: Keys that may stand without a value, which is then true.
+_SWITCHES = ("--overwrite",)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -146,7 +148,7 @@ def prepare(given: Sequence[str]) -> Words:
     """
     words: list[str] = []
     documents: list[Document] = []
-    rest = iter(given)
+    rest = iter(_switched_on(given))
     for word in rest:
         name, equals, value = word.partition("=")
         if name in ("--config", "-c"):
@@ -167,6 +169,15 @@ def prepare(given: Sequence[str]) -> Words:
             words.append(translated(word, words[-1] if words else word))
     import_from([os.path.dirname(os.path.abspath(document.path)) for document in documents])
     return Words(words=tuple(words), documents=tuple(documents), given=tuple(given))
+
+
+def _switched_on(given: Sequence[str]) -> list[str]:
+    """The words, with ``=true`` behind switches that stand alone, which jsonargparse would ask a value of."""
+    followers = [*given[1:], "--"]
+    return [
+        f"{word}=true" if word in _SWITCHES and follower.startswith("-") else word
+        for word, follower in zip(given, followers, strict=False)
+    ]
 
 
 def _is_deep(name: str) -> bool:

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from orlaif.data.datasets import RowDataset
-from orlaif.data.rows import built_from, find_video, folder_of, id_field, object_row, read_rows, text_field, texts_field
+from orlaif.data.rows import (
+    built_from,
+    find_video,
+    folder_of,
+    id_field,
+    object_row,
+    read_rows,
+    refuse_unused,
+    text_field,
+    texts_field,
+)
 from orlaif.data.text_files import whole_text
 from orlaif.types import VideoPrompt
 
@@ -22,6 +32,11 @@ VIDEO_MME_INSTRUCTION = (
 SUBTITLES_HEADER = "This video's subtitles are listed below:"
 _STAMP = re.compile(r"^\s*(\d+):(\d\d):(\d\d)[,.](\d+)\s*-->")
 _TAG = re.compile(r"<[^>]*>")
+#: ``response`` is what a model has said, where the official template has been filled in.
+_MME_FIELDS = (
+    *("question_id", "videoID", "question", "options", "answer"),
+    *("duration", "domain", "sub_category", "task_type", "questions", "response"),
+)
 
 
 def read_subtitles(path: str) -> list[tuple[float, str]]:
@@ -93,6 +108,7 @@ class VideoMME(RowDataset):
             yield self._prompt({**row, **object_row(question, inner)}, inner, video_root)
 
     def _prompt(self, row: dict[str, Any], where: str, root: str) -> VideoPrompt:
+        refuse_unused(row, where, _MME_FIELDS)
         options = texts_field(row, "options", where, least=2)
         answer = text_field(row, "answer", where)
         if answer not in [chr(ord("A") + i) for i in range(len(options))]:
@@ -160,7 +176,8 @@ class OpenEndedQA(RowDataset):
             try:
                 if isinstance(row, ValueError):
                     raise row
-                name = id_field(object_row(row, where), "question_id", where)
+                refuse_unused(object_row(row, where), where, ("question_id", "answer", "type"))
+                name = id_field(row, "question_id", where)
                 if name in self._answers:
                     raise ValueError(f"{where}: id {name!r} was used before")
                 kind = row.get("type")
@@ -178,6 +195,7 @@ class OpenEndedQA(RowDataset):
     def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
         """One question as a prompt, with the answer of the same ``question_id``."""
         row = object_row(row, where)
+        refuse_unused(row, where, ("question_id", "video_name", "question"))
         name = id_field(row, "question_id", where)
         if name not in self._answers:
             raise ValueError(f"{where}: field 'question_id' is {name!r}; {self.answers} has no answer to it")
@@ -241,8 +259,10 @@ class VideoChatGPT(RowDataset):
                     yield error
 
     def _prompts_of(self, row: dict[str, Any], file: str, number: int, where: str, root: str) -> Iterator[VideoPrompt]:
+        names = ("Q1", "Q2") if file == "consistency" else ("Q",)
+        refuse_unused(row, where, ("video_name", *names, "A"))
         video, answer = find_video(root, text_field(row, "video_name", where)), text_field(row, "A", where)
-        for name in ("Q1", "Q2") if file == "consistency" else ("Q",):
+        for name in names:
             prompt_id = f"{file}-{number}" + (f"/{name[1]}" if file == "consistency" else "")
             question = text_field(row, name, where)
             tags = {"file": file}

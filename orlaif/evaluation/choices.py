@@ -224,6 +224,8 @@ def _stated(said: str, tokens: Sequence[_Token]) -> set[str] | None:
     alone = {
         t.letter for t in meant if _ALONE_BEFORE.search(_before(said, t.start)) and _ALONE_AFTER.match(said[t.end :])
     }
+    # "A? Not A. The answer is B.": who takes back what he began with has not stated it.
+    first, denied = leads | alone, {t.letter for t in tokens if t.denied}
     listed = {
         t.letter
         for t in tokens
@@ -231,7 +233,7 @@ def _stated(said: str, tokens: Sequence[_Token]) -> set[str] | None:
     }
     if called:
         # A list of the options that comes first states nothing; another answer that comes first does.
-        return called if len(listed) > 1 else called | leads | alone
+        return called if len(listed) > 1 else called | (first - denied)
     if len(listed) > 1:
         return listed
     optional = {
@@ -241,7 +243,7 @@ def _stated(said: str, tokens: Sequence[_Token]) -> set[str] | None:
         for one, other in pairwise(tokens)
         if one.denied and not other.denied and _INSTEAD.fullmatch(said[one.end : other.start])
     }
-    for stated in (leads | alone, optional):
+    for stated in (first - denied or first, optional):
         if stated:
             return stated
     return set() if tokens and not meant and not said[: tokens[0].start].strip() else None

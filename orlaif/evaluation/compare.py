@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
 
+from orlaif.arguments import HelperParser
 from orlaif.evaluation.report import compare, comparison_markdown, plot_rows
 
 
 def main(arguments: Sequence[str]) -> int:
     """The subcommand; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = HelperParser(
         prog="orlaif compare",
         description="Two runs of `orlaif test` on the questions that both answered: means, and their paired difference "
         "with a 95 % bootstrap interval, as a table, JSON and a plot.",

@@ -8,14 +8,14 @@ an order up: a group that it cannot rank is an :class:`~orlaif.types.OracleError
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
+from orlaif.types import CandidateGroup, OracleError, PromptBatch, Ranking, VideoError, VideoPrompt
 
 
 class Oracle(ABC):
@@ -116,6 +116,25 @@ def checked_ranking(oracle: Oracle, groups: Sequence[CandidateGroup]) -> Ranking
     if list(ranking.ranks.shape) != expected:
         raise ValueError(f"{name} gave ranks of shape {list(ranking.ranks.shape)}; expected {expected}")
     return ranking
+
+
+def encoded(oracle: Oracle, groups: Sequence[CandidateGroup], make: Callable[[], PromptBatch]) -> PromptBatch:
+    """Encode groups for a model that judges them.
+
+    Args:
+        oracle: whose model.
+        groups: what is encoded.
+        make: encodes them.
+
+    Raises:
+        OracleError: the model's processor does not take a clip that the policy's took; what becomes of its group is
+            for ``on_oracle_failure`` to say.
+    """
+    try:
+        return make()
+    except VideoError as error:
+        failed = next((group for group in groups if group.prompt.video == error.path), groups[0])
+        raise OracleError(type(oracle).__name__, failed.prompt.id, f"its model cannot be shown {error}") from error
 
 
 def ranking_of(outcomes: Sequence[Tensor | OracleError], size: int) -> Ranking:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orlaif.evaluation.quoting import special_tokens
-from orlaif.oracles.base import Oracle
+from orlaif.oracles.base import Oracle, encoded
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
@@ -107,7 +107,8 @@ class LocalJudge(Oracle):
             # The last one: a question may hold that sign as well.
             tail = texts[0].rpartition(CUT)[2]
             texts = [text.rpartition(CUT)[0] for text in texts]
-        return encoder(prompts, [group.clip for group in groups], texts).to(self.judge.device), tail
+        clips = [group.clip for group in groups]
+        return encoded(self, groups, lambda: encoder(prompts, clips, texts)).to(self.judge.device), tail
 
 
 def letter_ids(judge: Policy, number: int) -> Tensor:

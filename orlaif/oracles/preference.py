@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.sync import process_index
 from orlaif.evaluation.quoting import special_tokens, without_tokens
-from orlaif.oracles.base import Oracle, dense_ranks, no_score_failures
+from orlaif.oracles.base import Oracle, dense_ranks, encoded, no_score_failures
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.ending import answer_ids
@@ -200,7 +201,8 @@ class PreferenceRanker(Oracle):
         encoder = ProcessorEncoder(ranker.policy.processor, ranker.system_prompt, ranker.policy.family)
         for start in range(0, len(groups), self.batch_size):
             part = groups[start : start + self.batch_size]
-            batch = encoder([group.prompt for group in part], [group.clip for group in part]).to(self.device)
+            prompts, clips = [group.prompt for group in part], [group.clip for group in part]
+            batch = encoded(self, part, partial(encoder, prompts, clips)).to(self.device)
             different = [list(dict.fromkeys(group.answers)) for group in part]
             scores = ranker(batch, different).float().cpu()
             parts.append(

@@ -99,6 +99,10 @@ class ProcessorEncoder:
         """The prompt by the model's chat template."""
         return render(self.processor, prompt, self.system_prompt)
 
+    def without_limit(self) -> ProcessorEncoder:
+        """The same encoder, which takes prompts of any length."""
+        return ProcessorEncoder(self.processor, self.system_prompt, self.family)
+
     def __call__(
         self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str] | None = None
     ) -> PromptBatch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -122,10 +123,11 @@ class PolicyModule(ResumableModule):
         """The recipe's optimizer over all trainable parameters, and its scheduler per step, or as a plateau needs it.
 
         Raises:
-            ValueError: a scheduler that watches a metric which the recipe does not name, or which no validation gives.
+            ValueError: a scheduler that watches a metric which the recipe does not name, or which no validation gives;
+                settings that an optimizer or scheduler refuses.
         """
-        optimizer = self.optimizer(self.trained_parameters())
-        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        optimizer = _made("optimizer", self.optimizer, self.trained_parameters())
+        scheduler = None if self.lr_scheduler is None else _made("lr_scheduler", self.lr_scheduler, optimizer)
         self.know_stated(optimizer, scheduler)
         if scheduler is None:
             return optimizer
@@ -267,3 +269,11 @@ class PolicyModule(ResumableModule):
         """Log what was noted, of all processes, which must all call."""
         for name, value in self.notes.take().items():
             self.log(name, value, prog_bar=name in _SHOWN or name.startswith("time/"))
+
+
+def _made(key: str, make: Callable[[Any], Any], given: Any) -> Any:
+    """An optimizer or scheduler; PyTorch's words for a setting that cannot be do not say whose it is."""
+    try:
+        return make(given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.{key} refuses its settings: {error}") from error

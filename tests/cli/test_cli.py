@@ -292,6 +292,7 @@ def test_what_the_run_would_miss_is_listed(tmp_path: Path, data_root: str, tiny_
     rows[2]["question"] = "what is <|video_pad|> ?"
     rows[3]["question"] = "what color " * 1100
     rows[4]["end_s"] = 200.0
+    rows[4]["options"] = [rows[4]["answer"]] * 2
     rows[5]["frames"] = [str(tmp_path / f"{i}.png") for i in range(2)]
     for frame in rows[5]["frames"]:
         Image.new("RGB", (2000, 4)).save(frame)
@@ -309,4 +310,5 @@ def test_what_the_run_would_miss_is_listed(tmp_path: Path, data_root: str, tiny_
     assert f"{path}, line 2: field 'answer' is 'a violin', which names none of its 'options'" in output
     assert f"{path}, line 3: field 'question' spells '<|video_pad|>'" in output
     assert f"{path}, line 4: prompts longer than the context: 'train-00003'" in output
-    assert "\n6 problems\n" in output
+    assert f"{path}, line 5: field 'options' has {rows[4]['answer']!r} twice" in output
+    assert "\n7 problems\n" in output

@@ -129,6 +129,21 @@ def test_mistakes_are_named(adapted: Path, tiny_model: str, tmp_path: Path, chan
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_several_runs_names_none(adapted: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(adapted, tmp_path / "runs" / name)
+    with pytest.raises(ValueError, match=r"holds the checkpoints of several runs; name one of .*/one, .*/runs/two"):
+        main(["--ckpt", str(tmp_path / "runs"), "--to", str(tmp_path / "out")])
+    main(["--ckpt", str(tmp_path / "runs" / "two"), "--to", str(tmp_path / "out")])
+    assert equal(tmp_path / "out", adapted / "export")
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: {}")
+    with pytest.raises(ValueError, match=r"checkpoint .*recipe.yaml cannot be read"):
+        main(["--ckpt", str(tmp_path / "recipe.yaml"), "--to", str(tmp_path / "out")])
+
+
 def test_a_moved_base_is_named(adapted: Path, tiny_model: str, tmp_path: Path) -> None:
     """By an override; another model in its place is not taken for it."""
     shutil.copytree(tiny_model, tmp_path / "base")

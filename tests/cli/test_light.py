@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orlaif.cli.errors import UsageError
+from orlaif.arguments import UsageError
 from orlaif.cli.main import SUBCOMMANDS, subcommand
 from tests.conftest import REPO
 

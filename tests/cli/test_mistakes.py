@@ -112,6 +112,23 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
         2,
         "trainer.max_stepz: no such key; did you mean 'trainer.max_steps'[?]",
     ),
+    "the beginning of a key": (
+        ["--trainer.max_step=3"],
+        2,
+        "trainer.max_step: no such key; did you mean 'trainer.max_steps'[?]",
+    ),
+    "a number out of its range": (
+        ["--data.init_args.sampling.init_args.num_frames=0"],
+        1,
+        "UniformSampling.num_frames is 0; a clip needs 2 frames or more",
+    ),
+    "too many runs to compare": (
+        ["compare", "a", "b", "c"],
+        2,
+        r"unrecognized arguments: c \(orlaif compare .*",
+    ),
+    "an export to nowhere": (["export", "--ckpt", "a"], 2, r"the following arguments are required: --to \(orlaif .*"),
+    "a number that is none": (["plan", "--gpus", "x"], 2, r"argument --gpus: invalid int value: 'x' \(orlaif plan .*"),
     "a key of a nested class": (
         recipe("group_size", "group_sise"),
         2,

@@ -12,7 +12,8 @@ import pytest
 from lightning import Callback, Trainer
 
 from orlaif.cli.recipe import OrlaifCLI, run
-from orlaif.cli.run_folder import locked, make_ready, write_state
+from orlaif.cli.run_folder import ANSWERS_LOCK, locked, make_ready, write_state
+from orlaif.cli.words import prepare
 from tests.cli.test_cli import small
 from tests.conftest import make_policy
 
@@ -37,6 +38,18 @@ def test_two_runs_at_once_the_second_is_refused(tmp_path: Path) -> None:
         pass
     with locked(str(tmp_path)):
         pass
+
+
+def test_answers_are_held_apart_from_training(tmp_path: Path) -> None:
+    """A run that trains may be tested in its folder, by one test at a time."""
+    with locked(str(tmp_path)), locked(str(tmp_path), ANSWERS_LOCK), pytest.raises(ValueError, match="is in use by"):
+        locked(str(tmp_path), ANSWERS_LOCK).__enter__()
+
+
+def test_overwrite_needs_no_value() -> None:
+    assert prepare(["fit", "--overwrite"]).words == ("fit", "--overwrite=true")
+    assert prepare(["--overwrite", "--run_dir=x"]).words == ("--overwrite=true", "--run_dir=x")
+    assert prepare(["--overwrite", "false"]).words == ("--overwrite", "false")
 
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
@@ -108,7 +121,7 @@ def test_going_on_with_another_recipe_base_or_data(tmp_path: Path, tiny_model: s
     with pytest.raises(ValueError, match=r"data.train has 32 rows .*, but the checkpoint was trained on 64 rows"):
         go(*last, "--data.init_args.train.init_args.size=32", "--resume_changed=size")
     with pytest.raises(ValueError, match=r"--overwrite starts anew and --ckpt_path last goes on"):
-        go(*last, "--overwrite=true")
+        go(*last, "--overwrite")
     with pytest.raises(ValueError, match=r"--resume_changed names 'batchsize', .*; did you mean 'batch_size'\?"):
         go(*last, "--resume_changed=lr,batchsize")
     go("--trainer.fast_dev_run=true")

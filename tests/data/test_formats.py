@@ -214,6 +214,7 @@ BROKEN: list[tuple[type[RowDataset], Any, str]] = [
     (VideoMME, without(MME, "task_type"), "field 'task_type' is None"),
     (VideoMME, {**NESTED, "questions": [{**NESTED["questions"][0], "answer": ""}]}, "question 1: field 'answer' is ''"),  # type: ignore[dict-item]
     (VideoMME, {**NESTED, "questions": 3}, "field 'questions' is 3"),
+    (VideoMME, {**MME, "start_s": 4.0}, "field 'start_s' is 4.0; this format has no use for it"),
 ]
 
 

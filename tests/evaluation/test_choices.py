@@ -75,6 +75,8 @@ B = [
     "答案：B",
     "选B",
     "Not A, B",
+    "A? Not A. The answer is B.",
+    "A? Not A. B.",
     "It is not A but B",
     "The answer is not A but B.",
     "B, not A",

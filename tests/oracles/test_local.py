@@ -14,6 +14,7 @@ from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.oracles import ListwiseJudge, PairwiseJudge
 from orlaif.oracles.aggregate import bradley_terry
+from orlaif.oracles.failure import OracleFailure, rank_groups
 from orlaif.oracles.local import letter_ids
 from orlaif.oracles.prompting import ballots, opening
 from orlaif.oracles.sorting import sorting_network
@@ -21,7 +22,7 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.families import Family
 from orlaif.rollout import generate
-from orlaif.types import CandidateGroup, Completions, VideoClip, VideoPrompt
+from orlaif.types import CandidateGroup, Completions, OracleError, VideoClip, VideoPrompt
 from tests.families import FAMILIES, original_numbering, vision_tower
 from tests.oracles.lettered import make_lettered_model
 
@@ -278,3 +279,28 @@ def test_mistakes_are_named(make: Any, message: str) -> None:
 def test_a_tokenizer_without_letters_is_refused(tiny_model: str, groups: list[CandidateGroup], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no token of its own for each of the letters A \.\. B"):
         PairwiseJudge(tiny_model, dtype="float32").rank(groups)
+
+
+@pytest.mark.parametrize("kind", [ListwiseJudge, PairwiseJudge])
+def test_a_clip_that_the_judge_does_not_take_costs_its_group(
+    judge_model: str, groups: list[CandidateGroup], monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """The policy's processor took it; what becomes of the group is for ``on_oracle_failure`` to say."""
+    bad = replace(groups[0].clip, frames=groups[0].clip.frames[..., :7])
+    asked = [replace(groups[0], clip=bad), groups[1]]
+    encode = Family.encode
+
+    def choosy(self: Family, processor: Any, text: str, clip: VideoClip, metadata: Any) -> Any:
+        if clip.frames.shape[-1] < 8:
+            raise ValueError("too narrow")
+        return encode(self, processor, text, clip, metadata)
+
+    monkeypatch.setattr(Family, "encode", choosy)
+    judge = kind(judge_model, dtype="float32")
+    ranking = rank_groups(judge, asked, OracleFailure(retries=0))
+    assert [error.prompt_id for error in ranking.failures] == [groups[0].prompt.id]
+    assert "too narrow" in ranking.failures[0].cause
+    assert ranking.ranks[0].tolist() == [-1] * 4
+    assert ranking.ranks[1].tolist() == judge.rank(groups[1:2]).ranks[0].tolist()
+    with pytest.raises(OracleError, match=r"its model cannot be shown .*too narrow"):
+        rank_groups(judge, asked, OracleFailure(action="error"))

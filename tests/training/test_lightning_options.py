@@ -111,3 +111,11 @@ def test_overfit_batches_are_the_same_in_every_epoch(
     assert epochs[0] == epochs[1] == epochs[2]
     assert [len(epoch) for epoch in epochs] == [2, 2, 2]
     assert "val/accuracy" in run.callback_metrics
+
+
+def test_settings_that_an_optimizer_refuses_are_named(tiny_model: str) -> None:
+    module = sft(tiny_model)
+    module.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=-1.0)
+    module.configure_model()
+    with pytest.raises(ValueError, match=r"model.optimizer refuses its settings: Invalid learning rate: -1.0"):
+        module.configure_optimizers()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from orlaif.arguments import HelperParser
 from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
@@ -28,7 +28,7 @@ def size_in_bytes(text: str) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """The subcommand; 0 where it fits, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = HelperParser(
         prog="orlaif plan",
         description="Memory of a recipe's step on each GPU, from the model's config alone, and what would make it fit. "
         "Further arguments are those of the recipe.",
