@@ -39,10 +39,10 @@ def qwen3_processor(words: tuple[str, ...]) -> Any:
     return qwen_processor(words, hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, cap_pixels_per_frame=False)
 
 
-def qwen_config(kind: Any, processor: Any, text: dict[str, Any], vision: dict[str, Any]) -> Any:
-    """A config with tied embeddings, as small Qwen models have."""
+def qwen_config(kind: Any, processor: Any, text: dict[str, Any], vision: dict[str, Any], tied: bool = False) -> Any:
+    """A config; ``tied``, as small Qwen models are: a random head that is the embedding repeats what it is given."""
     ids = token_ids(processor.tokenizer, QWEN_TOKENS)
-    return kind(text_config=text, vision_config={**QWEN_TOWER, **vision}, tie_word_embeddings=True, **ids)
+    return kind(text_config=text, vision_config={**QWEN_TOWER, **vision}, tie_word_embeddings=tied, **ids)
 
 
 @family("qwen2_vl")
@@ -51,7 +51,7 @@ def qwen2_vl(words: tuple[str, ...]) -> Parts:
     processor = qwen_processor(words, hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor)
     text = decoder(processor.tokenizer, head_dim=None, rope_parameters=rope(2, 1, 1))
     vision = {"embed_dim": 32, "mlp_ratio": 2, "intermediate_size": None, "out_hidden_size": None}
-    return Parts(processor=processor, config=qwen_config(hf.Qwen2VLConfig, processor, text, vision))
+    return Parts(processor=processor, config=qwen_config(hf.Qwen2VLConfig, processor, text, vision, tied=True))
 
 
 @family("qwen2_5_vl")

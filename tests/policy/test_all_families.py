@@ -70,6 +70,22 @@ def test_a_ragged_batch_is_its_sequences(policy: Policy) -> None:
     compared(policy, 1e-5, 1e-5)
 
 
+def test_a_wrong_position_shows(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what these tests compare is no accident; GLM-5 Next turns no part of its heads."""
+    batch, completions = encoded(policy, 0, 1), answers(policy, 2)
+    ahead = policy.family.completion_positions
+    with torch.no_grad():
+        logps = policy.completion_logps(batch, completions)
+        monkeypatch.setattr(policy.family, "completion_positions", lambda positions, t: ahead(positions, t) + 7)
+        moved = policy.completion_logps(batch, completions)
+    assert float(logps.min()) < -4
+    difference = float((moved - logps).abs().max())
+    if policy.config.model_type == "glm5_next":
+        assert difference == 0
+    else:
+        assert difference > 0.02
+
+
 def test_greedy_is_generate_row_by_row(policy: Policy) -> None:
     ours = generate(policy, encoded(policy, 0, 1), 2, SamplingParams(max_new_tokens=6, temperature=0.0))
     for p in range(2):

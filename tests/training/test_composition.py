@@ -157,7 +157,7 @@ def test_mixed_precision_is_as_close_to_float32_as_the_duplicated_batch(
     exact = logps(False, prefix="duplicate")
     duplicate = (logps(True, prefix="duplicate") - exact).abs().max()
     shared = (logps(True, prefix="shared", prefix_attention=attention) - exact).abs().max()
-    assert 0 < float(duplicate) < 0.1
+    assert 0 < float(duplicate) < 0.2
     assert float(shared) <= 2 * float(duplicate)
 
 
