@@ -462,6 +462,14 @@ class BringsEncoder(Protocol):
         """
 
 
+@runtime_checkable
+class KnowsLongest(Protocol):
+    """What a rollout by an engine needs of a DataModule: how long prompts may become."""
+
+    def longest_prompt(self) -> tuple[int, str] | None:
+        """Tokens of the longest training prompt that the settings allow, and which it is; None if nothing bounds it."""
+
+
 class Prompts(Protocol):
     """Questions in their order, as the data set of a stage has them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -32,6 +33,10 @@ transformers_logging.disable_progress_bar()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if "vllm" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs vLLM, which is not installed here; make vllm-test"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

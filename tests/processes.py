@@ -24,7 +24,7 @@ from orlaif.distributed import checkpoint_io, fsdp2
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import PairwiseJudge
 from orlaif.policy import Policy
-from orlaif.rollout import Rollout, SamplingParams
+from orlaif.rollout import BaseRollout, Rollout, SamplingParams
 from orlaif.training.base import PolicyModule
 from orlaif.training.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.training.ranker import PreferenceRankerTraining
@@ -71,6 +71,7 @@ class Job:
     leave_out: tuple[str, ...] = ()
     own_judge: bool = False
     merge: bool = False
+    rollout: BaseRollout | None = None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,7 +134,7 @@ def build(job: Job) -> PolicyModule:
     else:
         module = rlaif(
             job.folder,
-            rollout=(Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
+            rollout=job.rollout or (Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
             oracle=oracle_of(job),
             loss=GRPORankLoss(kl_coef=job.kl_coef, entropy_coef=0.01, fused_head=job.fused_head),
             optimizer=lambda params: kind(params, lr=job.rate),
@@ -281,8 +282,8 @@ def errors_of(job: Job, world: int, timeout: float = 120) -> dict[int, str]:
     return found
 
 
-def run(job: Job, world: int = 1) -> dict[str, Any]:
+def run(job: Job, world: int = 1, timeout: float = 120) -> dict[str, Any]:
     """Run to the end; what the first process found."""
-    errors = errors_of(job, world)
+    errors = errors_of(job, world, timeout)
     assert not errors, errors
     return torch.load(job.out)

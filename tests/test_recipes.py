@@ -70,6 +70,13 @@ def test_an_engine_beside_the_model_has_its_share(tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert re.search(r"the sampler's engine +24\.00\n", shown)
     assert "KV cache" not in shown
+    beside = float(re.search(r"peak +([\d.]+)", shown)[1])  # type: ignore[index]
+
+    asleep = "--model.init_args.rollout.init_args.sleep_level=1"
+    assert plan.main([*arguments, asleep, f"--model.init_args.policy.init_args.path={config}"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"the sampler's engine +24\.00\n", shown)  # while it samples
+    assert float(re.search(r"peak +([\d.]+)", shown)[1]) < beside - 5  # type: ignore[index]
 
 
 def test_planned_recipes_are_all_that_the_project_promises() -> None:

@@ -79,7 +79,7 @@ class _Model:
 
         Raises:
             VideoError: the model's processor does not take the clip.
-            ValueError: the prompt, and what comes behind it, is longer than the model's context.
+            ValueError: the prompt, and what comes behind it, is longer than the model's context or an engine's.
         """
         policy = getattr(self.module, "policy", None)
         if self.encoder is None:
@@ -88,6 +88,8 @@ class _Model:
             batch = self.encoder([prompt], [clip])
             if policy is not None:
                 policy.check_context(batch, self._behind(name, prompt))
+            if name == "train" and isinstance(self.module, OracleRLAIF):
+                self.module.rollout.check_room(batch)
 
     def _behind(self, name: str, prompt: VideoPrompt) -> int:
         """Most tokens that the stage ``name`` puts behind a prompt: its answer, or the longest completion."""

@@ -18,6 +18,7 @@ from orlaif.data.curriculum import AnswerLengthCurriculum
 from orlaif.data.datasets import PromptDataset, StreamingDataset
 from orlaif.data.epochs import EpochLoader
 from orlaif.data.loader import NothingLeft, PrefetchLoader, Sealed, SealingCollator
+from orlaif.data.longest import longest_prompt
 from orlaif.data.resumable import ResumableDataModule
 from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
@@ -183,6 +184,16 @@ class VideoDataModule(ResumableDataModule):
             self.budget,
             self.clip_cache,
         )
+
+    def longest_prompt(self) -> tuple[int, str] | None:
+        """Tokens of the longest training prompt that the settings allow, and which it is: for rollouts by an engine.
+
+        None where nothing bounds it: no ``budget``, or questions that are not known beforehand.
+        """
+        train = self.datasets["train"]
+        if self.budget is None or not isinstance(train, PromptDataset):
+            return None
+        return longest_prompt(train.readable(), self.collator.encoder, self.sampling, self.budget)
 
     def on_before_batch_transfer(self, batch: Sealed, dataloader_idx: int) -> Delivery:
         """Open the delivery and count its bad videos.

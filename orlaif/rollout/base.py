@@ -9,7 +9,7 @@ Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,22 @@ class BaseRollout(ABC):
         Returns:
             Completions [P, G, T] with the log-probs f32 by which they were sampled.
         """
+
+    def prepare(self, policy: Policy, longest: Callable[[], tuple[int, str] | None]) -> None:  # noqa: B027
+        """Before a run's first step: refuse what cannot work, by ValueError.
+
+        Args:
+            policy: loaded.
+            longest: tokens of the longest prompt that the data allows, and which it is, if that is known.
+        """
+
+    def check_room(self, batch: PromptBatch) -> None:  # noqa: B027
+        """Raise ValueError for prompts that leave no room for an answer, beyond what the model itself refuses."""
+
+    @property
+    def engine_sleeps(self) -> bool:
+        """Whether that engine gives its memory back while the step trains."""
+        return False
 
     def engine_memory(self, gpu_memory: float) -> int:
         """Bytes of each GPU that an engine beside the model takes, for ``orlaif plan``; none by default.

@@ -16,11 +16,13 @@ from orlaif.policy.asking import base_of
 
 
 def whole_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """Names, as in the loaded base model, and weights with the adapter's part added; nothing is changed.
+    """Names, as in the loaded base model, and weights with the adapter's part added, not quantised; nothing is changed.
 
     Args:
         policy: loaded; gathered, where it is sharded.
     """
+    from peft.utils.integrations import dequantize_module_weight
+
     base = base_of(policy.network)
     changed = dict(lora.adapted_weights(base))
     for name, weight in base.named_parameters(remove_duplicate=False):  # a state dict would shard them again
@@ -29,7 +31,8 @@ def whole_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
             name = ".".join(word for word in words if word != "base_layer")
             yield name, changed.pop(name, weight)
         elif not any(word.startswith("lora_") for word in words):
-            yield name, weight
+            quantised = policy.quantization is not None and words[-1] == "weight"
+            yield name, dequantize_module_weight(base.get_submodule(".".join(words[:-1]))) if quantised else weight
 
 
 def checkpoint_weights(policy: Policy) -> dict[str, Tensor]:

@@ -1,42 +1,36 @@
 """Completions from vLLM, in the training process, with the policy's weights of this moment.
 
-Each process has one engine, on its GPU. Before a rollout it takes the policy's weights if they have
-changed: whole ones, gathered where they are sharded, with the adapter added where there is one (the policy's own are
-not touched), under the names of the checkpoint, through vLLM's ``reload_weights``; what it has cached of prompts and
-videos is then forgotten. vLLM seeds its process; the trainer's random state is put back after each call. Its log-probs
-differ a little from the trainer's, by other kernels and precisions; the difference is measured, and truncated
-importance weights correct the gradient for it (``correction``).
+Each process has one engine, on its GPU. Before a rollout it takes the policy's weights if they have changed, and what
+it has cached of prompts and videos is forgotten. With ``lora: merged``, and without LoRA, these are whole weights,
+gathered where they are sharded, with the adapter added where there is one (the policy's own are not touched), under the
+names of the checkpoint, through vLLM's ``reload_weights``; with ``lora: adapter`` only the adapter moves. vLLM seeds
+its process; the trainer's random state is put back after each call. Its log-probs differ a little from the trainer's,
+by other kernels and precisions; the difference is measured, and importance weights correct the gradient for it
+(``correction``).
 
-Sources: vLLM's offline inference; truncated importance sampling between sampler and trainer (Yao et al. 2025, "Your
-efficient RL framework secretly brings you off-policy RL training").
+Source: vLLM's offline inference.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from orlaif.distributed.sync import local_process_index, num_processes, process_index
 from orlaif.policy import Policy
-from orlaif.policy.encoding import video_metadata
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.correction import ImportanceCorrection
+from orlaif.rollout.engine import check_engine, default_room, make_engine, random_state_kept
+from orlaif.rollout.engine_adapter import adapter_options, adapter_request, check_adapter, write_adapter
+from orlaif.rollout.engine_requests import check_prompts, completions_of, requests_of
 from orlaif.rollout.engine_weights import checkpoint_weights
-from orlaif.types import Completions, PromptBatch, VideoClip
+from orlaif.types import Completions, PromptBatch
 
-#: Kinds of models that vLLM serves with images only.
-_WITHOUT_VIDEO = ("smolvlm", "idefics3")
 #: The default correction.
 TOKEN_TRUNCATION = ImportanceCorrection()
-#: Room for a sequence that an engine has at least, where the model allows it.
-_ROOM = 1024
 
 
 class VLLMRollout(BaseRollout):
@@ -47,13 +41,19 @@ class VLLMRollout(BaseRollout):
         sampling: how tokens are drawn, without ``top_p`` and ``top_k``: log-probs would be of another distribution.
         correction: see :class:`~orlaif.rollout.base.BaseRollout`; by default truncated weights of tokens.
         gpu_memory_utilization: share of the GPU's memory for the engine: its weights and its cache.
+        lora: how an engine is given a policy with LoRA: ``merged`` = whole weights with the adapter added to them;
+            ``adapter`` = the adapter alone, which the engine adds itself (not DoRA, saved modules, quantised bases, or
+            adapters of the vision tower).
+        sleep_level: what the engine gives back of the GPU's memory while the step trains: 0 nothing, 1 its cache, and
+            its weights go to the CPU, 2 both are dropped, and whole weights are handed over for every rollout.
         engine: further arguments of ``vllm.LLM``. ``max_model_len``, the most tokens of a prompt and its answer, is
-            by default twice what the first batch needs, rounded up to a power of two, and at least 1024.
+            by default what the longest prompt needs that the data allows (``data.budget``), and where nothing bounds
+            that twice what the first batch needs; at least 1024.
 
     Raises:
-        ValueError: as for a rollout; truncated sampling; on first use, vLLM is not installed, a kind of model that it
-            does not serve with video, a prompt without room for its answer, or other tokens of a prompt than the
-            model's processor makes.
+        ValueError: as for a rollout; truncated sampling; before the run, vLLM is not installed, a kind of model that it
+            does not serve with video, an adapter that it cannot add, sleep on a CPU, or no room for the longest prompt
+            and its answer; other tokens of a prompt than the model's processor makes.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class VLLMRollout(BaseRollout):
         sampling: SamplingParams | None = None,
         correction: ImportanceCorrection | None = TOKEN_TRUNCATION,
         gpu_memory_utilization: float = 0.3,
+        lora: Literal["merged", "adapter"] = "merged",
+        sleep_level: int = 0,
         engine: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(group_size, sampling, correction)
@@ -72,15 +74,51 @@ class VLLMRollout(BaseRollout):
             )
         if not 0 < gpu_memory_utilization < 1:
             raise ValueError(f"rollout.gpu_memory_utilization is {gpu_memory_utilization}; it must lie in (0, 1)")
+        if lora not in ("merged", "adapter"):
+            raise ValueError(f"rollout.lora is {lora!r}; it must be 'merged' or 'adapter'")
+        if sleep_level not in (0, 1, 2):
+            raise ValueError(f"rollout.sleep_level is {sleep_level}; it must be 0, 1 or 2")
+        if lora == "adapter" and sleep_level == 2:
+            raise ValueError("rollout.sleep_level is 2, which drops the base that rollout.lora: adapter keeps; use 1")
         self.gpu_memory_utilization = gpu_memory_utilization
+        self.lora, self.sleep_level = lora, sleep_level
         self.engine_arguments = engine or {}
         self._engine: Any = None
-        self._room = 0
+        self._asleep = False
+        #: Most tokens of a prompt and its answer; 0 until that is known.
+        self._room = int(self.engine_arguments.get("max_model_len", 0))
         self._weights_of: int | None = None
+        self._adapter: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def engine_memory(self, gpu_memory: float) -> int:
         """The share that the engine is given."""
         return int(self.gpu_memory_utilization * gpu_memory)
+
+    @property
+    def engine_sleeps(self) -> bool:
+        """Whether it has a ``sleep_level``."""
+        return self.sleep_level > 0
+
+    def check(self, policy: Policy) -> None:
+        """Raise ValueError for what no engine can do with this policy."""
+        check_engine(policy, self.sleep_level)
+        if self.lora == "adapter":
+            check_adapter(policy)
+
+    def prepare(self, policy: Policy, longest: Callable[[], tuple[int, str] | None]) -> None:
+        """Check, and settle the engine's room by the longest prompt."""
+        self.check(policy)
+        if (found := longest()) is None:
+            return
+        tokens, which = found
+        needed = tokens + self.sampling.max_new_tokens
+        self._room = self._room or default_room(policy.config, needed)
+        if needed > self._room:
+            raise ValueError(
+                f"rollout.engine.max_model_len is {self._room}, and {which} has {tokens} tokens, its answer up to "
+                f"{self.sampling.max_new_tokens}; it must be {needed} or more, or data.budget smaller"
+            )
 
     def engine(self, policy: Policy, longest: int) -> Any:
         """The engine, made on first use.
@@ -89,77 +127,70 @@ class VLLMRollout(BaseRollout):
             policy: whose checkpoint it loads.
             longest: tokens of the longest prompt of the first batch.
         """
-        if self._engine is not None:
-            return self._engine
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError("rollout is VLLMRollout, which needs vLLM: pip install '.[vllm]'")
-        if (kind := policy.config.model_type) in _WITHOUT_VIDEO:
-            raise ValueError(
-                f"rollout is VLLMRollout, and vLLM serves models of type {kind!r} without video; use "
-                "orlaif.rollout.Rollout"
-            )
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, to be given weights
-        from vllm import LLM
-
-        self._room = int(self.engine_arguments.get("max_model_len", self._default_room(policy, longest)))
-        options: dict[str, Any] = {
-            "model": policy.source.model,
-            "revision": policy.source.revision,
-            "dtype": policy.dtype,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "logprobs_mode": "processed_logprobs",  # at the temperature, without the excluded tokens
-            "limit_mm_per_prompt": {"video": 1},
-            "seed": process_index(),
-            "max_model_len": self._room,
-        }
-        if num_processes() > 1:
-            options["distributed_executor_backend"] = "external_launcher"
-        with _launched_environment():
-            self._engine = LLM(**options | self.engine_arguments)
+        if self._engine is None:
+            self.check(policy)
+            options = {"gpu_memory_utilization": self.gpu_memory_utilization}
+            if self.lora == "adapter":
+                options |= adapter_options(policy)
+            if self.sleep_level:
+                options["enable_sleep_mode"] = True
+            self._room = self._room or default_room(policy.config, 2 * (longest + self.sampling.max_new_tokens))
+            self._engine = make_engine(policy, self._room, options | self.engine_arguments)
         return self._engine
 
-    def _default_room(self, policy: Policy, longest: int) -> int:
-        needed = longest + self.sampling.max_new_tokens
-        room = max(_ROOM, 1 << (2 * needed - 1).bit_length())
-        positions = getattr(policy.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return min(room, positions or room)
-
     def update(self, policy: Policy, longest: int = 0) -> None:
-        """Give the engine the policy's weights, if they are newer than those it has; all processes must call.
+        """Wake the engine and give it the policy's weights, if they are newer than those it has; all must call.
 
         Args:
             policy: the model of this moment.
             longest: tokens of the longest prompt of this batch, for an engine that is still to be made.
         """
-        if self._weights_of == policy.version:
-            return
         engine = self.engine(policy, longest)
-        with policy.gathered(), torch.no_grad():
-            weights = checkpoint_weights(policy)
-            engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        engine.reset_prefix_cache()
-        engine.llm_engine.reset_encoder_cache()  # features of videos under the old weights
-        self._weights_of = policy.version
+        if self._asleep:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            engine.wake_up(tags=["weights"])
+        if self._weights_of != policy.version:
+            with policy.gathered(), torch.no_grad():
+                if self.lora == "adapter":
+                    self._write_adapter(policy)
+                else:
+                    weights = checkpoint_weights(policy)
+                    engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+            engine.reset_prefix_cache()
+            engine.llm_engine.reset_encoder_cache()  # features of videos under the old weights
+            self._weights_of = policy.version
+        if self._asleep:
+            engine.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
+    def _write_adapter(self, policy: Policy) -> None:
+        """The adapter of this moment in a folder of its own, until the next."""
+        folder = tempfile.TemporaryDirectory(prefix="orlaif-adapter-")
+        write_adapter(policy, Path(folder.name))
+        self._adapter = adapter_request(policy, Path(folder.name))
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._folder = folder
 
     def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
         """G completions of each prompt, with the log-probs that vLLM sampled them by."""
         with random_state_kept():
             self.update(policy, int(batch.attention_mask.sum(-1).max()))
-            self._check_room(batch)
+            self.check_room(batch)
             outputs = self._sample(policy, batch, generator)
-        for prompt, output, ids, mask in zip(
-            batch.prompts, outputs, batch.input_ids, batch.attention_mask, strict=True
-        ):
-            if list(output.prompt_token_ids) != ids[mask.bool()].tolist():
-                raise ValueError(
-                    f"vLLM made {len(output.prompt_token_ids)} tokens of prompt {prompt.id!r}, other ones than the "
-                    f"model's processor ({int(mask.sum())}); use orlaif.rollout.Rollout for this model"
-                )
-        return _completions(policy, outputs, batch.input_ids.device)
+            if self.sleep_level:
+                self._engine.sleep(level=self.sleep_level)
+                self._asleep = True
+                if self.sleep_level == 2:
+                    self._weights_of = None
+        check_prompts(batch, outputs)
+        return completions_of(policy, outputs, batch.input_ids.device)
 
-    def _check_room(self, batch: PromptBatch) -> None:
+    def check_room(self, batch: PromptBatch) -> None:
+        """Raise ValueError for prompts without room for their answer, where the room is known."""
         for prompt, length in zip(batch.prompts, batch.attention_mask.sum(-1).tolist(), strict=True):
-            if length + self.sampling.max_new_tokens > self._room:
+            if self._room and length + self.sampling.max_new_tokens > self._room:
                 raise ValueError(
                     f"prompt {prompt.id!r} has {length} tokens and its answer up to {self.sampling.max_new_tokens}, "
                     f"more than the engine's max_model_len of {self._room}; set rollout.engine.max_model_len"
@@ -181,69 +212,5 @@ class VLLMRollout(BaseRollout):
             )
             for one in generator
         ]
-        prompts = [_request(text, clip) for text, clip in zip(batch.texts, batch.clips, strict=True)]
-        return self.engine(policy, 0).generate(prompts, settings, use_tqdm=False)
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put the random state of torch, numpy and Python back afterwards: an engine seeds its whole process."""
-    python, arrays = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
-
-
-@contextmanager
-def _launched_environment() -> Iterator[None]:
-    """Tell vLLM's external launcher which process this is; Lightning's own launcher leaves these names unset."""
-    if num_processes() == 1:
-        yield
-        return
-    values = {"RANK": process_index(), "WORLD_SIZE": num_processes(), "LOCAL_RANK": local_process_index()}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: str(value) for name, value in values.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _request(text: str, clip: VideoClip) -> dict[str, Any]:
-    metadata = video_metadata(clip)
-    frames = clip.frames.permute(0, 2, 3, 1).cpu().numpy()
-    about = {
-        "total_num_frames": metadata.total_num_frames,
-        "fps": metadata.fps,
-        "duration": metadata.duration,
-        "frames_indices": metadata.frames_indices,
-        "video_backend": "torchcodec",
-        "do_sample_frames": False,
-    }
-    return {
-        "prompt": text,
-        "multi_modal_data": {"video": [(frames, about)]},
-        "mm_processor_kwargs": {"do_sample_frames": False, "fps": metadata.sampled_fps},
-    }
-
-
-def _completions(policy: Policy, outputs: Sequence[Any], device: torch.device) -> Completions:
-    rows = [[list(answer.token_ids) for answer in output.outputs] for output in outputs]
-    texts = policy.processor.tokenizer.batch_decode([row for group in rows for row in group], skip_special_tokens=True)
-    g = len(rows[0])
-    answers = tuple(tuple(text.strip() for text in texts[i * g : (i + 1) * g]) for i in range(len(rows)))
-    made = Completions.padded(rows, answers, policy.pad_id, device)
-    logps = torch.zeros(made.ids.shape, dtype=torch.float32)
-    for i, output in enumerate(outputs):
-        for j, answer in enumerate(output.outputs):
-            for k, (token, logprobs) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
-                logps[i, j, k] = logprobs[token].logprob
-    return Completions(ids=made.ids, mask=made.mask, texts=made.texts, logps=logps.to(device))
+        options = {} if self._adapter is None else {"lora_request": self._adapter}
+        return self._engine.generate(requests_of(policy, batch), settings, use_tqdm=False, **options)

@@ -25,7 +25,7 @@ from orlaif.policy import Policy
 from orlaif.rollout import BaseRollout, Rollout
 from orlaif.training.base import PolicyModule
 from orlaif.training.experience import KERNEL_MAPPINGS, Experience, Part, make_experience, rank_together
-from orlaif.types import Completions, Delivery, PromptBatch, Ranking
+from orlaif.types import Completions, Delivery, KnowsLongest, PromptBatch, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +116,15 @@ class OracleRLAIF(PolicyModule):
             self._reference_loaded = True
 
     def on_fit_start(self) -> None:
-        """Refuse an implementation of the loss that cannot run on this device, before anything is sampled.
+        """Refuse a loss or a rollout that cannot run on this device or with this data, before anything is sampled.
 
         Raises:
-            ValueError: ``loss.implementation`` is ``triton`` where it cannot run.
+            ValueError: ``loss.implementation`` is ``triton`` where it cannot run, or as the rollout says.
         """
         super().on_fit_start()
         self.oracle.bind(self.policy)
+        data = getattr(self.trainer, "datamodule", None)
+        self.rollout.prepare(self.policy, data.longest_prompt if isinstance(data, KnowsLongest) else lambda: None)
         log.info("plan: %s", self.prompt_cost)
         try:
             choose(self.loss.implementation, torch.empty(0, device=self.device))

@@ -1,34 +1,43 @@
 """Rollouts by another engine than the trainer: its weights follow the policy's, and its log-probs are corrected for.
 
-vLLM itself needs a GPU. What stands for it here has the parts of its interface that are used, over transformers' own
-``generate``; so these tests say that the right weights, prompts and videos are handed over, not that vLLM takes them.
+What stands for vLLM here has the parts of its interface that are used, over transformers' own ``generate``; so these
+tests say that the right weights, prompts and videos are handed over. ``test_engine`` says that vLLM takes them.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText
 
+from orlaif.data.video import PixelBudget
 from orlaif.losses import GRPORankLoss
 from orlaif.policy import Policy
 from orlaif.policy.hub import load_processor
-from orlaif.policy.prefix.probe import synthetic_prompt
+from orlaif.policy.prefix.synthetic import synthetic_prompt
 from orlaif.rollout import ImportanceCorrection, Rollout, SamplingParams
+from orlaif.rollout.engine import default_room
+from orlaif.rollout.engine_requests import begun_once
+from orlaif.rollout.engine_weights import checkpoint_weights
 from orlaif.rollout.vllm import VLLMRollout
 from orlaif.types import Completions, PromptBatch
 from tests.training.test_composition import LORA
 from tests.training.test_rlaif import ByText, Recorder, data, rlaif, trainer
 
 engines: list[Any] = []
+DECODER = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 
 
 class LLM:
@@ -256,3 +265,200 @@ def test_a_kind_of_model_that_vllm_serves_without_video(tiny_model: str, monkeyp
     with pytest.raises(ValueError, match=r"vLLM serves models of type 'smolvlm' without video"):
         VLLMRollout().engine(policy, 16)
     assert not engines
+
+
+# ------------------------------------------------------------------------------------------------- adapters and sleep
+
+
+class LoRARequest:
+    """As ``vllm.lora.request.LoRARequest``; what its folder holds is read when it is made."""
+
+    def __init__(self, name: str, number: int, path: str) -> None:
+        self.name, self.number, self.path = name, number, path
+        self.weights = load_file(Path(path, "adapter_model.safetensors"))
+        self.config = json.loads(Path(path, "adapter_config.json").read_text())
+
+
+class Sleeper(LLM):
+    """Notes what it is told, in order, and does not sample."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.events: list[str] = []
+
+    def sleep(self, level: int) -> None:
+        self.events.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.events.append(f"wake {tags}")
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
+        self.events.append("weights")
+        return super().collective_rpc(method, kwargs)
+
+    def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool, lora_request: Any = None) -> list[Any]:
+        self.events.append("generate" if lora_request is None else f"generate with {lora_request.name}")
+        self.lora_request = lora_request
+        return super().generate(prompts, settings, use_tqdm)
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch, vllm: None) -> None:
+    """Engines note what they are told, and the policy says that it is on a GPU."""
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", Sleeper)
+    request = ModuleType("vllm.lora.request")
+    request.LoRARequest = LoRARequest  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.lora", ModuleType("vllm.lora"))
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
+
+
+def sampled(rollout: VLLMRollout, policy: Policy) -> Any:
+    """One rollout; what the engine was told."""
+    batch = synthetic_prompt(policy.processor, torch.device("cpu"), torch.float32)
+    rollout(policy, batch, [torch.Generator().manual_seed(0)])
+    events, engines[-1].events = engines[-1].events, []
+    return events
+
+
+@pytest.mark.parametrize(
+    ("level", "again"), [(1, []), (2, ["weights"])], ids=["weights wait on the CPU", "weights are dropped"]
+)
+def test_an_engine_sleeps_while_the_step_trains(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, sleeper: None, level: int, again: list[str]
+) -> None:
+    policy = Policy(tiny_model, dtype="float32").load()
+    monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda")))
+    rollout = VLLMRollout(group_size=2, sampling=SamplingParams(max_new_tokens=2), sleep_level=level)
+    assert rollout.engine_sleeps
+    assert sampled(rollout, policy) == ["weights", "generate", f"sleep {level}"]
+    assert engines[0].options["enable_sleep_mode"] is True
+    awake = ["wake ['weights']", *again, "wake ['kv_cache']", "generate", f"sleep {level}"]
+    assert sampled(rollout, policy) == awake  # the policy is the same
+    policy.version += 1
+    assert sampled(rollout, policy) == [awake[0], "weights", "wake ['kv_cache']", "generate", f"sleep {level}"]
+
+
+def test_sleep_on_a_cpu_is_refused(tiny_model: str) -> None:
+    with pytest.raises(ValueError, match=r"rollout.sleep_level is 1, and vLLM does not sleep on a CPU; use 0 here"):
+        VLLMRollout(sleep_level=1).engine(Policy(tiny_model, dtype="float32"), 16)
+    with pytest.raises(ValueError, match=r"rollout.sleep_level is 3; it must be 0, 1 or 2"):
+        VLLMRollout(sleep_level=3)
+    with pytest.raises(ValueError, match=r"rollout.sleep_level is 2, which drops the base"):
+        VLLMRollout(sleep_level=2, lora="adapter")
+    assert not engines
+
+
+def test_an_adapter_has_a_new_number_after_every_update(tiny_model: str, sleeper: None) -> None:
+    """No whole weights move, and the adapter's are those of the moment, under the names that PEFT saves them by."""
+    policy = Policy(tiny_model, dtype="float32", lora={"r": 4, "lora_alpha": 8, "target_modules": DECODER}).load()
+    rollout = VLLMRollout(group_size=2, sampling=SamplingParams(max_new_tokens=2), lora="adapter")
+    assert sampled(rollout, policy) == ["generate with policy-0"]
+    (engine,) = engines
+    assert (engine.options["enable_lora"], engine.options["max_lora_rank"]) == (True, 8)
+    policy.version += 1
+    with torch.no_grad():
+        for name, weight in policy.network.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.25)
+    before = engine.lora_request.path
+    assert sampled(rollout, policy) == ["generate with policy-1"]
+    request = engine.lora_request
+    assert request.number == 2
+    assert not Path(before).exists()
+    assert (request.config["r"], request.config["lora_alpha"]) == (4, 8)
+    assert {float(w.mean()) for name, w in request.weights.items() if "lora_B" in name} == {0.25}
+    with TemporaryDirectory() as folder:
+        policy.network.save_pretrained(folder)
+        assert request.weights.keys() == load_file(Path(folder, "adapter_model.safetensors")).keys()
+    assert engine.updates == []
+    assert engine.forgotten == 2
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        (None, r"all weights are trained \(policy.lora is null\); use 'merged'"),
+        ({"use_dora": True}, r"policy.lora.use_dora is given, which vLLM's adapters do not have; use 'merged'"),
+        ({"modules_to_save": ["lm_head"]}, r"policy.lora.modules_to_save is given"),
+        ({"target_modules": ["q_proj", "qkv"]}, r"the adapter reaches the vision tower"),
+        ({"r": 1024}, r"policy.lora.r is 1024, more than vLLM's 512"),
+    ],
+)
+def test_adapters_that_an_engine_cannot_add(tiny_model: str, sleeper: None, lora: Any, said: str) -> None:
+    settings = None if lora is None else {"r": 4, "target_modules": DECODER, **lora}
+    policy = Policy(tiny_model, dtype="float32", lora=settings).load()
+    with pytest.raises(ValueError, match=rf"^rollout.lora is 'adapter', and {said}"):
+        VLLMRollout(lora="adapter").engine(policy, 16)
+    assert not engines
+
+
+def test_a_quantised_base_is_handed_over_whole(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that are trained and layers that are not; here "quantised" is the half of each weight."""
+    policy = Policy(tiny_model, dtype="float32", lora={"r": 4, "target_modules": ["q_proj"]}).load()
+    whole = {name: weight.clone() for name, weight in checkpoint_weights(policy).items()}
+    linear = {id(m) for m in policy.network.modules() if isinstance(m, torch.nn.Linear)}
+    monkeypatch.setattr(policy, "quantization", {"load_in_4bit": True})
+
+    def dequantised(module: Any) -> torch.Tensor:
+        return module.weight * (2 if id(module) in linear else 1)
+
+    monkeypatch.setattr("peft.utils.integrations.dequantize_module_weight", dequantised)
+    handed = checkpoint_weights(policy)
+    layer = "language_model.layers.0.self_attn"
+    for name in (f"model.{layer}.q_proj.weight", f"model.{layer}.k_proj.weight"):
+        assert torch.equal(handed[name], 2 * whole[name])
+    norm = "model.language_model.norm.weight"
+    assert torch.equal(handed[norm], whole[norm])
+
+
+def test_a_beginning_that_the_tokenizer_adds_is_not_written_twice(tiny_model: str) -> None:
+    tokenizer = load_processor(tiny_model).tokenizer
+    tokenizer.bos_token = "circle"
+    start = [("circle", tokenizer.bos_token_id)]
+    assert begun_once(tokenizer, "circle red") == "circle red"  # it adds none
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="circle $A", special_tokens=start)
+    assert begun_once(tokenizer, "circle red") == " red"
+    assert tokenizer(" red").input_ids == tokenizer("circle red", add_special_tokens=False).input_ids
+    assert begun_once(tokenizer, "red") == "red"
+
+
+# --------------------------------------------------------------------------------------------- room for what may come
+
+
+def test_the_room_is_that_of_the_longest_prompt_that_the_data_allows(
+    tiny_model: str, data_root: str, tmp_path: Path
+) -> None:
+    """Said before anything is sampled, where the recipe leaves less room; and chosen, where it says nothing."""
+    budget = PixelBudget(per_frame=48 * 48)
+
+    def fit(**engine: Any) -> VLLMRollout:
+        sampling = SamplingParams(max_new_tokens=8)
+        rollout = VLLMRollout(group_size=2, sampling=sampling, engine=engine)
+        module = rlaif(tiny_model, rollout=rollout, oracle=ByText())
+        trainer(tmp_path, max_steps=1).fit(module, data(data_root, 4, budget=budget))
+        return rollout
+
+    module, source = rlaif(tiny_model), data(data_root, 4, budget=budget)
+    trainer(tmp_path, max_steps=1).fit(module, source)
+    found = source.longest_prompt()
+    assert found is not None
+    longest, which = found
+    lengths = [len(source.collator([prompt]).batch.input_ids[0]) for prompt in source.datasets["train"].prompts]
+    assert max(lengths) == 59  # of square clips; those of 54 x 40 pixels have more patches
+    assert longest == 67
+    assert which.endswith("with a clip of 8 frames as large as data.budget allows")
+
+    said = (
+        rf"^rollout.engine.max_model_len is {longest + 7}, and prompt 'train-\d+' with a clip of 8 frames .* has "
+        rf"{longest} tokens, its answer up to 8; it must be {longest + 8} or more, or data.budget smaller$"
+    )
+    with pytest.raises(ValueError, match=said):
+        fit(max_model_len=longest + 7)
+    assert not engines
+    assert fit(max_model_len=longest + 8)._room == longest + 8
+    assert fit()._room == 1024
+    assert engines[-1].options["max_model_len"] == 1024
+    assert default_room(module.policy.config, 1025) == 1088
+    assert default_room(module.policy.config, 10**6) == module.policy.config.text_config.max_position_embeddings
+    source.budget = None
+    assert source.longest_prompt() is None

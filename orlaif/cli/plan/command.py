@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
     setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, known.text_tokens, known.answer_tokens)
     if isinstance(module, OracleRLAIF):
-        setup = replace(setup, engine=module.rollout.engine_memory(memory))
+        rollout = module.rollout
+        setup = replace(setup, engine=rollout.engine_memory(memory), engine_sleeps=rollout.engine_sleeps)
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
     print(plan.table(memory))

@@ -65,7 +65,7 @@ class Estimate:
             "weights": here * weights // shards,
             "reference": here * (bytes_of(parameters) // shards if full and setup.reference else 0),
             "optimizer": int(here * grads * self.state_per_byte / shards),
-            "the sampler's engine": setup.engine,
+            "the sampler's engine": 0 if setup.engine_sleeps else setup.engine,
             "other (CUDA, libraries; assumed)": setup.host_overhead,
         }
         if setup.reference and setup.refresh and not full:
@@ -76,7 +76,8 @@ class Estimate:
 
         phases: dict[str, dict[str, int]] = {}
         if setup.rollout:
-            sampling = {} if setup.engine else self._rollout(setup)
+            awake = {"the sampler's engine": setup.engine} if setup.engine_sleeps else {}
+            sampling = awake if setup.engine else self._rollout(setup)
             phases["rollout"] = {"gathered weights": gathered[1], **sampling}
         if setup.reference or setup.num_updates > 1:
             phases["reference"] = {"gathered weights": in_pass, **self._forward_only(setup)}

@@ -36,6 +36,7 @@ class Setup:
         temperature: of sampling.
         host_overhead: bytes that are not tensors.
         engine: bytes of an engine beside the model that samples (vLLM's).
+        engine_sleeps: whether it gives them back while the step trains.
     """
 
     gpus: int = 1
@@ -56,6 +57,7 @@ class Setup:
     temperature: float = 1.0
     host_overhead: int = OTHER
     engine: int = 0
+    engine_sleeps: bool = False
 
     @property
     def passes(self) -> int:
