@@ -17,6 +17,7 @@ from orlaif.policy import Policy
 from orlaif.rollout import Rollout, SamplingParams, generate
 from orlaif.tiny import families
 from orlaif.types import CandidateGroup, Delivery, Ranking
+from tests.conftest import REPO
 from tests.training.test_rlaif import rlaif, trainer
 from tests.zoo import alone, answers, encoded, folder_of, greedy
 
@@ -164,6 +165,19 @@ def test_a_fused_head_makes_the_logits(policy: Policy) -> None:
     if head["softcap"] is not None:
         made = policy.mask_placeholders(head["softcap"] * torch.tanh(made / head["softcap"]))
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_docs_say_so(policy: Policy) -> None:
+    """The table of docs/reference/families.md, which `orlaif families --format markdown` makes anew."""
+    text = (REPO / "docs" / "reference" / "families.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    (name,) = (name for name in families() if policy.source.model.endswith(f"/{name}"))
+    (row,) = (row for row in rows if row[0] == name and row[1] in ("yes", "no"))
+    assert policy.choice is not None
+    head = policy.choice.head
+    assert row[1:4] == ["yes", policy.layout, "shared" if policy.choice.shares_cache else "own"]
+    assert row[4].startswith("exact") == (head.reason is None)
+    assert ("scale" in row[4], "soft cap" in row[4]) == (abs(head.scale - 1) > 1e-6, head.softcap is not None)
 
 
 #: Of what people fine-tune for video; experts' grouped products know no float64.
