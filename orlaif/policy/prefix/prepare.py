@@ -58,7 +58,7 @@ def structural_reason(config: Any, with_state: Collection[int] = (), own_masks: 
     layers = list(getattr(config, "layer_types", None) or [])
     kinds = {kind for i, kind in enumerate(layers) if i not in with_state} - _SERVED
     longest = getattr(config, "max_position_embeddings", 0)
-    chosen: int | None = getattr(config, "index_topk", None)
+    chosen: int | None = getattr(config, "index_topk", None) or getattr(config, "indexer_budget", None)
     if chosen is not None and chosen < longest:
         return f"its attention reads the {chosen} keys that an indexer chooses, from all that lie in a row"
     if kinds - {"indexed_attention"}:
