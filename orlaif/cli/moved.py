@@ -25,7 +25,6 @@ MOVED = {
     "orlaif.sharding": "orlaif.distributed.sharding",
     "orlaif.strategies": "orlaif.distributed.fsdp2",
     "orlaif.supervised": "orlaif.training.supervised",
-    "orlaif.tiny": "orlaif.demo.tiny",
     "orlaif.vllm_rollout": "orlaif.rollout.vllm",
 }
 #: Single classes that did not go with their module.
