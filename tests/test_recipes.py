@@ -11,6 +11,7 @@ from orlaif import VideoDataModule
 from orlaif.cli import plan
 from orlaif.cli.recipe import read_recipe
 from orlaif.evaluation.loop import Evaluated
+from orlaif.rollout import ImportanceCorrection, VLLMRollout
 from tests.configs import MILLIONS, write_config
 from tests.conftest import REPO
 from tests.families import FAMILIES
@@ -77,6 +78,17 @@ def test_an_engine_beside_the_model_has_its_share(tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert re.search(r"the sampler's engine +24\.00\n", shown)  # while it samples
     assert float(re.search(r"peak +([\d.]+)", shown)[1]) < beside - 5  # type: ignore[index]
+
+
+def test_vllm_is_laid_over_a_recipe() -> None:
+    """It keeps what the recipe says of sampling; the recipe's adapter is one that vLLM takes."""
+    base = str(REPO / "recipes" / "rlaif_qwen2_5_vl_7b_lora_1x80gb.yaml")
+    module = read_recipe(["--config", base, "--config", str(REPO / "recipes" / "rollouts" / "vllm.yaml")]).model
+    rollout = module.rollout
+    assert isinstance(rollout, VLLMRollout)
+    assert (rollout.lora, rollout.sleep_level, rollout.sampling.max_new_tokens) == ("adapter", 1, 128)
+    assert rollout.correction == ImportanceCorrection()
+    assert module.policy.freeze_vision
 
 
 def test_planned_recipes_are_all_that_the_project_promises() -> None:

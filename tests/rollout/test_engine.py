@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from orlaif.data.collator import Collator
-from orlaif.data.video import FpsSampling
+from orlaif.data.video import FpsSampling, UniformSampling
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
@@ -158,3 +158,20 @@ def test_two_processes_and_a_resumed_run(family: str, strategy: str, data_root: 
     assert max(metrics[LARGEST] for metrics in whole["metrics"] + resumed["metrics"]) < 1e-5
     for name, weight in whole["weights"].items():
         torch.testing.assert_close(resumed["weights"][name], weight, rtol=0, atol=1e-6)
+
+
+def test_names_of_a_published_checkpoint(shapes: ShapesDataset, tmp_path: Path) -> None:
+    """LLaVA-OneVision, whose publisher named its weights otherwise than transformers does; vLLM wants equal clips."""
+    policy = Policy(engine_model("llava_onevision", tmp_path), dtype="float32")
+    encoder = ProcessorEncoder(policy.processor, family=policy.family)
+    batch = Collator(encoder, UniformSampling(8))([shapes[i] for i in range(3)]).batch
+    engine = rollout()
+    assert difference(policy, batch, engine(policy, batch, generators())) < 1e-5
+    before = engine(policy, batch, generators())
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    policy.forget_features()
+    policy.version += 1
+    assert difference(policy, batch, engine(policy, batch, generators())) < 1e-5
+    assert difference(policy, batch, before) > 1e-2
