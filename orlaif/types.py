@@ -242,6 +242,8 @@ class Delivery:
         skipped: bad media that was left out of the batch (``on_bad_video: skip``).
         decode_s: seconds spent on decoding and processing the batch.
         wait_s: seconds that the step waited for it.
+        following: the batches behind it, as many as the stage asked for (:class:`LooksAhead`) and the epoch has, on
+            the CPU; None for one that could not be made, whose error comes with its own delivery.
 
     Raises:
         ValueError: a negative time.
@@ -251,6 +253,7 @@ class Delivery:
     skipped: tuple[VideoError, ...] = ()
     decode_s: float = 0.0
     wait_s: float = 0.0
+    following: tuple[PromptBatch | None, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("decode_s", "wait_s"):
@@ -338,6 +341,11 @@ class Completions:
     def lengths(self) -> Tensor:
         """i64[P, G], tokens of each completion."""
         return self.mask.sum(-1)
+
+    def to(self, device: torch.device | str) -> Completions:
+        """The same with all tensors on ``device``."""
+        logps = None if self.logps is None else self.logps.to(device)
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device), logps=logps)
 
     def of_prompts(self, places: Tensor) -> Completions:
         """Those of the prompts at ``places`` i64[p]."""
@@ -468,6 +476,17 @@ class KnowsLongest(Protocol):
 
     def longest_prompt(self) -> tuple[int, str] | None:
         """Tokens of the longest training prompt that the settings allow, and which it is; None if nothing bounds it."""
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A LightningModule that begins to work on batches before their step.
+
+    Attributes:
+        batches_ahead: how many, 0 or more.
+    """
+
+    batches_ahead: int
 
 
 class Prompts(Protocol):

@@ -24,7 +24,7 @@ from orlaif.distributed import checkpoint_io, fsdp2
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import PairwiseJudge
 from orlaif.policy import Policy
-from orlaif.rollout import BaseRollout, Rollout, SamplingParams
+from orlaif.rollout import BaseRollout, Pipelined, Rollout, SamplingParams
 from orlaif.training.base import PolicyModule
 from orlaif.training.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.training.ranker import PreferenceRankerTraining
@@ -72,6 +72,7 @@ class Job:
     own_judge: bool = False
     merge: bool = False
     rollout: BaseRollout | None = None
+    staleness: int = 0
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,6 +125,9 @@ def oracle_of(job: Job) -> Any:
 
 def build(job: Job) -> PolicyModule:
     sampling = SamplingParams(max_new_tokens=job.max_new_tokens, temperature=1.5)
+    rollout: Any = job.rollout or (Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling)
+    if job.staleness:
+        rollout = Pipelined(rollout, job.staleness)
     kind: Any = torch.optim.SGD if job.optimizer == "sgd" else torch.optim.AdamW
     torch.manual_seed(0)  # PEFT draws the adapter's first weights
     if job.stage == "ranker":
@@ -134,7 +138,7 @@ def build(job: Job) -> PolicyModule:
     else:
         module = rlaif(
             job.folder,
-            rollout=job.rollout or (Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling),
+            rollout=rollout,
             oracle=oracle_of(job),
             loss=GRPORankLoss(kl_coef=job.kl_coef, entropy_coef=0.01, fused_head=job.fused_head),
             optimizer=lambda params: kind(params, lr=job.rate),

@@ -23,7 +23,7 @@ from orlaif.data.resumable import ResumableDataModule
 from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
-from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, PromptEncoder, Prompts, VideoPrompt
+from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, LooksAhead, PromptEncoder, Prompts, VideoPrompt
 
 TrainingData: TypeAlias = PromptDataset | StreamingDataset
 
@@ -261,6 +261,8 @@ class VideoDataModule(ResumableDataModule):
         if isinstance(trainer, Trainer):
             settings = {"epoch": lambda: trainer.current_epoch, "fixed": trainer.overfit_batches > 0}  # type: ignore[attr-defined]
             start = self.go_on(trainer) or start
+            if isinstance(module := trainer.lightning_module, LooksAhead):
+                settings["lookahead"] = module.batches_ahead
         return EpochLoader(
             dataset,
             batch_size=self.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orlaif.data.loader import PrefetchLoader, in_step
+from orlaif.data.loader import PrefetchLoader, followed, in_step
 from orlaif.data.share import Share
 
 
@@ -24,6 +24,7 @@ class EpochLoader:
         start: epoch, rows used of it by all processes, and where it ends (None: where the data does), to go on from.
         fixed: the same rows in the same order in every epoch, for ``overfit_batches``.
         curriculum: order of the data, if it is not shuffled as a whole.
+        lookahead: how many of the batches behind it each batch comes with.
         settings: of :class:`~orlaif.data.loader.PrefetchLoader`.
     """
 
@@ -39,12 +40,13 @@ class EpochLoader:
         start: tuple[int, int, int | None] = (0, 0, None),
         fixed: bool = False,
         curriculum: Any = None,
+        lookahead: int = 0,
         **settings: Any,
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.fixed, self.curriculum, self.settings = fixed, curriculum, settings
-        self._asked = epoch
+        self._asked, self.lookahead = epoch, lookahead
         self.go_on(*start)
 
     def go_on(self, epoch: int, samples: int = 0, stop: int | None = None) -> None:
@@ -66,7 +68,7 @@ class EpochLoader:
     def _batches(self, epoch: int, share: Share) -> Iterator[Any]:
         rows = self.dataset.epoch(epoch, self.seed, share, self.fixed, self.curriculum)
         batches = iter(PrefetchLoader(rows, batch_size=self.batch_size, drop_last=True, **self.settings))
-        yield from in_step(batches) if self.dataset.num_rows is None else batches
+        yield from followed(in_step(batches) if self.dataset.num_rows is None else batches, self.lookahead)
         self._counted = epoch + 1
 
     def state_dict(self) -> dict[str, Any]:

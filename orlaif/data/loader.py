@@ -29,17 +29,20 @@ class Sealed:
     Attributes:
         content: the delivery, or what went wrong with it: raised when it is opened, where all processes can be told.
         wait_s: seconds that the consumer waited for it.
+        following: what comes behind it, where the stage looks ahead.
     """
 
     def __init__(self, content: Delivery | Exception) -> None:
         self.content = content
         self.wait_s = 0.0
+        self.following: tuple[Sealed, ...] = ()
 
     def open(self) -> Delivery:
         """The delivery, about to be used; raises what went wrong with it."""
         if isinstance(self.content, Exception):
             raise self.content
-        return replace(self.content, wait_s=self.wait_s)
+        following = tuple(one.content.batch if isinstance(one.content, Delivery) else None for one in self.following)
+        return replace(self.content, wait_s=self.wait_s, following=following)
 
 
 class SealingCollator:
@@ -161,3 +164,18 @@ def in_step(source: Iterator[Sealed]) -> Iterator[Sealed]:
             return
         assert sealed is not None
         yield sealed
+
+
+def followed(source: Iterator[Sealed], number: int) -> Iterator[Sealed]:
+    """The batches of ``source``, each with up to ``number`` that come behind it."""
+    window: deque[Sealed] = deque()
+    for sealed in source:
+        window.append(sealed)
+        if len(window) > number:
+            first = window.popleft()
+            first.following = tuple(window)
+            yield first
+    while window:
+        first = window.popleft()
+        first.following = tuple(window)
+        yield first

@@ -51,6 +51,9 @@ class Oracle(ABC):
         """Called once before training, with the policy; for oracles that use it."""
         return
 
+    def close(self) -> None:  # noqa: B027 (most oracles hold nothing)
+        """Called by all processes when the run is over."""
+
     @property
     def borrows_policy(self) -> bool:
         """Whether :meth:`rank` runs the policy's own weights; they are gathered for it where they are sharded."""

@@ -58,6 +58,11 @@ class EnsembleOracle(Oracle):
         for oracle in self.oracles:
             oracle.bind(policy)
 
+    def close(self) -> None:
+        """Close all of them."""
+        for oracle in self.oracles:
+            oracle.close()
+
     @property
     def borrows_policy(self) -> bool:
         """Whether any member runs the policy's weights."""

@@ -108,14 +108,24 @@ class Asked:
         oracle: the oracle.
         groups: P groups.
         on_failure: what to do with groups that could not be ranked.
+        turns: held while the oracle is asked, where the groups of several steps are in flight.
 
     Attributes:
         seconds: from the question to the ranking.
         waited: seconds that nothing else could be done in.
+        counts: what has happened to the oracle since it was last asked.
     """
 
-    def __init__(self, oracle: Oracle, groups: Sequence[CandidateGroup], on_failure: OracleFailure) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        groups: Sequence[CandidateGroup],
+        on_failure: OracleFailure,
+        turns: threading.Lock | None = None,
+    ) -> None:
         self.seconds = self.waited = 0.0
+        self.counts: dict[str, float] = {}
+        self._turns = turns or threading.Lock()
         self._outcome: Ranking | BaseException | None = None
         self._work = (oracle, groups, on_failure)
         self._thread = None
@@ -125,20 +135,27 @@ class Asked:
             self._thread.start()
 
     def _run(self) -> None:
-        start = time.perf_counter()
-        try:
-            self._outcome = rank_groups(*self._work)
-        except BaseException as error:
-            self._outcome = error
-        self.seconds = time.perf_counter() - start
+        with self._turns:
+            start = time.perf_counter()
+            try:
+                self._outcome = rank_groups(*self._work)
+                self.counts = self._work[0].take_counts()
+            except BaseException as error:
+                self._outcome = error
+            self.seconds = time.perf_counter() - start
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the oracle was asked when this was made; else it is in :meth:`result`."""
+        return self._thread is not None
 
     def result(self) -> Ranking:
         """The ranking of all P groups; raises as :func:`rank_groups`."""
         start = time.perf_counter()
-        if self._thread is None:
-            self._run()
-        else:
+        if self._thread is not None:
             self._thread.join()
+        elif self._outcome is None:
+            self._run()
         self.waited = time.perf_counter() - start
         if isinstance(self._outcome, BaseException):
             raise self._outcome

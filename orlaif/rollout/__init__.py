@@ -3,6 +3,15 @@
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.local import Rollout, generate
+from orlaif.rollout.pipeline import Pipelined
 from orlaif.rollout.vllm import VLLMRollout
 
-__all__ = ["BaseRollout", "ImportanceCorrection", "Rollout", "SamplingParams", "VLLMRollout", "generate"]
+__all__ = [
+    "BaseRollout",
+    "ImportanceCorrection",
+    "Pipelined",
+    "Rollout",
+    "SamplingParams",
+    "VLLMRollout",
+    "generate",
+]

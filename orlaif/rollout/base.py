@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from orlaif.policy import Policy
+from orlaif.policy.twin import Twin
 from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.types import Completions, PromptBatch
 
@@ -60,7 +61,12 @@ class BaseRollout(ABC):
 
     Raises:
         ValueError: a group of fewer than 2, or greedy decoding, which would draw the same answer G times.
+
+    Attributes:
+        staleness: how many batches ahead of the step groups are sampled (``orlaif.rollout.pipeline``); 0 = in the step.
     """
+
+    staleness = 0
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class BaseRollout(ABC):
         self.correction = correction
         self.group_size = group_size
         self.sampling = sampling or SamplingParams()
+        self._twin: Twin | None = None
         if group_size < 2:
             raise ValueError(f"rollout.group_size is {group_size}; ranking needs 2 or more answers to a question")
         if self.sampling.temperature == 0:
@@ -104,6 +111,50 @@ class BaseRollout(ABC):
     def engine_sleeps(self) -> bool:
         """Whether that engine gives its memory back while the step trains."""
         return False
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether it is called on another thread than the step's, by the weights at the start of a step."""
+        return self.staleness > 0
+
+    def begin(self, policy: Policy, whole: bool) -> None:  # noqa: B027 (most rollouts have nothing to do here)
+        """Called by all processes when a run begins, before the policy is sharded; may be called again.
+
+        Args:
+            policy: the model, loaded.
+            whole: it will be sharded.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Called by all processes when the run is over."""
+
+    def take_counts(self) -> dict[str, float]:
+        """What has happened since this was last asked, for the log (``rollout/<name>``); by default nothing is said."""
+        return {}
+
+    def check_ahead(self) -> None:  # noqa: B027 (most rollouts have nothing to refuse)
+        """Raise ValueError where this rollout cannot sample on another thread than the step's."""
+
+    def begin_ahead(self, policy: Policy, whole: bool) -> None:
+        """As :meth:`begin`, where another rollout calls this one ahead; by default makes a copy of the policy."""
+        if self._twin is None:
+            self._twin = Twin(policy, whole)
+
+    def take_weights(self, policy: Policy, batch: PromptBatch) -> Policy:
+        """Take the weights of this moment, for calls on another thread while the policy trains.
+
+        Called between two calls of the rollout, by all processes, on the thread of the step.
+
+        Args:
+            policy: the model of this moment.
+            batch: to be sampled next; may be empty.
+
+        Returns:
+            What the rollout is called with in place of the policy.
+        """
+        if self._twin is None:
+            raise ValueError("rollout.take_weights() was called without begin_ahead()")
+        return self._twin.follow(policy)
 
     def engine_memory(self, gpu_memory: float) -> int:
         """Bytes of each GPU that an engine beside the model takes, for ``orlaif plan``; none by default.

@@ -215,6 +215,11 @@ class Rollout(BaseRollout):
         super().__init__(group_size, sampling, correction)
         self.compile_decode = compile_decode
 
+    def check_ahead(self) -> None:
+        """Refuse CUDA graphs, which cannot be recorded while another thread uses the GPU."""
+        if self.compile_decode:
+            raise ValueError("rollout.engine.compile_decode is true, which samples in the step only; set it to false")
+
     def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
         """G completions of each prompt in ``batch``; ``generator`` has one for each (see :func:`generate`)."""
         return generate(policy, batch, self.group_size, self.sampling, generator, self.compile_decode)

@@ -4,9 +4,9 @@ Each process has one engine, on its GPU. Before a rollout it takes the policy's 
 it has cached of prompts and videos is forgotten. With ``lora: merged``, and without LoRA, these are whole weights,
 gathered where they are sharded, with the adapter added where there is one (the policy's own are not touched), under the
 names of the checkpoint, through vLLM's ``reload_weights``; with ``lora: adapter`` only the adapter moves. vLLM seeds
-its process; the trainer's random state is put back after each call. Its log-probs differ a little from the trainer's,
-by other kernels and precisions; the difference is measured, and importance weights correct the gradient for it
-(``correction``).
+its process; the trainer's random state is put back after each call from the thread of the step. Its log-probs differ a
+little from the trainer's, by other kernels and precisions; the difference is measured, and importance weights correct
+the gradient for it (``correction``).
 
 Source: vLLM's offline inference.
 """
@@ -14,13 +14,16 @@ Source: vLLM's offline inference.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from orlaif.policy import Policy
+from orlaif.policy.twin import still
 from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.engine import check_engine, default_room, make_engine, random_state_kept
@@ -173,9 +176,27 @@ class VLLMRollout(BaseRollout):
             self._folder.cleanup()
         self._folder = folder
 
+    def check_ahead(self) -> None:
+        """Refuse an engine that sleeps while the step trains."""
+        if self.sleep_level:
+            raise ValueError(
+                f"rollout.engine.sleep_level is {self.sleep_level}, by which the engine sleeps while the step trains, "
+                "when it is to sample ahead; use 0, or staleness: 0"
+            )
+
+    def begin_ahead(self, policy: Policy, whole: bool) -> None:
+        """Nothing: the engine has weights of its own."""
+
+    def take_weights(self, policy: Policy, batch: PromptBatch) -> Policy:
+        """Give them to the engine; what it returns stands for them, and asks for no newer ones."""
+        with random_state_kept():
+            self.update(policy, int(batch.attention_mask.sum(-1).max()) if len(batch) else 0)
+        return still(policy)
+
     def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:
         """G completions of each prompt, with the log-probs that vLLM sampled them by."""
-        with random_state_kept():
+        is_step = threading.current_thread() is threading.main_thread()  # the random state is that of all threads
+        with random_state_kept() if is_step else nullcontext():
             self.update(policy, int(batch.attention_mask.sum(-1).max()))
             self.check_room(batch)
             outputs = self._sample(policy, batch, generator)

@@ -140,6 +140,10 @@ class PolicyModule(ResumableModule):
         is given the same answers on any number of processes.
         """
         torch.manual_seed(_number(f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"))
+        return self.generators_of(batch)
+
+    def generators_of(self, batch: PromptBatch) -> list[torch.Generator]:
+        """A generator for each prompt in this epoch."""
         return prompt_generators(batch, f"{self.seed}/{self.current_epoch}", self.device)
 
     # -------------------------------------------------------------- training

@@ -6,6 +6,7 @@ ranked and weighed before it is cut.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,8 +20,11 @@ from orlaif.distributed.sync import exchange, raise_together
 from orlaif.losses import loss_weights
 from orlaif.oracles import Asked, order_consistency
 from orlaif.policy import evaluating
+from orlaif.training.ahead import Answered, Sampled
+from orlaif.training.in_flight import candidate_groups
 from orlaif.training.metrics import rank_metrics
 from orlaif.training.mismatch import importance_weights
+from orlaif.training.notes import elapsed
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
 
 if TYPE_CHECKING:
@@ -87,10 +91,14 @@ def make_experience(
     Raises:
         OracleError: on all processes, see :func:`rank_together`.
     """
-    with module.notes.stage("rollout", module.device):
-        completions = module.rollout(module.policy, batch, generators)
-    groups = candidate_groups(batch, completions)
-    asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None
+    if module.ahead is None:
+        sampled = sampled_now(module, batch, generators, counts)
+    else:
+        sampled = module.ahead.take(batch, batch_idx, counts)
+    completions, asked = sampled.completions, sampled.asked
+    module.notes.note("time/rollout", sampled.seconds)
+    for name, number in module.rollout.take_counts().items():
+        module.notes.note(f"rollout/{name}", number)
 
     parts = completions.split(module.microbatch)
     reference: list[Tensor | None] = [None] * len(parts)
@@ -119,7 +127,7 @@ def make_experience(
     if every and module.global_step % every == 0:
         with borrowed(module):
             if counts and not ranking.failures:
-                note_order_consistency(module, groups, ranking, batch_idx)
+                note_order_consistency(module, candidate_groups(batch, completions), ranking, batch_idx)
     if module.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
         module.policy.forget_features()
 
@@ -138,6 +146,16 @@ def make_experience(
     )
 
 
+def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], counts: bool) -> Sampled:
+    """Completions of P prompts by the policy of this moment, and the oracle at work on them, if they count."""
+    start = time.perf_counter()
+    completions = module.rollout(module.policy, batch, generators)
+    seconds = elapsed(start, module.device)
+    groups = candidate_groups(batch, completions)
+    asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None
+    return Sampled(completions=completions, asked=asked, seconds=seconds)
+
+
 def ranks_for_loss(module: OracleRLAIF, ranking: Ranking) -> Tensor | None:
     """Ranks i64[P, G] that a loss may be handed in place of advantages.
 
@@ -148,14 +166,6 @@ def ranks_for_loss(module: OracleRLAIF, ranking: Ranking) -> Tensor | None:
     ordered = (ranks >= 0).all(-1) & (ranks.amax(-1) > ranks.amin(-1))
     alike = bool((ordered | (ranks < 0).all(-1)).all())
     return ranking.ranks.to(module.device) if type(module.advantage) in KERNEL_MAPPINGS and alike else None
-
-
-def candidate_groups(batch: PromptBatch, completions: Completions) -> list[CandidateGroup]:
-    """What the oracle is shown: P groups."""
-    return [
-        CandidateGroup(prompt=prompt, clip=clip, answers=answers)
-        for prompt, clip, answers in zip(batch.prompts, batch.clips, completions.texts, strict=True)
-    ]
 
 
 def borrowed(module: OracleRLAIF) -> AbstractContextManager[None]:
@@ -178,7 +188,7 @@ def logps_without_gradient(
         )
 
 
-def rank_together(module: OracleRLAIF, asked: Asked | None) -> Ranking | None:
+def rank_together(module: OracleRLAIF, asked: Asked | Answered | None) -> Ranking | None:
     """What the oracle answered, its cost noted; None for a process that asked nothing. All processes must call it.
 
     Raises:
@@ -195,7 +205,7 @@ def rank_together(module: OracleRLAIF, asked: Asked | None) -> Ranking | None:
     if ranking is not None and asked is not None:
         module.notes.note("time/oracle", asked.seconds)
         module.notes.note("time/oracle_wait", asked.waited)
-        for name, number in module.oracle.take_counts().items():
+        for name, number in asked.counts.items():
             module.notes.note(f"oracle/{name}", number)
     failures = () if ranking is None else ranking.failures
     last = (failures[-1].oracle, failures[-1].prompt_id, failures[-1].cause) if failures else None

@@ -27,6 +27,7 @@ METRICS = {
     "time/data_wait": "seconds that a step waited for its batch",
     "time/data_wait_share": "share of the run so far that was spent waiting for batches",
     "time/rollout": "seconds of sampling the groups",
+    "time/rollout_wait": "seconds that the step waited for groups which are sampled ahead",
     "time/oracle": "seconds from question to ranking",
     "time/oracle_wait": "seconds that the step waited for the ranking, the reference's pass being done",
     "time/reference": "seconds of the reference's forward pass",

@@ -13,7 +13,7 @@ from typing import Any
 from orlaif.evaluation.loop import Evaluated, Loop
 from orlaif.evaluation.predictions import Predictions
 from orlaif.oracles import rank_groups
-from orlaif.training.experience import candidate_groups
+from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
 from orlaif.types import CandidateGroup, Delivery
 

@@ -79,6 +79,7 @@ class ResumableModule(Evaluated):
     def on_train_start(self) -> None:
         """Of a run that goes on: use the learning rate and the other settings that its recipe states."""
         self._at_step, self._changed_at, self._is_sampling = (-1, {}), -1, False
+        self.policy.version += 1  # a checkpoint may have been loaded
         before, self._stated_before = self._stated_before, {}
         if before:
             scheduler = self.trainer.lr_scheduler_configs[0].scheduler if self.trainer.lr_scheduler_configs else None

@@ -23,8 +23,8 @@ from orlaif.losses import GRPORankLoss, Loss
 from orlaif.oracles import Oracle, OracleFailure
 from orlaif.policy import Policy
 from orlaif.rollout import BaseRollout, Rollout
-from orlaif.training.base import PolicyModule
 from orlaif.training.experience import KERNEL_MAPPINGS, Experience, Part, make_experience, rank_together
+from orlaif.training.sampling_ahead import SamplesAhead
 from orlaif.types import Completions, Delivery, KnowsLongest, PromptBatch, Ranking
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Reference:
             raise ValueError(f"reference.refresh is {self.refresh!r}; it must be 'never' or 'epoch'")
 
 
-class OracleRLAIF(PolicyModule):
+class OracleRLAIF(SamplesAhead):
     """Reinforcement learning from an oracle's ranking of each group of answers.
 
     Args:
@@ -90,8 +90,7 @@ class OracleRLAIF(PolicyModule):
         num_updates: int = 1,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
-        self.oracle = oracle
-        self.rollout = rollout or Rollout()
+        self.oracle, self.rollout = oracle, rollout or Rollout()
         self.advantage = advantage or DCG()
         self.loss: Loss = loss or GRPORankLoss()
         self.reference = reference or Reference()
@@ -111,6 +110,7 @@ class OracleRLAIF(PolicyModule):
 
     def prepare_reference(self) -> None:
         """Freeze the reference, where the loss needs one."""
+        super().prepare_reference()
         if self.loss.kl_coef and not self._reference_loaded:
             self.policy.load_reference(refreshed=self.reference.refresh == "epoch")
             self._reference_loaded = True
@@ -168,6 +168,8 @@ class OracleRLAIF(PolicyModule):
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch: its experience, and, behind the last batch that is accumulated, the updates."""
         generators = self.seed_step(delivery.batch, batch_idx)
+        if self.ahead is not None:
+            self.ahead.begin_step(delivery, batch_idx)
         given = self.given(delivery, generators, always=self.num_updates > 1)
         if given is None:
             rank_together(self, None)

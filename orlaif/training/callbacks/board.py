@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from orlaif.oracles import rank_groups
 from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
-from orlaif.training.experience import candidate_groups
+from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
 from orlaif.types import AsksQuestions, OracleError, VideoClip, VideoPrompt
 
@@ -118,7 +118,8 @@ class CompletionsBoard(Callback):
         if not len(batch):
             return
         generators = prompt_generators(batch, f"board/{self.seed}", pl_module.device)
-        completions = pl_module.rollout(pl_module.policy, batch, generators)  # by all, where weights are sharded
+        policy = pl_module.policy if pl_module.ahead is None else pl_module.ahead.policy_now(batch)
+        completions = pl_module.rollout(policy, batch, generators)  # by all, where weights are sharded
         if not trainer.is_global_zero and not pl_module.oracle.borrows_policy:
             return
         try:
