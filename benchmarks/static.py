@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from orlaif_kernels import group_kernel
 from orlaif_kernels import row_kernel as kernels
-from orlaif_kernels.rows import programs, row_launch
+from orlaif_kernels.rows import cluster_launch, programs, row_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -54,10 +54,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient": {"STATISTICS": False, "TERM": False, "GRADIENT": True},
     "loss and gradient, compacted, soft-capped": {"STATISTICS": True, "TERM": True, "GRADIENT": True},
 }
+#: One more, where the report shows that L2 does not hold the rows; behind a switch (``rows.CLUSTERS``).
+HELD = "loss and gradient, a row held by a cluster"
 _BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
 
-def build(fn: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, warps: int) -> Any:
+def build(
+    fn: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, warps: int, ctas: int = 1
+) -> Any:
     """Compile ``fn``; pointers are 16-byte aligned, as PyTorch's are."""
     signature, constexprs, attributes = {}, {}, {}
     for i, name in enumerate(fn.arg_names):
@@ -68,7 +72,7 @@ def build(fn: Any, types: dict[str, str], constants: dict[str, Any], target: GPU
             if types[name].startswith("*"):
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=fn, signature=signature, constexprs=constexprs, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_ctas": ctas})
 
 
 def instructions_per_logit(code: str, itemsize: int) -> list[float]:
@@ -136,13 +140,17 @@ def inspect(compiled: Any, arch: str, warps: int, itemsize: int | None = None) -
 
 def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str, Any]:
     """One record of the row kernel."""
-    flags = VARIANTS[variant]
+    flags = VARIANTS[variant.split(", a row")[0]]
     types = dict.fromkeys(("grad_logps", "grad_entropy", "advantages", "weights", "old_logps", "ref_logps"), "*fp32")
     types |= {"logits": f"*{dtype}", "dlogits": f"*{dtype}", "token_ids": "*i64", "mask": "*u8", "index": "*i64"}
     types |= dict.fromkeys(("state", "normalizer"), "*fp32")
     types |= dict.fromkeys(("num_rows", "num_tokens", "slots", "rows_per_completion"), "i32")
     launch = row_launch(vocabulary, DTYPES[dtype], "soft-capped" in variant)
+    if variant == HELD:
+        launch = clustered(dtype, vocabulary, arch) or launch
+    ctas = launch.get("num_ctas", 1)
     constants: dict[str, Any] = {"V": vocabulary, "BLOCK": launch["BLOCK"], "KL_ESTIMATOR": 3, **flags}
+    constants["HELD"] = ctas > 1
     if "compacted" in variant:
         constants["normalizer"] = None
     else:
@@ -156,11 +164,13 @@ def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str
     for name in kernels.row_kernel.arg_names:
         types.setdefault(name, "fp32")
     warps = max(1, launch["num_warps"] // 2) if arch.startswith("gfx") else launch["num_warps"]  # of 64 lanes there
-    compiled = build(kernels.row_kernel, types, constants, TARGETS[arch], warps)
+    compiled = build(kernels.row_kernel, types, constants, TARGETS[arch], warps, ctas)
     record = inspect(compiled, arch, warps, DTYPES[dtype])
-    reads, writes = flags["STATISTICS"] + flags["GRADIENT"], int(flags["GRADIENT"])
+    reads, writes = flags["STATISTICS"] + (flags["GRADIENT"] and ctas == 1), int(flags["GRADIENT"])
     record |= {"row_reads": reads, "row_writes": writes}
-    if arch in MACHINES:
+    if ctas > 1:
+        record["multiprocessors_per_row"] = ctas
+    elif arch in MACHINES:
         l2, multiprocessors = MACHINES[arch][4:]
         row = vocabulary * DTYPES[dtype]
         resident = min(
@@ -171,6 +181,14 @@ def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str
         if reads == 2:
             record["second_read_from_l2"] = in_flight <= l2
     return {"kernel": f"row_kernel: {variant}", "dtype": dtype, "vocabulary": vocabulary, "target": arch, **record}
+
+
+def clustered(dtype: str, vocabulary: int, arch: str) -> dict[str, int] | None:
+    """How a cluster holds such a row, where L2 does not hold all that are worked on; clusters are sm_90's."""
+    if arch != "sm_90":
+        return None
+    l2, multiprocessors = MACHINES[arch][4:]
+    return cluster_launch(vocabulary, DTYPES[dtype], multiprocessors, l2 * 10**6)
 
 
 def small_kernels(arch: str) -> list[dict[str, Any]]:
@@ -274,10 +292,11 @@ def jobs(quick: bool, dtypes: list[str], vocabularies: list[int]) -> list[tuple[
     """Variant, architecture, dtype and vocabulary of each row kernel; ``quick``: all variants for one architecture, and
     for the others the two that are largest."""
     if not quick:
-        return [(x, arch, d, v) for arch in TARGETS for d in dtypes for v in vocabularies for x in VARIANTS]
+        all_of_them = [(x, arch, d, v) for arch in TARGETS for d in dtypes for v in vocabularies for x in VARIANTS]
+        return all_of_them + [(HELD, "sm_90", d, v) for d in dtypes for v in vocabularies if clustered(d, v, "sm_90")]
     sizes = [("bf16", 152064), ("bf16", 32003), ("fp32", 152064)]
     largest = [(x, arch, *sizes[0]) for arch in TARGETS if arch != "sm_90" for x in VARIANTS if "loss and" in x]
-    return largest + [(x, "sm_90", *size) for size in sizes for x in VARIANTS]
+    return [*largest, (HELD, "sm_90", "bf16", 262144), *[(x, "sm_90", *size) for size in sizes for x in VARIANTS]]
 
 
 def report(quick: bool, dtypes: list[str], vocabularies: list[int]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ each end are taken apart (``head`` and tail), and what lies between is read like
 **How a row is read twice but fetched once.** There are as many programs as multiprocessors, or a few times that for
 rows that are small (``rows.row_launch``), each of many warps, and they take turns at the rows; so what is in flight
 (132 x 304 KB for 152,064 bf16 logits on an H100) fits an L2 cache of 50 MB. The second sweep runs backwards, starting
-with what was read last, and its stores are the first to leave the cache.
+with what was read last, and its stores are the first to leave the cache. A cluster of multiprocessors can *hold* a
+row in its registers from one sweep to the other and read it once, whatever L2 does (``rows.cluster_launch``): compiled,
+its gradients tested in the interpreter, and off until a GPU has timed it.
 
 A target outside the vocabulary is never an address: its log-prob is NaN. Programs never share an output and sums have a
 fixed order: results are bitwise repeatable. No argument that changes with batch, length or schedule is specialised.
@@ -126,6 +128,7 @@ def row_kernel(
     TERM: tl.constexpr,  # the GRPO_rank loss of the token, with a token-level ratio
     GRADIENT: tl.constexpr,  # sweep 2
     KL_ESTIMATOR: tl.constexpr,
+    HELD: tl.constexpr,  # a row is one block, which stays in registers from one sweep to the other
 ):
     """Rows of logits, a program's one after the other; see the module's docstring."""
     LANES: tl.constexpr = BLOCK // 8
@@ -167,7 +170,7 @@ def row_kernel(
                 s = tl.zeros([LANES], tl.float32)
                 t = tl.zeros([LANES], tl.float32)
                 x = tl.load(logits + begin + spread, mask=(lane < lanes_in_row)[:, None], other=float("-inf"))
-                for i in range(BLOCKS):
+                for i in range(0 if HELD else BLOCKS):
                     ahead = tl.load(
                         logits + begin + (i + 1) * BLOCK + spread,
                         mask=((i + 1) * LANES + lane < lanes_in_row)[:, None],
@@ -175,6 +178,8 @@ def row_kernel(
                     )
                     m, s, t = _fold(logit(x, softcap), scale, m, s, t)
                     x = ahead
+                if HELD:
+                    m, s, t = _fold(logit(x, softcap), scale, m, s, t)
                 top = tl.max(m)
                 if not ALIGNED:
                     x_edge = tl.load(logits + offset + edge_column, mask=on_edge, other=float("-inf"))
@@ -251,7 +256,10 @@ def row_kernel(
                 for k in range(BLOCKS):
                     i = BLOCKS - 1 - k
                     inside = (i * LANES + lane < lanes_in_row)[:, None]
-                    z = tl.load(logits + begin + i * BLOCK + spread, mask=inside, other=float("-inf"))
+                    if STATISTICS and HELD:
+                        z = x
+                    else:
+                        z = tl.load(logits + begin + i * BLOCK + spread, mask=inside, other=float("-inf"))
                     is_target = eight == (ahead_of_target - i * BLOCK - lane * 8)[:, None]
                     g = _gradient(logit(z, softcap), is_target, top, log2_sum, scale, a, b, of_target)
                     g = capped(g, z, softcap).to(dlogits.dtype.element_ty)

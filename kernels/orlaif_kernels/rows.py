@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 #: Slots of a token's state [5, N * T], and what follows with a loss term, as in ``token_kernel``.
 TOP, LOG_SUM, LOGP, ENTROPY, MEAN, GRAD, LOSS, KL, LOW, HIGH, RUNAWAY = range(11)
 STATE_SLOTS, TERM_SLOTS = 5, 11
+
+
+#: Whether a cluster holds rows that L2 does not (:func:`cluster_launch`), on sm_90. No GPU has timed it.
+CLUSTERS = os.environ.get("ORLAIF_ROW_CLUSTERS") == "1"
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -48,6 +53,17 @@ def row_launch(vocabulary: int, itemsize: int, softcap: bool = False) -> dict[st
     block = max(256, min(1024 * per_thread, 1 << max(0, vocabulary - 1).bit_length()))
     lanes = 64 if torch.version.hip else 32
     return {"BLOCK": block, "num_warps": max(1, block // (lanes * per_thread))}
+
+
+def cluster_launch(vocabulary: int, itemsize: int, multiprocessors: int, l2_bytes: int) -> dict[str, int] | None:
+    """How 16 multiprocessors hold a row in their registers, 64 bytes a thread, where L2 does not hold the rows that are
+    worked on at a time; None where it does, or where they cannot. They work on one row in phases, where programs of
+    one multiprocessor overlap theirs: what it costs to save a read, only a GPU can say."""
+    block = 1 << max(0, vocabulary - 1).bit_length()
+    warps = block * itemsize // (64 * 16 * 32)
+    if vocabulary * itemsize * multiprocessors <= l2_bytes or warps > 32:
+        return None
+    return {"BLOCK": block, "num_warps": max(1, warps), "num_ctas": 16}
 
 
 def programs(num_rows: int, row_bytes: int, threads: int, multiprocessors: int, l2_bytes: int) -> int:
@@ -126,9 +142,11 @@ class Rows:
         if logits.is_cuda:
             gpu = torch.cuda.get_device_properties(logits.device)
             threads = launch["num_warps"] * (64 if torch.version.hip else 32)
-            count = programs(
-                num_rows, v * logits.element_size(), threads, gpu.multi_processor_count, gpu.L2_cache_size or 2**25
-            )
+            machine = gpu.multi_processor_count, gpu.L2_cache_size or 2**25
+            count = programs(num_rows, v * logits.element_size(), threads, *machine)
+            held = CLUSTERS and statistics and out is not None and gpu.major == 9 and not torch.version.hip
+            if held and (cluster := cluster_launch(v, logits.element_size(), *machine)):
+                launch, count = cluster, min(num_rows, machine[0] // cluster["num_ctas"])
         (high,) = struct.unpack("f", struct.pack("f", settings.factor))  # the nearest float32, and the rest
         with on_device_of(logits):
             k.row_kernel[(count,)](
@@ -159,6 +177,7 @@ class Rows:
                 TERM=term is not None,
                 GRADIENT=out is not None,
                 KL_ESTIMATOR=KL_ESTIMATORS[settings.kl_estimator],
+                HELD="num_ctas" in launch,
                 **launch,
             )
 

@@ -71,7 +71,7 @@ def test_a_real_vocabulary(dtype: torch.dtype) -> None:
     check(make_case(1, 3, 152064, dtype=dtype, mask="none", kl_coef=0.1, entropy_coef=0.01), inplace=True)
 
 
-@pytest.mark.parametrize("t", [1, 9])
+@pytest.mark.parametrize("t", [1, 5])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

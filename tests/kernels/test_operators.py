@@ -112,14 +112,14 @@ class Model(torch.nn.Module):
         return linear_grpo_rank_loss(hidden, self.head.weight, ids, ranks=ranks, entropy_coef=0.1, **more)[0]
 
 
-def run_model(model: Model, compiled: bool, autocast: bool = False) -> list[torch.Tensor]:
+def run_model(model: Model, backend: str | None, autocast: bool = False) -> list[torch.Tensor]:
     torch.manual_seed(1)
     model.to(DEVICE)
     x = torch.randn(4, 3, 8, device=DEVICE, dtype=model.body.weight.dtype)
     ids = torch.randint(50, (4, 3), device=DEVICE)
     mask = torch.arange(3, device=DEVICE) < torch.tensor([3, 2, 1, 3], device=DEVICE)[:, None]
     ranks = torch.tensor([[0, 1], [1, 0]], device=DEVICE)
-    call = torch.compile(model, fullgraph=True) if compiled else model
+    call = torch.compile(model, fullgraph=True, backend=backend) if backend else model
     model.zero_grad()
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
         loss = call(x, ids, mask, ranks)
@@ -130,10 +130,14 @@ def run_model(model: Model, compiled: bool, autocast: bool = False) -> list[torc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["logits", "linear"])
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
-def test_torch_compile_of_the_surrounding_model(kind: str, implementation: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_of_the_surrounding_model(
+    backend: str, kind: str, implementation: str, dtype: torch.dtype
+) -> None:
+    """One graph, forward and backward; what a backend makes of the rest of it takes inductor half a minute."""
     torch._dynamo.reset()
     model = Model(kind, implementation, dtype)
-    for eager, compiled in zip(run_model(model, False), run_model(model, True), strict=True):
+    for eager, compiled in zip(run_model(model, None), run_model(model, backend), strict=True):
         tolerance = 1e-5 if dtype == torch.float32 else 3e-2
         torch.testing.assert_close(compiled, eager, rtol=tolerance, atol=tolerance)
 
@@ -143,7 +147,7 @@ def test_torch_compile_of_the_surrounding_model(kind: str, implementation: str, 
 def test_autocast(kind: str, implementation: str) -> None:
     """Parameters and their gradients stay float32; the numbers are those of bf16 logits."""
     model = Model(kind, implementation, torch.float32)
-    exact, cast = run_model(model, False), run_model(model, False, autocast=True)
+    exact, cast = run_model(model, None), run_model(model, None, autocast=True)
     for one, two in zip(exact, cast, strict=True):
         assert two.dtype == torch.float32
         assert not torch.equal(one, two)

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from orlaif_kernels import grpo_rank_loss, rows
+from orlaif_kernels.rows import cluster_launch
 
 from tests.conftest import REPO
+from tests.kernels.cases import make_case
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def compile_all(output: Path, *options: str) -> list[dict[str, Any]]:
@@ -31,7 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_nothing_spills_for_any_vocabulary_and_dtype(tmp_path: Path) -> None:
     ours = [r for r in compile_all(tmp_path / "static.json") if not r["kernel"].startswith("liger")]
-    assert len(ours) == 4 * (5 + 5 * 3 * 8)
+    assert len(ours) == 4 * (5 + 5 * 3 * 8) + 6  # and what a cluster holds on sm_90
     assert [r for r in ours if r["spills"]] == []
     assert all("128" in r["loads"] for r in ours if r["kernel"].startswith("row_kernel"))
 
@@ -48,7 +54,7 @@ def test_nothing_spills(records: list[dict[str, Any]]) -> None:
 def test_rows_are_read_and_written_128_bits_at_a_time(records: list[dict[str, Any]]) -> None:
     """Also where the vocabulary is odd; narrower accesses are its ends, the target and the numbers of a token."""
     for r in records:
-        if not r["kernel"].startswith("row_kernel") or r["target"] == "gfx942":
+        if not r["kernel"].startswith("row_kernel") or r["target"] == "gfx942" or "multiprocessors_per_row" in r:
             continue
         aligned = r["vocabulary"] % 8 == 0
         per_sweep = 1 if "soft-capped" in r["kernel"] and r["dtype"] == "bf16" else 2
@@ -72,6 +78,10 @@ def test_scaling_in_place_is_as_wide(records: list[dict[str, Any]]) -> None:
 
 def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, Any]]) -> None:
     fused = [r for r in records if r["kernel"].startswith("row_kernel: loss and gradient")]
+    (held,) = [r for r in fused if "multiprocessors_per_row" in r]
+    assert (held["row_reads"], held["row_writes"]) == (1, 1)
+    assert held["loads"]["128"] == held["stores"]["128"] / 2 == 4  # 32 bf16 logits a thread, and zeros where masked
+    fused.remove(held)
     assert fused
     for r in fused:
         assert (r["row_reads"], r["row_writes"]) == (2, 1)
@@ -88,3 +98,30 @@ def test_what_a_thread_issues_and_what_is_in_flight(records: list[dict[str, Any]
     for r in ours:
         assert sum(r["instructions_per_logit"][:2]) < 26, r
         assert r["programs_per_sm"] == 1, r
+
+
+def test_a_cluster_holds_the_rows_that_l2_does_not() -> None:
+    h100 = (132, 50 * 10**6)
+    assert cluster_launch(152064, 2, *h100) is None  # 40 MB at a time
+    assert cluster_launch(262144, 2, *h100) == {"BLOCK": 262144, "num_warps": 16, "num_ctas": 16}
+    assert cluster_launch(152064, 4, *h100) == {"BLOCK": 262144, "num_warps": 32, "num_ctas": 16}
+    assert cluster_launch(600000, 4, *h100) is None  # more than registers hold
+
+
+@pytest.mark.parametrize("v", [1000, 1001])
+def test_a_held_row_has_the_same_gradient(v: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that a cluster runs, in the interpreter."""
+    case = make_case(2, 3, v, kl_coef=0.1, entropy_coef=0.05, delta=1.5)
+    leaf = case.logits.clone().to(DEVICE).requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        told = {k: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for k, x in case.arguments.items()}
+        loss, _ = grpo_rank_loss(leaf * 1, case.token_ids.to(DEVICE), inplace=True, implementation="triton", **told)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    alone = gradient()
+    launches: list[int] = []
+    held = {"BLOCK": 1024, "num_warps": 4, "num_ctas": 1}
+    monkeypatch.setattr(rows, "row_launch", lambda v, *_: (launches.append(v), held)[1])
+    torch.testing.assert_close(gradient(), alone, rtol=1e-5, atol=1e-7)
+    assert launches == [v]
