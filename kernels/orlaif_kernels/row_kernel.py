@@ -46,7 +46,6 @@ from orlaif_kernels.token_kernel import (
     ENTROPY,
     FLOOR,
     LN2,
-    LOG2E,
     LOG_SUM,
     LOGP,
     MEAN,
@@ -86,10 +85,10 @@ def _fold_but_top(x, scale, top):
 
 
 @triton.jit
-def _gradient(x, is_target, top, log2_sum, scale, a, b, of_target):
-    """dl/dlogit of logits x: p (a + b d), but ``of_target`` at the target."""
+def _gradient(x, is_target, top, scale, a, b, of_target):
+    """dl/dlogit of logits x: exp2(d) (a + b d), but ``of_target`` at the target."""
     d = tl.maximum((x - top) * scale, FLOOR, propagate_nan=ALL_NAN)
-    return tl.where(is_target, of_target, tl.exp2(d - log2_sum) * (a + b * d))
+    return tl.where(is_target, of_target, tl.exp2(d) * (a + b * d))
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens", "slots", "rows_per_completion"])
@@ -239,17 +238,15 @@ def row_kernel(
                     factor = factor / tl.load(normalizer)
                 c = c * factor
                 h = h * factor
-                a = h * mean - c
-                b = -h * LN2
-                log2_sum = log_sum * LOG2E
+                per_sum = tl.exp(-log_sum)  # of exp2(d), a probability
+                a = (h * mean - c) * per_sum
+                b = -h * LN2 * per_sum
                 log_p = tl.maximum(logp, FLOOR, propagate_nan=ALL_NAN)
                 d_target = tl.maximum((x_target - top) * inverse_temperature, FLOOR, propagate_nan=ALL_NAN)
                 of_target = -c * expm1(log_p) - h * tl.exp(log_p) * (d_target - mean)
                 if not ALIGNED:
                     x_edge = tl.load(logits + offset + edge_column, mask=on_edge, other=float("-inf"))
-                    g_edge = _gradient(
-                        logit(x_edge, softcap), edge_column == target, top, log2_sum, scale, a, b, of_target
-                    )
+                    g_edge = _gradient(logit(x_edge, softcap), edge_column == target, top, scale, a, b, of_target)
                     g_edge = capped(g_edge, x_edge, softcap).to(dlogits.dtype.element_ty)
                     tl.store(dlogits + offset + edge_column, g_edge, mask=on_edge)
                 ahead_of_target = target.to(tl.int32) - head
@@ -261,7 +258,7 @@ def row_kernel(
                     else:
                         z = tl.load(logits + begin + i * BLOCK + spread, mask=inside, other=float("-inf"))
                     is_target = eight == (ahead_of_target - i * BLOCK - lane * 8)[:, None]
-                    g = _gradient(logit(z, softcap), is_target, top, log2_sum, scale, a, b, of_target)
+                    g = _gradient(logit(z, softcap), is_target, top, scale, a, b, of_target)
                     g = capped(g, z, softcap).to(dlogits.dtype.element_ty)
                     tl.store(dlogits + begin + i * BLOCK + spread, g, mask=inside, eviction_policy="evict_first")
         else:
