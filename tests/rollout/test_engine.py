@@ -91,11 +91,13 @@ def test_the_first_step(bench: Bench, shapes: ShapesDataset) -> None:
     assert torch.equal(again.ids, sampled.ids)  # all randomness is the generators'
 
 
-def fitted(bench: Bench, root: str, out: Path, steps: int, shared: VLLMRollout, **policy: Any) -> tuple[Any, Recorder]:
+def fitted(
+    bench: Bench, root: str, out: Path, steps: int, shared: VLLMRollout, rate: float = 1e-2, **policy: Any
+) -> tuple[Any, Recorder]:
     """A run over eight clips, again and again."""
     recorder = Recorder()
     module = rlaif(bench.folder, rollout=shared, oracle=ByText())
-    module.optimizer = lambda params: torch.optim.AdamW(params, lr=1e-2)
+    module.optimizer = lambda params: torch.optim.AdamW(params, lr=rate)
     module.policy = Policy(bench.folder, dtype="float32", **policy)
     source = data(root, 4)
     source.datasets["train"] = ShapesDataset(root, "train", size=8)
@@ -107,22 +109,22 @@ def test_twenty_steps_of_full_fine_tuning(bench: Bench, data_root: str, tmp_path
     """Tower trained, clips repeated: neither weights nor features of an earlier step are sampled from."""
     shared = bench.rollout()
     before = Policy(bench.folder, dtype="float32").load()
-    module, recorder = fitted(bench, data_root, tmp_path, 20, shared)
+    module, recorder = fitted(bench, data_root, tmp_path, 20, shared, rate=1e-3)
     assert len(recorder.metrics) == 20
     assert max(metrics[LARGEST] for metrics in recorder.metrics) < 1e-5
     policy = module.policy
     tower = dict(policy.network.model.visual.named_parameters())
     moved = [float((tower[name] - p).abs().max()) for name, p in before.network.model.visual.named_parameters()]
-    assert max(moved) > 0.05
+    assert max(moved) > 0.005
 
     # The weights that it began with would have shown, and so would the features of the tower that it began with.
     batch = unequal(policy, shapes)
     sampled = shared(policy, batch, generators())
     assert difference(policy, batch, sampled) < 1e-5
-    assert difference(before, batch, sampled) > 1e-2
+    assert difference(before, batch, sampled) > 1e-3
     before.network.model.language_model.load_state_dict(policy.network.model.language_model.state_dict())
     before.network.lm_head.load_state_dict(policy.network.lm_head.state_dict())
-    assert difference(before, batch, sampled) > 1e-3
+    assert difference(before, batch, sampled) > 1e-4
 
 
 @pytest.mark.parametrize("lora", ["merged", "adapter"])
