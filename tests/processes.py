@@ -20,6 +20,7 @@ from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from orlaif.data.preferences import PreferenceJsonl
+from orlaif.data.video import FpsSampling
 from orlaif.distributed import checkpoint_io, fsdp2
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import PairwiseJudge
@@ -73,6 +74,9 @@ class Job:
     merge: bool = False
     rollout: BaseRollout | None = None
     staleness: int = 0
+    #: Ends of clips in seconds, by prompt, and frames per second: clips of unequal lengths.
+    ends: dict[str, float] = field(default_factory=dict)
+    fps: float | None = None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -184,6 +188,17 @@ def die_at_save(when: str, number: int) -> None:
     checkpoint_io.publish = fsdp2.publish = publish_or_die
 
 
+def shorten(train: Any, ends: dict[str, float]) -> None:
+    """Let the clips of some prompts end early."""
+    load = train.load
+
+    def load_shorter() -> None:
+        load()
+        train._prompts = [replace(p, end_s=ends.get(p.id, p.end_s)) for p in train.prompts]
+
+    train.load = load_shorter
+
+
 def fit(job: Job, rank: int, world: int) -> None:
     module, saver = build(job), Saver(job.out)
     callbacks: list[Callback] = [saver]
@@ -196,6 +211,9 @@ def fit(job: Job, rank: int, world: int) -> None:
     if job.export:
         callbacks.append(ExportHuggingFace(merge=job.merge))
     source = data(job.root, job.batch // world, **job.data)
+    if job.fps is not None:
+        source.sampling = FpsSampling(fps=job.fps)
+        shorten(source.datasets["train"], job.ends)
     if lost := job.bad.get(rank):
         train: Any = source.datasets["train"]
         load = train.load

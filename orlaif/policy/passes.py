@@ -58,12 +58,20 @@ def completion_outputs(
     """
     policy.check_context(batch, completions.ids.shape[-1])
     parts = policy.parts(batch)
+    # Where weights lie in shards, all processes must run the same layers in the same order.
+    together = policy.is_sharded and not getattr(policy.network, "is_gathered", False)
+    if together and policy.family.asks_decoder:  # which runs the tower, as often as there are parts
+        with policy.gathered():
+            for _, part in parts:
+                policy.prompt_positions(part)
+    passes = max(exchange(len(parts))) if together and policy.family.may_split else len(parts)
+    fresh = not policy.features.has(parts[0][1])
     outputs = [_one_pass(policy, model, part, completions.of_prompts(at), hidden) for at, part in parts]
-    gathered = getattr(policy.network, "is_gathered", False)  # then processes need not call together
-    if policy.is_sharded and not gathered and policy.family.may_split:  # equally many passes, then
-        for _ in range(max(exchange(len(parts))) - len(parts)):
-            at, part = parts[0]
-            outputs[0] = outputs[0] + 0.0 * _one_pass(policy, model, part, completions.of_prompts(at), hidden)
+    at, part = parts[0]
+    for _ in range(passes - len(parts)):  # as many as another process has, of no weight
+        if fresh:  # the tower runs in those of others
+            policy.features.forget(part)
+        outputs[0] = outputs[0] + 0.0 * _one_pass(policy, model, part, completions.of_prompts(at), hidden)
     if len(parts) == 1:
         return outputs[0]
     g = completions.group_size

@@ -26,9 +26,16 @@ class VisionFeatures:
     def __init__(self) -> None:
         self._batches: dict[int, tuple[PromptBatch, dict[str, Any]]] = {}
 
-    def forget(self) -> None:
-        """Drop the features that are kept for the batches of a step."""
-        self._batches = {}
+    def has(self, batch: PromptBatch) -> bool:
+        """Whether features of ``batch`` are kept."""
+        return bool(self._batches.get(id(batch), (batch, {}))[1])
+
+    def forget(self, batch: PromptBatch | None = None) -> None:
+        """Drop the features that are kept for the batches of a step, or for this one."""
+        if batch is None:
+            self._batches = {}
+        else:
+            self._batches.pop(id(batch), None)
 
     @contextmanager
     def reused(self, family: Family, model: Any, batch: PromptBatch) -> Iterator[None]:

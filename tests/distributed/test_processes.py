@@ -24,6 +24,7 @@ from orlaif.demo.tiny import make_tiny_model
 from orlaif.distributed.sharding import Sharding
 from orlaif.oracles import OracleFailure
 from orlaif.oracles.preference import Ranker
+from orlaif.policy.families import Family
 from orlaif.tiny import tiny_model as write_tiny_model
 from tests.processes import LORA, Job, errors_of, kill, run, start
 from tests.training.test_rlaif import data
@@ -272,6 +273,30 @@ def test_uneven_predictions_of_sharded_weights(job: Any, tmp_path: Path) -> None
         found.append({row["id"]: row["prediction"] for row in rows})
         assert len(rows) == 17
     assert found[0] == found[1]
+
+
+class AsksDecoder(Family):
+    """Takes positions from the decoder, so that the tower runs for them."""
+
+    def settle(self, model: Any, batch: Any) -> None:
+        self.asks_decoder = True
+
+
+@pytest.mark.parametrize(
+    ("stage", "frozen", "asks"), [("rlaif", True, False), ("sft", True, False), ("sft", False, True)]
+)
+def test_clips_that_cannot_be_stacked_keep_step(job: Any, tmp_path: Path, stage: str, frozen: bool, asks: bool) -> None:
+    """Process 1's first batch needs two passes, process 0's one; later it is the other way round, and even."""
+    folder = write_tiny_model("llava_onevision", str(tmp_path / "llava"), words())
+    order = train_order(job)
+    ends = {order[1]: 0.5, order[4]: 0.5, order[8]: 0.5, order[9]: 0.5}
+    settings: dict[str, Any] = {"steps": 3, "batch": 4, "stage": stage, "ends": ends, "fps": 8.0, "rate": 0.01}
+    settings["policy"] = {"freeze_vision": frozen, **({"family": AsksDecoder()} if asks else {})}
+    one = run(replace(job("one", **settings), folder=folder))
+    two = run(replace(job("two", strategy="fsdp2", **settings), folder=folder), world=2)
+    same(one, two, 1e-5)
+    even = run(replace(job("even", **{**settings, "ends": {}}), folder=folder))
+    assert any((even["weights"][n] != two["weights"][n]).any() for n in two["weights"])
 
 
 def test_validation_counts_every_question_once(job: Any) -> None:
