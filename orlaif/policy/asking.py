@@ -121,6 +121,21 @@ def counted_positions(model: Any, way: str, given: dict[str, Any]) -> Tensor | N
     return counted[0] if isinstance(counted, tuple) else counted
 
 
+def leaves(output: Tensor) -> set[int]:
+    """Ids of the tensors that a gradient of ``output`` would go to; empty where it has no graph."""
+    seen, found = set(), set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        waiting += [after for after, _ in node.next_functions]
+    return found
+
+
 def same_places(handed: Tensor, counted: Tensor, batch: PromptBatch) -> bool:
     """Whether two numberings differ by nothing that attention sees: padding, and for plain ones a constant."""
     if handed.shape != counted.shape:

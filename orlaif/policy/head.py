@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.policy.asking import base_of
-from orlaif.policy.prefix.probe import Head
+from orlaif.policy.prefix.fused import Head
 
 
 def plain_head(model: Any, head: nn.Module, seen: Head) -> nn.Linear:

@@ -14,6 +14,8 @@ from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
 from orlaif.policy.prefix.current import kept
+from orlaif.policy.prefix.synthetic import synthetic_prompt
+from orlaif.policy.reached import freeze_unreached
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -60,7 +62,8 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     if source.adapter is not None and policy.lora is None:
         model = fold(model, source.adapter)
     choice = choose_prefix(policy, model)
-    tower = freeze_tower(policy, model)
+    asked = synthetic_prompt(policy.processor, next(model.parameters()).device, getattr(torch, policy.dtype), family)
+    tower = [*freeze_tower(policy, model), *freeze_unreached(model, asked, family)]
     continued, folded = False, None
     if policy.lora is not None and source.adapter is not None:
         model, continued = start_from(model, policy.lora, source.adapter, tower, policy.quantization is not None)

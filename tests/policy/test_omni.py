@@ -73,6 +73,19 @@ def test_the_thinker_goes_back_into_the_whole(folder: str, tmp_path: Path) -> No
     assert float((again.completion_logps(batch, completions) - trained).abs().max()) < 1e-6
 
 
+def test_an_ear_that_hears_nothing_is_not_trained(folder: str) -> None:
+    """Nor adapted; with sound it is, but for a table that Qwen2.5-Omni does not read."""
+    for sound in (False, True):
+        policy = Policy(folder, dtype="float32", family=Omni(sound=sound)).load()
+        frozen = {name for name, p in policy.network.named_parameters() if not p.requires_grad}
+        ear = {f"model.audio_tower.{name}" for name, _ in policy.network.model.audio_tower.named_parameters()}
+        assert frozen == (ear & {"model.audio_tower.audio_bos_eos_token.weight"} if sound else ear)
+    adapted = Policy(folder, dtype="float32", lora={"r": 4, "target_modules": "all-linear"}).load()
+    names = {name for name, p in adapted.network.named_parameters() if p.requires_grad}
+    assert any(".visual." in name for name in names)
+    assert not any(".audio_tower." in name for name in names)
+
+
 def test_an_adapter_is_of_the_thinker(folder: str, tmp_path: Path) -> None:
     lora = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
     policy = Policy(folder, dtype="float32", lora=lora, freeze_vision=True).load()

@@ -18,7 +18,8 @@ from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
 from orlaif.policy.prefix.fork import CHECKPOINTING, fork_forward
 from orlaif.policy.prefix.forward import duplicate_forward, shared_forward
-from orlaif.policy.prefix.probe import Forward, Head, Probe, Seen
+from orlaif.policy.prefix.fused import Head
+from orlaif.policy.prefix.probe import Forward, Probe, Seen
 from orlaif.types import Completions, PromptBatch
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from orlaif.policy.asking import per_token
 from orlaif.policy.families import Family
 from orlaif.policy.prefix.decode import expanded_step, prefill, shared_step
+from orlaif.policy.prefix.fused import Head, fitted_head, weight_behind
 from orlaif.policy.prefix.gradients import GRADIENT_TOLERANCE, Nudge, nudged, off_by
 from orlaif.policy.prefix.group_cache import GroupCache, padding_bias, prefilled
 from orlaif.policy.prefix.prepare import prepare_rows
@@ -51,21 +52,6 @@ def alone(model: nn.Module, batch: PromptBatch, ids: Tensor, family: Family) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
-    """What a fused head may take for the LM head.
-
-    Args:
-        scale: of the logits, before a cap.
-        softcap: of the logits.
-        reason: why it must not be fused; None where it may.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a layout gave, beside the truth.
 
@@ -93,11 +79,6 @@ class Seen:
         if self.gradient is not None and not self.gradient <= gradient_tolerance:
             return f"gives a gradient that differs from the model's own by {self.gradient:.2g} of its norm"
         return None
-
-
-def fitted(plain: Tensor, logits: Tensor) -> float:
-    """The scale that brings ``plain`` nearest to ``logits``, by least squares."""
-    return float((logits * plain).sum() / (plain * plain).sum())
 
 
 class Probe:
@@ -144,7 +125,8 @@ class Probe:
         questions = ("what is this", "what")
         singles = [synthetic(question, seed=i) for i, question in enumerate(questions)]
         self.batch, other = synthetic(*questions), synthetic(questions[0], seed=1)
-        self.family.settle(self.model, singles[0])
+        self.single = singles[0]
+        self.family.settle(self.model, self.single)
         self.family.probe_frames = num_frames
         apart = [*self.family.placeholder_ids(self.model.config), *self.batch.input_ids.unique().tolist()]
         tokens = random_tokens(self.processor, apart, (2, 3, 3)).to(device)
@@ -262,19 +244,7 @@ class Probe:
         head: Any = self.family.head(self.model)
         if type(head) is not nn.Linear:
             return Head(reason=f"the LM head is a {type(head).__name__}, not a plain nn.Linear")
-        logits = logits.double()
-        hidden = forward(self.batch, self._completions(self.ids), True).double()
-        plain = hidden @ head.weight.double().T + (0.0 if head.bias is None else head.bias.double())
-        softcap = getattr(self.model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
-        allowed = {torch.float64: 1e-6, torch.float32: 1e-4}.get(self.dtype, 0.03) * float(logits.abs().max())
-        tries = [(1.0, softcap), (1.0, None), (fitted(plain, logits), None)]
-        if softcap is not None:  # a scale beneath it, by those logits that it hardly bends
-            inside = logits.abs() < 0.9 * softcap
-            tries.append((fitted(plain[inside], softcap * torch.atanh(logits[inside] / softcap)), softcap))
-        differences = []
-        for scale, cap in tries:
-            made = scale * plain if cap is None else cap * torch.tanh(scale * plain / cap)
-            differences.append(float((made - logits).abs().max()))
-            if differences[-1] <= allowed:
-                return Head(scale=scale, softcap=cap)
-        return Head(reason=f"its logits are not what its LM head makes of hidden states (off by {differences[0]:.2g})")
+        if behind := weight_behind(self.model, head, lambda: alone(self.model, self.single, self.ids[0, 0], self.family)):
+            return Head(reason=f"its logits depend on {behind} behind its LM head, which a fused head would not train")
+        hidden = forward(self.batch, self._completions(self.ids), True)
+        return fitted_head(head, hidden, logits, self.model.config.get_text_config(decoder=True))
