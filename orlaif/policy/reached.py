@@ -57,4 +57,3 @@ def freeze_unreached(model: Any, batch: PromptBatch, family: Family) -> list[nn.
         rest = sorted(name for name in unreached if not any(name.startswith(f"{other}.") for other in largest))
         log.info("not trained, since a question about a video does not reach it: %s", ", ".join([*largest, *rest]))
     return [model.get_submodule(name) for name in largest]
-

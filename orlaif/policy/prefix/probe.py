@@ -244,7 +244,9 @@ class Probe:
         head: Any = self.family.head(self.model)
         if type(head) is not nn.Linear:
             return Head(reason=f"the LM head is a {type(head).__name__}, not a plain nn.Linear")
-        if behind := weight_behind(self.model, head, lambda: alone(self.model, self.single, self.ids[0, 0], self.family)):
+        if behind := weight_behind(
+            self.model, head, lambda: alone(self.model, self.single, self.ids[0, 0], self.family)
+        ):
             return Head(reason=f"its logits depend on {behind} behind its LM head, which a fused head would not train")
         hidden = forward(self.batch, self._completions(self.ids), True)
         return fitted_head(head, hidden, logits, self.model.config.get_text_config(decoder=True))
