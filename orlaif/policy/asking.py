@@ -51,6 +51,10 @@ def process(
     begin = processor.tokenizer.bos_token
     # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
     begins = begin is not None and prompts[0].startswith(begin)
+    if (getattr(processor, "videos_kwargs", None) or {}).get("do_resize") is False:  # MiniMax's, for frames that fit
+        more = {"do_resize": True, **more}
+    if getattr(processor, "return_mm_token_type_ids", None) is False:  # Cosmos' model wants them all the same
+        more = {"return_mm_token_type_ids": True, **more}
     returned = processor(
         text=prompts,
         videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is

@@ -29,7 +29,7 @@ from orlaif.policy.asking import (
 )
 from orlaif.policy.joining import Joining, joining_of
 from orlaif.policy.positions import behind_the_largest, completion_positions, in_order
-from orlaif.policy.whole import load_part
+from orlaif.policy.whole import load_part, with_attention
 from orlaif.types import PromptBatch, VideoClip
 
 #: Of a config: tokens in whose place features are put.
@@ -92,7 +92,7 @@ class Family:
                 "of that type that sees and speaks (AutoModelForImageTextToText); name a video-language model"
             )
         if part is config:
-            return AutoModelForImageTextToText.from_pretrained(path, **options)
+            return with_attention(AutoModelForImageTextToText.from_pretrained, path, **options)
         return load_part(path, part, **options)
 
     def build(self, config: Any, **options: Any) -> Any:

@@ -42,7 +42,8 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     """The model that the settings of ``policy`` ask for.
 
     Args:
-        policy: whose settings, source, family and processor are used; it is not changed.
+        policy: whose settings, source, family and processor are used; its ``attn_implementation`` becomes ``eager``
+            where the model has no other.
         device: where a quantised base goes; others stay on the CPU.
 
     Raises:
@@ -58,6 +59,8 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     model: Any = family.load(
         source.model, dtype=getattr(torch, policy.dtype), attn_implementation=policy.attn_implementation, **options
     )
+    if model.get_decoder().config._attn_implementation == "eager":
+        policy.attn_implementation = "eager"
     leave_out_balance(model)
     if source.adapter is not None and policy.lora is None:
         model = fold(model, source.adapter)

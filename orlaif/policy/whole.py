@@ -7,8 +7,10 @@ again, with the part's weights replaced: it loads as either.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,26 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from orlaif.policy.asking import speaking
 from orlaif.policy.hub import Source
 
+log = logging.getLogger(__name__)
+
 _INDEX = "model.safetensors.index.json"
+
+
+def with_attention(load: Callable[..., Any], path: str, **options: Any) -> Any:
+    """``load(path, **options)``; with ``eager`` attention, and word of it, where a model has no ``sdpa``.
+
+    Args:
+        load: ``from_pretrained`` of a class.
+        path: folder or hub id.
+        options: of it.
+    """
+    try:
+        return load(path, **options)
+    except ValueError as error:  # before any weights are read
+        if options.get("attn_implementation") != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        log.warning("%s has no attention by sdpa: it is loaded with policy.attn_implementation 'eager'", path)
+        return load(path, **{**options, "attn_implementation": "eager"})
 
 
 def load_part(path: str, part: Any, **options: Any) -> Any:
@@ -36,7 +57,7 @@ def load_part(path: str, part: Any, **options: Any) -> Any:
     """
     told = options.pop("output_loading_info", False)
     kind: Any = AutoModelForImageTextToText._model_mapping[type(part)]
-    model, info = kind.from_pretrained(path, config=part, output_loading_info=True, **options)
+    model, info = with_attention(kind.from_pretrained, path, config=part, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{path!r} has a part of type {part.model_type!r} that sees and speaks, but no weights for {missing[0]} "

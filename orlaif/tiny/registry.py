@@ -17,7 +17,7 @@ from orlaif.tiny.tokens import WORDS, WRITTEN
 #: Its classes, which check what they are given themselves.
 hf: Any = transformers
 #: Modules of builders; each registers its own by :func:`family`.
-MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others", "omni")
+MODULES = ("qwen", "qwen_like", "llava", "glm", "gemma", "minicpm", "ernie", "others", "omni", "nvidia", "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
