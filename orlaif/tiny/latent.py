@@ -59,7 +59,7 @@ def hy_v4_vl(words: tuple[str, ...]) -> Parts:
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )
-    index = {"index_topk": 512, "index_head_dim": 16, "index_n_heads": 2, "hc_mult": 2}
+    index = {"index_topk": 2048, "index_head_dim": 16, "index_n_heads": 2, "hc_mult": 2}
     config = hf.HYV4VLConfig(
         text_config={**decoder(tokenizer, **LATENT, rope_parameters=rope(2, 1, 1)), **EXPERTS, **index},
         vision_config={**TOWER, "patch_size": 12, "out_hidden_size": 32, "max_image_size": 96},
