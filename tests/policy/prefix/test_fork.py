@@ -16,6 +16,7 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.prefix.probe import alone
 from orlaif.policy.prefix.synthetic import synthetic_batch
+from orlaif.tiny import families
 from orlaif.tiny import tiny_model as make_tiny_model
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import random_completions
@@ -104,6 +105,15 @@ def test_fork_equals_single_sequences(kind: str, forked: Callable[..., Policy]) 
     """Through prompt and vision tower."""
     logps = check(forked(kind))
     assert float(logps[logps < 0].std()) > 0.2  # the model is far from uniform, so this is no accident
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families())
+def test_every_family_forks(kind: str, forked: Callable[..., Policy]) -> None:
+    """By the check at load: log-probs, a gradient, and who sees whom."""
+    if kind == "perception_lm":
+        pytest.importorskip("timm")
+    assert forked(kind).layout == "fork"
 
 
 @pytest.mark.parametrize("kind", ["llava_onevision", "qwen3_5", "gemma4"])
