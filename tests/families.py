@@ -52,4 +52,4 @@ FAMILIES = {name: functools.partial(made, name) for name in ("qwen3_vl", "qwen2_
 #: Families with layers whose state runs from token to token.
 HYBRIDS = {name: functools.partial(made, name) for name in ("qwen3_5", "qwen3_5_moe", "lfm3_vl", "minicpmv4_6")}
 #: Families with windows of 16 tokens, or with frames whose tokens see one another.
-MASKED = {name: functools.partial(made, name) for name in ("gemma4", "gemma4_unified", "exaone4_5", "cohere_compass")}
+MASKED = {name: functools.partial(made, name) for name in ("gemma4", "gemma4_unified", "exaone4_5", "molmo2")}

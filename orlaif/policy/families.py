@@ -276,7 +276,8 @@ class Family:
 
     def placeholder_ids(self, config: Any) -> list[int]:
         """Tokens in whose place features of images, videos and sound are put; never sampled, never counted."""
-        names = [name for name in vars(config) if _PLACEHOLDER.fullmatch(name)]
+        known = {*vars(config), *getattr(config, "attribute_map", {})}  # some go by another name
+        names = [name for name in known if _PLACEHOLDER.fullmatch(name)]
         ids = [getattr(config, name) for name in names]
         return sorted({int(i) for i in ids if isinstance(i, int) and i >= 0})
 

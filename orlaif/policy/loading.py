@@ -14,7 +14,7 @@ from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
 from orlaif.policy.prefix.current import kept
-from orlaif.policy.prefix.synthetic import synthetic_prompt
+from orlaif.policy.prefix.synthetic import narrow_windows, synthetic_prompt
 from orlaif.policy.reached import freeze_unreached
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     leave_out_balance(model)
     if source.adapter is not None and policy.lora is None:
         model = fold(model, source.adapter)
-    choice = choose_prefix(policy, model)
+    with narrow_windows(model):
+        choice = choose_prefix(policy, model)
     asked = synthetic_prompt(policy.processor, next(model.parameters()).device, getattr(torch, policy.dtype), family)
     tower = [*freeze_tower(policy, model), *freeze_unreached(model, asked, family)]
     continued, folded = False, None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from orlaif.policy.asking import base_of
-from orlaif.policy.prefix.current import current
+from orlaif.policy.prefix.current import current, laid
 from orlaif.policy.prefix.layout import GroupRows
 from orlaif.policy.prefix.states import let_gradients_through
 
@@ -198,7 +198,8 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = {name: _each(value, shape, take) for name, value in given.items()}
         if "attention_mask" in inputs:
             inputs["attention_mask"] = real
-        return alone(**inputs)
+        with laid(None):  # layers inside of this one share its cut and its cache
+            return alone(**inputs)
 
     prompts = on(parts.prompts_of, None if parts.real is None else parts.real.long())
     cache.layers[mixer.layer].reorder_cache(parts.owner)

@@ -59,8 +59,9 @@ def structural_reason(config: Any, with_state: Collection[int] = (), own_masks: 
     kinds = {kind for i, kind in enumerate(layers) if i not in with_state} - _SERVED
     longest = getattr(config, "max_position_embeddings", 0)
     chosen: int | None = getattr(config, "index_topk", None) or getattr(config, "indexer_budget", None)
-    if chosen is not None and chosen < longest:
-        return f"its attention reads the {chosen} keys that an indexer chooses, from all that lie in a row"
+    if (chosen is not None or "indexed_attention" in kinds) and (chosen or 0) < longest:
+        number = "" if chosen is None else f"{chosen} "
+        return f"its attention reads the {number}keys that an indexer chooses, from all that lie in a row"
     if kinds - {"indexed_attention"}:
         return f"it has layers of {', '.join(sorted(kinds))}, whose state runs on from one completion to the next"
     if getattr(config, "attn_logit_softcapping", None):
@@ -70,5 +71,5 @@ def structural_reason(config: Any, with_state: Collection[int] = (), own_masks: 
     if not sliding or not getattr(config, "use_sliding_window", True):
         window = None
     if window is not None and window < longest and not own_masks:
-        return f"its attention has a window of {window} tokens, which a prompt may exceed"
+        return "its attention has a window, which a prompt may exceed, and 'sdpa' alone knows masks of its own in rows"
     return None

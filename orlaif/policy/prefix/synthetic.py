@@ -8,6 +8,8 @@ Shapes: P prompts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,26 @@ from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 #: Seconds between the frames of the synthetic video.
 SPACING_S = 4.0
+#: Tokens of an attention window that synthetic prompts exceed.
+WINDOW = 16
+
+
+@contextmanager
+def narrow_windows(model: Any) -> Iterator[None]:
+    """A context in which a model with attention windows has ones of :data:`WINDOW` tokens, so that they show.
+
+    Models build masks and caches from their config whenever they run.
+    """
+    config = model.config.get_text_config(decoder=True)
+    window: int | None = getattr(config, "sliding_window", None)
+    if not isinstance(window, int) or not WINDOW < window < getattr(config, "max_position_embeddings", 0):
+        yield
+        return
+    config.sliding_window = WINDOW
+    try:
+        yield
+    finally:
+        config.sliding_window = window
 
 
 def synthetic_batch(

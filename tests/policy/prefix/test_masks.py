@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,10 +129,25 @@ def test_the_window_shows(gemma4: str, shapes: ShapesDataset, monkeypatch: pytes
     completions = random_completions(plain, 3, 2, 24)
     theirs = truth(plain, shapes, THREE, completions)[0]
     monkeypatch.setattr(masks, "shifts", lambda rows: torch.zeros(rows.shape, dtype=torch.long))
-    ours = shared.completion_logps(encoded(shared, shapes, THREE), completions)
+    ours = shared.completion_logps(encoded(shared, shapes, THREE), completions).detach()
     off = (ours - theirs).abs().amax(-1)
     assert float(off[:, 0].max()) <= 1e-5
     assert float(off[:, 1].min()) > 1e-3
+
+
+def test_the_check_at_load_narrows_a_window_that_its_prompts_do_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real windows are longer than synthetic prompts; wrong distances must be found all the same."""
+    MASKED["exaone4_5"](str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 1024
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    policy = Policy(str(tmp_path), dtype="float32", prefix="shared").load()
+    assert policy.network.config.get_text_config().sliding_window == 1024
+    monkeypatch.setattr(masks, "shifts", lambda rows: torch.zeros(rows.shape, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"not for model type 'exaone4_5': mask gives log-probs that differ"):
+        Policy(str(tmp_path), dtype="float32", prefix="shared").load()
 
 
 def test_with_recomputation_and_an_adapter(tmp_path: object, shapes: ShapesDataset) -> None:
@@ -176,5 +193,5 @@ def test_models_of_full_attention_get_the_mask_they_got(family: str, tmp_path: o
 
 
 def test_eager_attention_has_no_windows_in_rows(gemma4: str) -> None:
-    with pytest.raises(ValueError, match=r"not for model type 'gemma4': its attention has a window of 16 tokens"):
+    with pytest.raises(ValueError, match=r"not for model type 'gemma4': its attention has a window"):
         Policy(gemma4, dtype="float32", prefix="shared", attn_implementation="eager").load()

@@ -16,7 +16,7 @@ from orlaif.policy.prefix.prepare import structural_reason
         ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
         ({"layer_types": ["chunked_attention"]}, "layers of chunked_attention"),
         ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ({"sliding_window": 4096, "max_position_embeddings": 32768}, "window of 4096 tokens"),
+        ({"sliding_window": 4096, "max_position_embeddings": 32768}, "has a window"),
         ({"sliding_window": 32768, "max_position_embeddings": 32768}, None),
         ({"sliding_window": 4096, "max_position_embeddings": 32768, "use_sliding_window": False}, None),
         (
@@ -25,7 +25,7 @@ from orlaif.policy.prefix.prepare import structural_reason
         ),
         (
             {"sliding_window": 64, "max_position_embeddings": 128, "layer_types": ["sliding_attention"]},
-            "window of 64 tokens",
+            "has a window",
         ),
     ],
 )
@@ -48,3 +48,5 @@ def test_what_can_be_served_is_not_ruled_out() -> None:
     )
     sparse.index_topk = 128
     assert structural_reason(sparse) is None
+    unsaid = SimpleNamespace(max_position_embeddings=128, layer_types=["indexed_attention"])
+    assert "reads the keys that an indexer chooses" in (structural_reason(unsaid) or "")
