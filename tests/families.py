@@ -50,6 +50,6 @@ def original_numbering(policy: Policy) -> Iterator[None]:
 
 FAMILIES = {name: functools.partial(made, name) for name in ("qwen3_vl", "qwen2_5_vl", "llava_onevision", "smolvlm")}
 #: Families with layers whose state runs from token to token.
-HYBRIDS = {name: functools.partial(made, name) for name in ("qwen3_5", "qwen3_5_moe", "lfm3_vl", "minicpmv4_6")}
+HYBRIDS = {name: functools.partial(made, name) for name in ("qwen3_5", "qwen3_5_moe", "lfm3_vl", "nemotron_h_omni")}
 #: Families with windows of 16 tokens, or with frames whose tokens see one another.
 MASKED = {name: functools.partial(made, name) for name in ("gemma4", "gemma4_unified", "exaone4_5", "molmo2")}
