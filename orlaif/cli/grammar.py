@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orlaif.cli.moved import ARGUMENTS
 from orlaif.cli.names import class_path_like, did_you_mean, near
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$', re.DOTALL)
@@ -116,8 +115,6 @@ def _worded(leaf: Leaf, siblings: list[str], message: str, top: Sequence[str]) -
             arguments_of(leaf.owner) if leaf.owner else [name for name in top if "." in name or "." not in match["key"]]
         )
         whose = f"{leaf.owner.rsplit('.', 1)[-1]} has no argument {match['key']!r}" if leaf.owner else "no such key"
-        if (now := ARGUMENTS.get(keys[-1])) is not None:
-            return keys, f"{dotted(keys)}: is now {now}"
         more = did_you_mean(match["key"], names)
         where = leaf.owner.rsplit(".", 1)[-1]
         return keys, f"{dotted(keys)}: {whose}{more or (f'; orlaif help {where} lists them' if where else '')}"

@@ -30,11 +30,6 @@ MOVED = {
 #: Single classes that did not go with their module.
 MOVED_CLASSES = {"orlaif.strategies.SafeCheckpointIO": "orlaif.distributed.checkpoint_io.SafeCheckpointIO"}
 
-#: Arguments that are no more, and what says the same.
-ARGUMENTS = {
-    "importance_cap": "correction, such as {level: sequence, kind: truncate, high: 2.0}; tokens are the default"
-}
-
 _NAMES = "|".join(re.escape(name) for name in sorted(MOVED, key=len, reverse=True))
 _OLD = re.compile(rf"(?<![\w./-])(?P<module>{_NAMES})\.(?P<name>[A-Za-z]\w*)(?![\w/]|\.\w)")
 

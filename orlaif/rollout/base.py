@@ -1,7 +1,7 @@
 """The seam of sampling: where the G completions of each prompt come from, and how their tokens are drawn.
 
 A rollout gives the log-probs by which it sampled. Where the sampler is not the policy itself (another engine, other
-kernels, older weights), ``correction`` weighs its tokens for the difference (``orlaif.rollout.correction``).
+kernels, older weights), its tokens are weighed for the difference (``orlaif.rollout.correction``).
 
 Shapes: P prompts, G completions per prompt, T <= ``max_new_tokens`` tokens.
 """
@@ -56,11 +56,13 @@ class BaseRollout(ABC):
     Args:
         group_size: G, 2 or more.
         sampling: how tokens are drawn; training needs a temperature above 0.
-        correction: compare the sampler's log-probs with the trainer's (``train/sampling/...``), and weigh tokens by
-            their quotient; one more forward pass. None trusts the sampler.
+        importance_cap: compare the sampler's log-probs with the trainer's (``train/sampling/...``), and weigh each
+            token by their quotient, at most this much; one more forward pass. None trusts the sampler.
+        correction: in place of that cap, other weights for the difference.
 
     Raises:
-        ValueError: a group of fewer than 2, or greedy decoding, which would draw the same answer G times.
+        ValueError: a group of fewer than 2, greedy decoding, which would draw the same answer G times, or a cap
+            below 1.
 
     Attributes:
         staleness: how many batches ahead of the step groups are sampled (``orlaif.rollout.pipeline``); 0 = in the step.
@@ -72,8 +74,14 @@ class BaseRollout(ABC):
         self,
         group_size: int = 8,
         sampling: SamplingParams | None = None,
+        importance_cap: float | None = None,
         correction: ImportanceCorrection | None = None,
     ) -> None:
+        if importance_cap is not None and importance_cap < 1:
+            raise ValueError(f"rollout.importance_cap is {importance_cap}; it must be 1 or more, or null")
+        self.importance_cap = importance_cap
+        if correction is None and importance_cap is not None:
+            correction = ImportanceCorrection(high=importance_cap)
         self.correction = correction
         self.group_size = group_size
         self.sampling = sampling or SamplingParams()

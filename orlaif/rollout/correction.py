@@ -29,7 +29,7 @@ class ImportanceCorrection:
         kind: what becomes of a quotient outside the bounds: ``truncate`` sets it to the bound (TIS), ``mask`` to 0
             (MIS); ``icepop`` is ``mask`` of tokens with both bounds (its authors take 0.5 and 5).
         low: the lower bound, below 1; None: none.
-        high: the upper bound, above 1; None: none.
+        high: the upper bound, 1 or more; None: none.
         alarm: the mean difference of a token's log-prob, in nats, past which a run warns once: the sampler is then
             something else than the policy, and bounds hide it.
 
@@ -49,8 +49,8 @@ class ImportanceCorrection:
                 raise ValueError(f"rollout.correction.{name} is {value!r}; it must be one of {', '.join(known)}")
         if self.low is not None and not 0 <= self.low < 1:
             raise ValueError(f"rollout.correction.low is {self.low}; it must lie in [0, 1), or be null for no bound")
-        if self.high is not None and self.high <= 1:
-            raise ValueError(f"rollout.correction.high is {self.high}; it must be above 1, or null for no bound")
+        if self.high is not None and self.high < 1:
+            raise ValueError(f"rollout.correction.high is {self.high}; it must be 1 or more, or null for no bound")
         if self.alarm <= 0:
             raise ValueError(f"rollout.correction.alarm is {self.alarm}; it must be above 0 nats a token")
         if self.kind == "icepop" and (self.low is None or self.high is None):

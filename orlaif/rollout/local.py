@@ -202,7 +202,7 @@ class Rollout(BaseRollout):
         group_size: G, 2 or more.
         sampling: how tokens are drawn; training needs a temperature above 0.
         compile_decode: see :func:`generate`; for a GPU.
-        correction: see :class:`~orlaif.rollout.base.BaseRollout`; the sampler here is the same model.
+        importance_cap, correction: see :class:`~orlaif.rollout.base.BaseRollout`; the sampler here is the same model.
     """
 
     def __init__(
@@ -210,9 +210,10 @@ class Rollout(BaseRollout):
         group_size: int = 8,
         sampling: SamplingParams | None = None,
         compile_decode: bool = False,
+        importance_cap: float | None = None,
         correction: ImportanceCorrection | None = None,
     ) -> None:
-        super().__init__(group_size, sampling, correction)
+        super().__init__(group_size, sampling, importance_cap, correction)
         self.compile_decode = compile_decode
 
     def check_ahead(self) -> None:

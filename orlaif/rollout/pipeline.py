@@ -49,7 +49,7 @@ class Pipelined(BaseRollout):
         correction = correction or engine.correction
         if staleness:
             correction = correction or ImportanceCorrection()
-        super().__init__(engine.group_size, engine.sampling, correction)
+        super().__init__(engine.group_size, engine.sampling, engine.importance_cap, correction)
         self.engine, self.staleness = engine, staleness
 
     def __call__(self, policy: Policy, batch: PromptBatch, generator: Sequence[torch.Generator]) -> Completions:

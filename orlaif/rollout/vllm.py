@@ -32,9 +32,6 @@ from orlaif.rollout.engine_requests import check_prompts, completions_of, reques
 from orlaif.rollout.engine_weights import checkpoint_weights
 from orlaif.types import Completions, PromptBatch
 
-#: The default correction.
-TOKEN_TRUNCATION = ImportanceCorrection()
-
 
 class VLLMRollout(BaseRollout):
     """A rollout by vLLM (``pip install '.[vllm]'``).
@@ -42,13 +39,14 @@ class VLLMRollout(BaseRollout):
     Args:
         group_size: G, 2 or more.
         sampling: how tokens are drawn, without ``top_p`` and ``top_k``: log-probs would be of another distribution.
-        correction: see :class:`~orlaif.rollout.base.BaseRollout`; by default truncated weights of tokens.
+        importance_cap: see :class:`~orlaif.rollout.base.BaseRollout`.
         gpu_memory_utilization: share of the GPU's memory for the engine: its weights and its cache.
         lora: how an engine is given a policy with LoRA: ``merged`` = whole weights with the adapter added to them;
             ``adapter`` = the adapter alone, which the engine adds itself (not DoRA, saved modules, quantised bases, or
             adapters of the vision tower).
         sleep_level: what the engine gives back of the GPU's memory while the step trains: 0 nothing, 1 its cache, and
             its weights go to the CPU, 2 both are dropped, and whole weights are handed over for every rollout.
+        correction: see :class:`~orlaif.rollout.base.BaseRollout`.
         engine: further arguments of ``vllm.LLM``. ``max_model_len``, the most tokens of a prompt and its answer, is
             by default what the longest prompt needs that the data allows (``data.budget``), and where nothing bounds
             that twice what the first batch needs; at least 1024.
@@ -63,13 +61,14 @@ class VLLMRollout(BaseRollout):
         self,
         group_size: int = 8,
         sampling: SamplingParams | None = None,
-        correction: ImportanceCorrection | None = TOKEN_TRUNCATION,
+        importance_cap: float | None = 2.0,
         gpu_memory_utilization: float = 0.3,
         lora: Literal["merged", "adapter"] = "merged",
         sleep_level: int = 0,
+        correction: ImportanceCorrection | None = None,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(group_size, sampling, correction)
+        super().__init__(group_size, sampling, importance_cap, correction)
         if self.sampling.top_p < 1 or self.sampling.top_k:
             raise ValueError(
                 "rollout.sampling.top_p and top_k must be 1 and 0 with VLLMRollout, whose log-probs would be those of "

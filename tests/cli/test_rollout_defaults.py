@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from orlaif.cli.recipe import OrlaifCLI
-from orlaif.cli.words import RecipeError
 from tests.cli.test_mistakes import REPO, printed
 
 BASE = ["fit", "--config", str(REPO / "recipes" / "demo_rlaif.yaml")]
@@ -31,33 +29,19 @@ def test_what_the_recipe_does_not_say_is_the_classs_default(
     named = {"word": [f"{ROLLOUT}={VLLM}"], "class_path": [f"{ROLLOUT}.class_path={VLLM}"], "file": overlay(tmp_path)}
     read = printed(capsys, *BASE, *named[way])["model"]["init_args"]["rollout"]
     assert read["class_path"] == VLLM
-    assert read["init_args"]["correction"] == {
-        "level": "token",
-        "kind": "truncate",
-        "low": None,
-        "high": 2.0,
-        "alarm": 0.1,
-    }
+    assert read["init_args"]["importance_cap"] == 2.0
+    assert read["init_args"]["correction"] is None
     assert read["init_args"]["gpu_memory_utilization"] == 0.3
     assert read["init_args"]["group_size"] == 8  # the recipe's
     assert read["init_args"]["sampling"]["max_new_tokens"] == 4
 
 
 def test_what_is_said_of_a_correction_is_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def correction(*words: str) -> Any:
-        return printed(capsys, *BASE, *words)["model"]["init_args"]["rollout"]["init_args"]["correction"]
+    def said(*words: str) -> Any:
+        return printed(capsys, *BASE, *words)["model"]["init_args"]["rollout"]["init_args"]
 
-    assert correction(*overlay(tmp_path, correction={"kind": "mask", "low": 0.5}))["high"] == 2.0
-    assert correction(*overlay(tmp_path, correction={"high": None}))["high"] is None
-    assert correction(*overlay(tmp_path, correction=None)) is None
-    assert correction(f"{ROLLOUT}={VLLM}", f"{ROLLOUT}.init_args.correction=null") is None
-    assert correction(f"{ROLLOUT}.init_args.correction.level=sequence")["level"] == "sequence"
-
-
-def test_the_old_name_is_told_the_new_one(tmp_path: Path) -> None:
-    said = (
-        r"^model.rollout.importance_cap: is now correction, such as \{level: sequence, kind: truncate, high: 2.0\}; "
-        r"tokens are the default \(.*overlay.yaml, line 1\)$"
-    )
-    with pytest.raises(RecipeError, match=said):
-        OrlaifCLI([*BASE, *overlay(tmp_path, importance_cap=2.0), "--print_config"])
+    assert said(*overlay(tmp_path, correction={"kind": "mask", "low": 0.5}))["correction"]["high"] == 2.0
+    assert said(*overlay(tmp_path, correction={"high": None}))["correction"]["high"] is None
+    assert said(*overlay(tmp_path, importance_cap=None))["importance_cap"] is None
+    assert said(f"{ROLLOUT}={VLLM}", f"{ROLLOUT}.init_args.importance_cap=3")["importance_cap"] == 3.0
+    assert said(f"{ROLLOUT}.init_args.correction.level=sequence")["correction"]["level"] == "sequence"

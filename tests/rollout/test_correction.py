@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orlaif.rollout import ImportanceCorrection
+from orlaif.rollout import ImportanceCorrection, Rollout
+from orlaif.rollout.vllm import VLLMRollout
 
 MODES = [(level, kind) for level in ("token", "sequence") for kind in ("truncate", "mask")]
 #: Two answers to one prompt, of four tokens and of two.
@@ -94,7 +95,7 @@ def test_a_product_sinks_with_the_length_of_an_answer(length: int, product: floa
         ({"level": "answer"}, r"rollout.correction.level is 'answer'; it must be one of token, sequence"),
         ({"kind": "clip"}, r"rollout.correction.kind is 'clip'; it must be one of truncate, mask, icepop"),
         ({"low": 1.5}, r"rollout.correction.low is 1.5; it must lie in \[0, 1\)"),
-        ({"high": 0.5}, r"rollout.correction.high is 0.5; it must be above 1"),
+        ({"high": 0.5}, r"rollout.correction.high is 0.5; it must be 1 or more"),
         ({"alarm": 0.0}, r"rollout.correction.alarm is 0.0; it must be above 0 nats"),
         ({"kind": "icepop"}, r"'icepop', which needs both bounds, such as low: 0.5, high: 5"),
         ({"kind": "icepop", "low": 0.5, "level": "sequence"}, r"'icepop', which is of tokens"),
@@ -103,3 +104,14 @@ def test_a_product_sinks_with_the_length_of_an_answer(length: int, product: floa
 def test_settings_that_cannot_work(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ImportanceCorrection(**settings)
+
+
+def test_a_cap_is_the_default_correction_at_another_bound() -> None:
+    assert Rollout(importance_cap=3.0).correction == ImportanceCorrection(high=3.0)
+    assert Rollout().correction is None
+    masked = ImportanceCorrection(kind="mask")
+    assert Rollout(importance_cap=3.0, correction=masked).correction == masked
+    assert VLLMRollout().correction == ImportanceCorrection(level="token", kind="truncate", low=None, high=2.0)
+    assert VLLMRollout(importance_cap=None).correction is None
+    with pytest.raises(ValueError, match=r"rollout.importance_cap is 0.5; it must be 1 or more, or null"):
+        Rollout(importance_cap=0.5)
