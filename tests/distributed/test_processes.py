@@ -74,7 +74,7 @@ def test_a_forked_cache_under_fsdp2_trains_as_the_duplicated_batch(job: Any, tmp
     jobs.append(job("two", policy={"prefix": "fork"}, strategy="fsdp2", **settings))
     one, two = (run(replace(each, folder=folder), world=i + 1) for i, each in enumerate(jobs))
     assert two["sharded"] == len(two["weights"])
-    same(one, two, 2e-6)
+    same(one, two, 5e-6)  # three steps in float32, through convolutions and chunks of the delta rule
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -35,7 +35,7 @@ def test_greedy_equals_transformers_generate(family: Policy, shapes: ShapesDatas
             max_new_tokens=12,
             do_sample=False,
             suppress_tokens=family.placeholder_ids,
-            **batch.mm_inputs,
+            **family.family.inputs(family.network, batch),
         )[:, batch.input_ids.shape[1] :]
     for p in range(5):
         for g in range(2):

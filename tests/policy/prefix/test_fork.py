@@ -95,7 +95,8 @@ def check(policy: Policy, dtype: str = "float32", tolerance: float = 1e-5) -> Te
     expected = logps_alone(policy, singles, completions)
     truth = gradients(policy, expected)
     logps = policy.completion_logps(batch, completions)
-    torch.testing.assert_close(logps.detach().to(expected), expected.detach(), atol=tolerance, rtol=0)
+    # Sharp heads give log-probs of -10 and below, of which float32 keeps seven digits.
+    torch.testing.assert_close(logps.detach().to(expected), expected.detach(), atol=tolerance, rtol=tolerance / 2)
     same(gradients(policy, logps), truth, tolerance)
     return logps.detach()
 
