@@ -34,7 +34,9 @@ def importance_weights(module: OracleRLAIF, completions: Completions, old: list[
     correction = module.rollout.correction
     assert correction is not None
     if completions.logps is None:
-        raise ValueError("rollout.correction is given, but the rollout gives no log-probs; set it to null")
+        raise ValueError(
+            "the rollout gives no log-probs to correct by; set rollout.importance_cap and correction to null"
+        )
     trainers = torch.cat([part for part in old if part is not None], 1)
     ratios = correction.ratios(trainers, completions.logps, completions.mask)
     weights = correction.bounded(ratios)

@@ -20,23 +20,19 @@ from orlaif.policy.prefix.prepare import has_own_masks
 from orlaif.types import Completions
 from tests.conftest import random_completions
 from tests.families import FAMILIES, MASKED
-from tests.policy.prefix.truth import differences, encoded, given, loaded, pair, truth
+from tests.policy.prefix.truth import differences, encoded, given, loaded, pair, truth, written
 
 THREE = range(3)
 
 
 @pytest.fixture(scope="module", params=list(MASKED))
 def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp(request.param))
-    MASKED[request.param](folder)
-    return folder
+    return written(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def gemma4(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("gemma4"))
-    MASKED["gemma4"](folder)
-    return folder
+    return written("gemma4", tmp_path_factory)
 
 
 def rows_by_hand() -> GroupRows:

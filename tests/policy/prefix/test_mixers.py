@@ -16,23 +16,19 @@ from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions
 from tests.conftest import random_completions
 from tests.families import HYBRIDS
-from tests.policy.prefix.truth import differences, encoded, given, gradients, loaded, pair, truth
+from tests.policy.prefix.truth import differences, encoded, given, gradients, loaded, pair, truth, written
 
 FIVE = range(5)
 
 
 @pytest.fixture(scope="module", params=list(HYBRIDS))
 def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp(request.param))
-    HYBRIDS[request.param](folder)
-    return folder
+    return written(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("qwen3_5"))
-    HYBRIDS["qwen3_5"](folder)
-    return folder
+    return written("qwen3_5", tmp_path_factory)
 
 
 def test_rows_are_cut_and_laid_back_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,9 +16,17 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.prefix.probe import alone
 from orlaif.types import Completions, PromptBatch
+from tests.families import made
 
 Grads = dict[str, Tensor]
 Made = tuple[Tensor, Grads]
+
+
+def written(kind: str, folders: pytest.TempPathFactory) -> str:
+    """The folder of a tiny model of this kind."""
+    folder = str(folders.mktemp(kind))
+    made(kind, folder)
+    return folder
 
 
 def encoded(policy: Policy, shapes: ShapesDataset, numbers: Sequence[int], frames: int = 8) -> PromptBatch:
