@@ -1,10 +1,11 @@
 # make demo [SEED=n]   fine-tune a tiny video-language model from an oracle's ranking, and show that it got better
-# make test            the tests that any machine runs
+# make test            the tests that any machine runs, on two cores [WORKERS=n]
 # make vllm-test       the tests of rollouts by vLLM itself, on a CPU, in an environment of their own (6.5 GB)
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
+WORKERS ?= 2
 BIN := .venv/bin
 VLLM_ENVIRONMENT := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1
 
@@ -17,7 +18,7 @@ demo: setup
 	@$(BIN)/python -m orlaif.demo --seed $(SEED)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
