@@ -1,4 +1,5 @@
 """The hand-overs between the stages of a training step, and what rooms that do not import each other ask of each other.
+What is asked and what is seen of it (``orlaif.prompt``, ``orlaif.media``) are imported here, for users of this module.
 Longer than 300 lines because a newcomer who has read it knows every shape and every seam of the data's way.
 
 Shape legend, used in every docstring of the project:
@@ -20,6 +21,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from orlaif.media import Media as Media
+from orlaif.media import Picture as Picture
+from orlaif.media import Seen as Seen
+from orlaif.media import VideoClip as VideoClip
+from orlaif.prompt import Image as Image
+from orlaif.prompt import PreferencePrompt as PreferencePrompt
+from orlaif.prompt import Prompt as Prompt
+from orlaif.prompt import Text as Text
+from orlaif.prompt import Turn as Turn
+from orlaif.prompt import Video as Video
+from orlaif.prompt import VideoPrompt as VideoPrompt
 
 
 class VideoError(Exception):
@@ -64,126 +77,12 @@ def _check(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoPrompt:
-    """A question about a video, as a dataset adapter yields it.
-
-    Args:
-        id: unique within the dataset; errors and predictions name it.
-        video: path of the media file.
-        question: what is asked, not empty.
-        answer: the reference answer, where the data has one.
-        options: the answers to choose from, where the data has them.
-        start_s: start of the segment asked about, in seconds of the file's own time line.
-        end_s: end of that segment, in seconds.
-        category: kind of question, for results broken down by kind.
-        frames: paths of images, in order, that stand for the video; ``video`` then only names them in errors.
-        frames_fps: images of ``frames`` per second.
-        history: earlier questions and answers of the same conversation, which the model is shown.
-        tags: further labels, for results broken down by them.
-
-    Raises:
-        ValueError: a required field is empty, or the segment is not one.
-    """
-
-    id: str
-    video: str
-    question: str
-    answer: str | None = None
-    options: tuple[str, ...] | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    category: str | None = None
-    frames: tuple[str, ...] | None = None
-    frames_fps: float = 1.0
-    history: tuple[tuple[str, str], ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(bool(self.id), "VideoPrompt.id is empty; every prompt needs an id")
-        for name in ("video", "question"):
-            _check(bool(getattr(self, name).strip()), f"VideoPrompt.{name} is empty (prompt {self.id!r})")
-        start = 0.0 if self.start_s is None else self.start_s
-        _check(start >= 0, f"VideoPrompt.start_s is {start} (prompt {self.id!r}); it must be 0 or more seconds")
-        _check(
-            self.end_s is None or self.end_s > start,
-            f"VideoPrompt.end_s is {self.end_s} (prompt {self.id!r}); it must lie after start_s = {start}",
-        )
-        _check(
-            self.frames is None or len(self.frames) >= 2,
-            f"VideoPrompt.frames has {len(self.frames or ())} (prompt {self.id!r}); a clip needs 2 or more",
-        )
-        _check(
-            self.frames_fps > 0,
-            f"VideoPrompt.frames_fps is {self.frames_fps} (prompt {self.id!r}); it must be positive",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferencePrompt(VideoPrompt):
-    """A question with answers that have been compared: what a preference ranker learns from.
-
-    Args:
-        answers: two or more.
-        ranks: of each, 0 = best, equal answers share a rank.
-
-    Raises:
-        ValueError: as for a VideoPrompt, or answers and ranks that are no ranking.
-    """
-
-    answers: tuple[str, ...]
-    ranks: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(
-            len(self.answers) >= 2, f"PreferencePrompt.answers has {len(self.answers)} (prompt {self.id!r}); 2 or more"
-        )
-        _check(
-            len(self.ranks) == len(self.answers) and min(self.ranks) == 0,
-            f"PreferencePrompt.ranks is {list(self.ranks)} (prompt {self.id!r}); expected one for each of "
-            f"{len(self.answers)} answers, the best 0",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoClip:
-    """The frames that were sampled from one video.
-
-    Args:
-        frames: u8[F, 3, H, W], RGB, F >= 2, on the device that decoded them.
-        pts_s: f64[F], presentation time of each frame in seconds from the start of the file's video stream, ascending.
-        duration_s: length of the whole video stream in seconds.
-        path: the file they come from.
-
-    Raises:
-        ValueError: shapes, dtypes or times are not as stated.
-    """
-
-    frames: Tensor
-    pts_s: Tensor
-    duration_s: float
-    path: str
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.frames.shape)
-        _check(
-            self.frames.dtype == torch.uint8 and self.frames.ndim == 4 and shape[1] == 3 and shape[0] >= 2,
-            f"VideoClip.frames is {self.frames.dtype}{list(shape)} ({self.path}); expected uint8[F >= 2, 3, H, W]",
-        )
-        _check(
-            self.pts_s.dtype == torch.float64 and tuple(self.pts_s.shape) == shape[:1],
-            f"VideoClip.pts_s is {self.pts_s.dtype}{list(self.pts_s.shape)} ({self.path}); expected float64[F]",
-        )
-        _check(bool((self.pts_s.diff() > 0).all()), f"VideoClip.pts_s does not ascend ({self.path})")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PromptBatch:
     """P prompts, decoded and tokenised by the model's own processor.
 
     Args:
         prompts: P prompts.
-        clips: their P clips.
+        clips: what is seen of each: the clip of its video, or its media (:class:`~orlaif.media.Media`).
         input_ids: i64[P, S], padded on the left.
         attention_mask: i64[P, S], 0 on padding.
         mm_inputs: everything else that the processor returned; a list of P tensors where clips do not fit into one.
@@ -193,8 +92,8 @@ class PromptBatch:
         ValueError: the parts disagree on P or S, or the padding is not on the left.
     """
 
-    prompts: tuple[VideoPrompt, ...]
-    clips: tuple[VideoClip, ...]
+    prompts: tuple[Prompt, ...]
+    clips: tuple[Seen, ...]
     input_ids: Tensor
     attention_mask: Tensor
     mm_inputs: Mapping[str, Any]
@@ -375,10 +274,10 @@ class Completions:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateGroup:
-    """What an oracle is shown: one prompt, its clip, and all G candidate answers."""
+    """What an oracle is shown: one prompt, its clip (or media), and all G candidate answers."""
 
-    prompt: VideoPrompt
-    clip: VideoClip
+    prompt: Prompt
+    clip: Seen
     answers: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -442,7 +341,7 @@ class Ranking:
 class PromptEncoder(Protocol):
     """From P prompts and their clips to the inputs of one model; what the DataModule needs of a model."""
 
-    def __call__(self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip]) -> PromptBatch:
+    def __call__(self, prompts: Sequence[Prompt], clips: Sequence[Seen]) -> PromptBatch:
         """The batch of these P prompts, each encoded as if it were alone; picklable, for worker processes."""
 
 
@@ -495,14 +394,14 @@ class Prompts(Protocol):
     def __len__(self) -> int:
         """Number of questions, of which each has its place."""
 
-    def __getitem__(self, index: int) -> VideoPrompt:
+    def __getitem__(self, index: int) -> Prompt:
         """The question at place ``index``, from 0."""
 
 
 class Delivers(Protocol):
     """From prompts to a delivery: decodes, encodes, pads."""
 
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> Delivery:
+    def __call__(self, prompts: Sequence[Prompt]) -> Delivery:
         """The delivery of P prompts; raises VideoError for bad media that may not be left out."""
 
 

@@ -26,7 +26,7 @@ from orlaif.training.preference_sampling import PreferenceSampling
 from orlaif.training.ranker import PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
 from orlaif.training.supervised import SupervisedFineTuning
-from orlaif.types import BringsEncoder, PreferencePrompt, VideoError, VideoPrompt
+from orlaif.types import BringsEncoder, PreferencePrompt, Prompt, VideoError
 
 
 class _Model:
@@ -58,7 +58,7 @@ class _Model:
         """Texts that no row may spell."""
         return getattr(self.encoder, "special_texts", frozenset())
 
-    def lacks(self, name: str, prompt: VideoPrompt) -> str | None:
+    def lacks(self, name: str, prompt: Prompt) -> str | None:
         """What the stage that reads the data set ``name`` needs, and a prompt has not."""
         module = self.module
         if isinstance(module, SupervisedFineTuning) and name == "train" and prompt.answer is None:
@@ -74,7 +74,7 @@ class _Model:
             return f"{lack}, which {type(module.oracle).__name__} needs"
         return None
 
-    def check_length(self, name: str, prompt: VideoPrompt, clip: Any) -> None:
+    def check_length(self, name: str, prompt: Prompt, clip: Any) -> None:
         """Encode a prompt as the run would.
 
         Raises:
@@ -91,7 +91,7 @@ class _Model:
             if name == "train" and isinstance(self.module, OracleRLAIF):
                 self.module.rollout.check_room(batch)
 
-    def _behind(self, name: str, prompt: VideoPrompt) -> int:
+    def _behind(self, name: str, prompt: Prompt) -> int:
         """Most tokens that the stage ``name`` puts behind a prompt: its answer, or the longest completion."""
         module = self.module
         if name != "train":
@@ -101,7 +101,7 @@ class _Model:
         return int(module.rollout.sampling.max_new_tokens) if isinstance(module, OracleRLAIF) else 1
 
 
-def _odd_answer(prompt: VideoPrompt) -> str | None:
+def _odd_answer(prompt: Prompt) -> str | None:
     if prompt.options and (twice := [option for option, n in Counter(prompt.options).items() if n > 1]):
         return f"field 'options' has {twice[0]!r} twice, so that no answer can name one of the two"
     if not prompt.options or prompt.answer is None or prompt.answer in prompt.options:
@@ -163,7 +163,7 @@ def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int
     return report, wrong
 
 
-def _tried(name: str, prompt: VideoPrompt, data: VideoDataModule, model: _Model) -> VideoError | ValueError | None:
+def _tried(name: str, prompt: Prompt, data: VideoDataModule, model: _Model) -> VideoError | ValueError | None:
     try:
         clip = decode_clip(prompt, data.sampling, data.decode_device, data.budget)
         model.check_length(name, prompt, clip)

@@ -23,7 +23,7 @@ from orlaif.data.rows import (
     texts_field,
 )
 from orlaif.data.text_files import whole_text
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt, VideoPrompt
 
 VIDEO_MME_INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video. Respond with only the letter "
@@ -94,7 +94,7 @@ class VideoMME(RowDataset):
             raise ValueError(f"VideoMME.subtitles is {self.subtitles!r}; it must be a folder of .srt files")
         super().load()
 
-    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
         """Prompts of one row: of each entry of ``questions`` where the file is nested, else the row's only one."""
         row = object_row(row, where)
         if "questions" not in row:
@@ -107,7 +107,7 @@ class VideoMME(RowDataset):
             inner = f"{where}, question {place}"
             yield self._prompt({**row, **object_row(question, inner)}, inner, video_root)
 
-    def _prompt(self, row: dict[str, Any], where: str, root: str) -> VideoPrompt:
+    def _prompt(self, row: dict[str, Any], where: str, root: str) -> Prompt:
         refuse_unused(row, where, _MME_FIELDS)
         options = texts_field(row, "options", where, least=2)
         answer = text_field(row, "answer", where)
@@ -169,7 +169,7 @@ class OpenEndedQA(RowDataset):
         super().__init__(path, video_root)
         self.answers, self.prefix, self.instruction = answers, prefix, instruction
 
-    def read(self) -> Iterator[VideoPrompt | ValueError]:
+    def read(self) -> Iterator[Prompt | ValueError]:
         """Prompts and errors of the questions; the file of answers is read first, each must have its question."""
         self._answers: dict[str, tuple[str, str | None]] = {}
         for where, row in read_rows(self.answers):
@@ -186,13 +186,13 @@ class OpenEndedQA(RowDataset):
                 yield error
         asked = set()
         for prompt in super().read():
-            if isinstance(prompt, VideoPrompt):
+            if isinstance(prompt, Prompt):
                 asked.add(prompt.id)
             yield prompt
         if left := [name for name in self._answers if name not in asked]:
             yield ValueError(f"{self.answers}: no question for {len(left)} answers, such as question_id {left[0]!r}")
 
-    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
         """One question as a prompt, with the answer of the same ``question_id``."""
         row = object_row(row, where)
         refuse_unused(row, where, ("question_id", "video_name", "question"))
@@ -244,7 +244,7 @@ class VideoChatGPT(RowDataset):
             raise ValueError("VideoChatGPT needs one file or more: generic, temporal or consistency")
         super().__init__(first, video_root)
 
-    def read(self) -> Iterator[VideoPrompt | ValueError]:
+    def read(self) -> Iterator[Prompt | ValueError]:
         """Prompts and errors of all given files, one after the other."""
         for file, path in self.files.items():
             if path is None:
@@ -258,7 +258,7 @@ class VideoChatGPT(RowDataset):
                 except ValueError as error:
                     yield error
 
-    def _prompts_of(self, row: dict[str, Any], file: str, number: int, where: str, root: str) -> Iterator[VideoPrompt]:
+    def _prompts_of(self, row: dict[str, Any], file: str, number: int, where: str, root: str) -> Iterator[Prompt]:
         names = ("Q1", "Q2") if file == "consistency" else ("Q",)
         refuse_unused(row, where, ("video_name", *names, "A"))
         video, answer = find_video(root, text_field(row, "video_name", where)), text_field(row, "A", where)

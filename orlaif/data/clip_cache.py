@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from orlaif.data.rows import is_url
 from orlaif.data.video import PixelBudget, Sampling, decode_clip
-from orlaif.types import VideoClip, VideoPrompt
+from orlaif.types import Prompt, VideoClip
 
 #: Goes up when the frames that :func:`~orlaif.data.video.decode_clip` gives for the same file change.
 _DECODING = 2
@@ -39,7 +39,7 @@ class ClipCache:
         self.folder = folder
         self.hits = self.misses = 0
 
-    def _key(self, prompt: VideoPrompt, sampling: Sampling, budget: PixelBudget | None) -> str:
+    def _key(self, prompt: Prompt, sampling: Sampling, budget: PixelBudget | None) -> str:
         if not dataclasses.is_dataclass(sampling):
             raise ValueError(f"data.clip_cache needs a sampling that is a dataclass; {type(sampling).__name__} is none")
         files = []
@@ -53,7 +53,7 @@ class ClipCache:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def __call__(
-        self, prompt: VideoPrompt, sampling: Sampling, device: str = "cpu", budget: PixelBudget | None = None
+        self, prompt: Prompt, sampling: Sampling, device: str = "cpu", budget: PixelBudget | None = None
     ) -> VideoClip:
         """As :func:`~orlaif.data.video.decode_clip`; only clips that could be decoded are kept."""
         try:

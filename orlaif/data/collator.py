@@ -13,7 +13,7 @@ import torch
 
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.video import PixelBudget, Sampling, decode_clip
-from orlaif.types import Delivery, PromptBatch, PromptEncoder, VideoClip, VideoError, VideoPrompt
+from orlaif.types import Delivery, Prompt, PromptBatch, PromptEncoder, VideoClip, VideoError
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,17 @@ class Collator:
         self._pool = self._threads()
         self._alone = threading.Lock()
 
-    def _decode(self, prompt: VideoPrompt) -> VideoClip | VideoError:
+    def _decode(self, prompt: Prompt) -> VideoClip | VideoError:
         try:
             return (self.cache or decode_clip)(prompt, self.sampling, self.device, self.budget)
         except VideoError as error:
             return error
 
-    def decode(self, prompts: Sequence[VideoPrompt]) -> list[VideoClip | VideoError]:
+    def decode(self, prompts: Sequence[Prompt]) -> list[VideoClip | VideoError]:
         """The clip of each prompt, or why there is none, on threads that batches in work share."""
         return list(self._pool.map(self._decode, prompts))
 
-    def __call__(self, prompts: Sequence[VideoPrompt]) -> Delivery:
+    def __call__(self, prompts: Sequence[Prompt]) -> Delivery:
         """Decode, tokenise and pad P prompts.
 
         Returns:
@@ -99,7 +99,7 @@ class Collator:
             batch, refused = self._encode(kept)
         return Delivery(batch=batch, skipped=(*skipped, *refused), decode_s=time.perf_counter() - start)
 
-    def _encode(self, kept: Sequence[tuple[VideoPrompt, VideoClip]]) -> tuple[PromptBatch, tuple[VideoError, ...]]:
+    def _encode(self, kept: Sequence[tuple[Prompt, VideoClip]]) -> tuple[PromptBatch, tuple[VideoError, ...]]:
         """The batch of those that the encoder takes, and why it does not take the others, where these may be left out.
 
         Raises:

@@ -23,7 +23,7 @@ from orlaif.data.resumable import ResumableDataModule
 from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
-from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, LooksAhead, PromptEncoder, Prompts, VideoPrompt
+from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, LooksAhead, Prompt, PromptEncoder, Prompts
 
 TrainingData: TypeAlias = PromptDataset | StreamingDataset
 
@@ -275,21 +275,21 @@ class VideoDataModule(ResumableDataModule):
             **self._common(),
         )
 
-    def _eval_dataloader(self, name: str) -> DataLoader[VideoPrompt]:
+    def _eval_dataloader(self, name: str) -> DataLoader[Prompt]:
         dataset: Any = self._dataset(name).indexed(name)
         if known := self.leave_out.get(name):
             left = [i for i in range(len(dataset)) if dataset[i].id not in known]
             dataset = Subset(dataset, left) if left else NothingLeft(num_processes())
         return PrefetchLoader(dataset, batch_size=self.eval_batch_size, **self._common())
 
-    def val_dataloader(self) -> DataLoader[VideoPrompt] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Prompt] | list[Any]:
         """In order; nothing where the recipe names no validation data."""
         return self._eval_dataloader("val") if self.datasets["val"] is not None else []
 
-    def test_dataloader(self) -> DataLoader[VideoPrompt]:
+    def test_dataloader(self) -> DataLoader[Prompt]:
         """Batches of the test data in the order of the file, each process its share."""
         return self._eval_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[VideoPrompt]:
+    def predict_dataloader(self) -> DataLoader[Prompt]:
         """Batches of the prediction data in the order of the file, each process its share."""
         return self._eval_dataloader("predict")

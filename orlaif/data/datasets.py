@@ -1,4 +1,4 @@
-"""Datasets: from rows on disk to :class:`~orlaif.types.VideoPrompt`.
+"""Datasets: from rows on disk to :class:`~orlaif.types.Prompt`.
 
 A dataset is a sized, indexable collection of prompts, read whole and checked when it is built, before any long work
 starts: a broken row is a ValueError that names file, line and field.
@@ -19,7 +19,7 @@ from orlaif.data.fields import parse_row
 from orlaif.data.prompts import PromptDataset
 from orlaif.data.rows import folder_of, read_rows
 from orlaif.data.share import Share, StreamedRows, fingerprint
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt
 
 
 class RowDataset(PromptDataset):
@@ -38,9 +38,9 @@ class RowDataset(PromptDataset):
         self.video_root = video_root
         #: Where the prompts stand that have been read, by their ids.
         self.places: dict[str, str] = {}
-        self._prompts: list[VideoPrompt] | None = None
+        self._prompts: list[Prompt] | None = None
 
-    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
         """One row as a prompt.
 
         Args:
@@ -53,11 +53,11 @@ class RowDataset(PromptDataset):
         """
         raise NotImplementedError
 
-    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
         """One row as prompts; by default one, by :meth:`parse`."""
         yield self.parse(row, where, video_root)
 
-    def read(self) -> Iterator[VideoPrompt | ValueError]:
+    def read(self) -> Iterator[Prompt | ValueError]:
         """Prompts and what is wrong with the others, in order; a file that cannot be read at all raises ValueError."""
         root = folder_of(self.path) if self.video_root is None else self.video_root
         places = self.places = {}
@@ -79,11 +79,11 @@ class RowDataset(PromptDataset):
                 places[prompt.id] = where
                 yield prompt
 
-    def where(self, prompt: VideoPrompt) -> str:
+    def where(self, prompt: Prompt) -> str:
         """File and line, or row, of a prompt that has been read."""
         return self.places.get(prompt.id) or super().where(prompt)
 
-    def rows(self) -> Iterator[VideoPrompt | ValueError]:
+    def rows(self) -> Iterator[Prompt | ValueError]:
         """As :meth:`read`; prompts that spell what is forbidden are wrong as well."""
         for row in self.read():
             yield row if isinstance(row, ValueError) else self.checked(row)
@@ -93,7 +93,7 @@ class RowDataset(PromptDataset):
 
     def load(self) -> None:
         """Read and check the whole file."""
-        prompts: list[VideoPrompt] = []
+        prompts: list[Prompt] = []
         for row in self.rows():
             if isinstance(row, ValueError):
                 raise row
@@ -105,7 +105,7 @@ class RowDataset(PromptDataset):
     def problems(self) -> list[str]:
         """Every broken row, a line each; the others stay, so that they can be looked at."""
         broken: list[str] = []
-        prompts: list[VideoPrompt] = []
+        prompts: list[Prompt] = []
         try:
             for one in self.rows():
                 if isinstance(one, ValueError):
@@ -119,12 +119,12 @@ class RowDataset(PromptDataset):
         self._prompts = prompts
         return broken
 
-    def readable(self) -> list[VideoPrompt]:
+    def readable(self) -> list[Prompt]:
         """Those that were read, without the broken ones."""
         return list(self._prompts or ())
 
     @property
-    def prompts(self) -> list[VideoPrompt]:
+    def prompts(self) -> list[Prompt]:
         """All prompts, loaded on first use."""
         if self._prompts is None:
             self.load()
@@ -134,19 +134,19 @@ class RowDataset(PromptDataset):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, index: int) -> VideoPrompt:
+    def __getitem__(self, index: int) -> Prompt:
         return self.prompts[index]
 
 
 class JsonlDataset(RowDataset):
-    """The project's own format: keys as the fields of :class:`~orlaif.types.VideoPrompt`, as JSONL, JSON or Parquet."""
+    """The project's own format: keys as the fields of :class:`~orlaif.types.Prompt`, as JSONL, JSON or Parquet."""
 
-    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
         """One row as a prompt, by :func:`~orlaif.data.fields.parse_row`."""
         return parse_row(row, where, video_root)
 
 
-class StreamingDataset(IterableDataset[VideoPrompt]):
+class StreamingDataset(IterableDataset[Prompt]):
     """Rows of an adapter as they are read, never all in memory: dealt out to processes, shuffled in a buffer.
 
     The order is a function of (seed, epoch). To go on within an epoch, the rows before are read again but not decoded.
@@ -177,11 +177,11 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         """What is wrong with the source, a line each."""
         return self.source.problems()
 
-    def readable(self) -> list[VideoPrompt]:
+    def readable(self) -> list[Prompt]:
         """After :meth:`problems`, all of the source's prompts that are not broken, in memory."""
         return self.source.readable()
 
-    def where(self, prompt: VideoPrompt) -> str:
+    def where(self, prompt: Prompt) -> str:
         """Where the source has this prompt from: file and line, or row."""
         return self.source.where(prompt)
 
@@ -207,14 +207,14 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
 
     def epoch(
         self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
-    ) -> Dataset[VideoPrompt]:
+    ) -> Dataset[Prompt]:
         """As of :meth:`PromptDataset.epoch`; a stream has a seed already, and cannot follow a curriculum."""
         return StreamedRows(self.in_order if fixed else partial(self.shuffled, number), share)
 
-    def __iter__(self) -> Iterator[VideoPrompt]:
+    def __iter__(self) -> Iterator[Prompt]:
         return self.shuffled(0)
 
-    def in_order(self) -> Iterator[VideoPrompt]:
+    def in_order(self) -> Iterator[Prompt]:
         """All rows as they lie in the file; raises ValueError at a broken one, or if there is none."""
         empty = True
         for row in self.source.rows():
@@ -225,10 +225,10 @@ class StreamingDataset(IterableDataset[VideoPrompt]):
         if empty:
             raise ValueError(f"data file {self.source.path}: no rows")
 
-    def shuffled(self, epoch: int) -> Iterator[VideoPrompt]:
+    def shuffled(self, epoch: int) -> Iterator[Prompt]:
         """All rows in the order of an epoch, the same on every process."""
         rng = random.Random(f"{self.seed}/{epoch}")
-        buffer: list[VideoPrompt] = []
+        buffer: list[Prompt] = []
         for row in self.in_order():
             if len(buffer) < self.shuffle_buffer:
                 buffer.append(row)

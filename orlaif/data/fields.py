@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from orlaif.data.rows import built_from, join
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt, VideoPrompt
 
-FIELDS = tuple(field.name for field in dataclasses.fields(VideoPrompt))
+#: Those of a prompt that is said by its video and its question.
+FIELDS = tuple(field.name for field in dataclasses.fields(Prompt) if field.name != "turns")
 _REQUIRED = ("id", "video", "question")
 
 
@@ -46,11 +47,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def parse_row(row: Any, where: str, video_root: str) -> VideoPrompt:
+def parse_row(row: Any, where: str, video_root: str) -> Prompt:
     """One row of the project's own JSONL as a prompt.
 
     Args:
-        row: the parsed JSON value; keys as the fields of :class:`~orlaif.types.VideoPrompt`.
+        row: the parsed JSON value; keys as the fields of :class:`~orlaif.types.Prompt`.
         where: file and line, for errors.
         video_root: folder that a relative ``video`` is resolved against.
 

@@ -23,7 +23,7 @@ from orlaif.data.rows import (
     text_field,
     texts_field,
 )
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt, VideoPrompt
 
 _TAG = r"<(video|image)>"
 _LEADING, _TRAILING = re.compile(rf"\A(?:\s*{_TAG})+"), re.compile(rf"(?:{_TAG}\s*)+\Z")
@@ -71,7 +71,7 @@ def turns(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str]]:
 
 
 def frame_list(row: dict[str, Any], where: str, root: str, fps: float) -> dict[str, Any]:
-    """The fields of a VideoPrompt whose video is VLM-RLAIF's list of ``images``."""
+    """The fields of a Prompt whose video is VLM-RLAIF's list of ``images``."""
     frames = texts_field(row, "images", where, least=2)
     folder = frames[0].rsplit("/", 1)[0] if "/" in frames[0] else frames[0]
     return {
@@ -93,10 +93,10 @@ class LLaVAConversations(RowDataset):
     other_fields: tuple[str, ...] = ("id", "conversations")
 
     def media(self, row: dict[str, Any], where: str, root: str) -> dict[str, Any]:
-        """The fields of a VideoPrompt that say what is seen."""
+        """The fields of a Prompt that say what is seen."""
         return {"video": find_video(root, text_field(row, "video", where))}
 
-    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
         """One prompt for each answer of the row's conversation, with the turns before it as history."""
         row = object_row(row, where)
         refuse_unused(row, where, (*self.media_fields, *self.other_fields))
@@ -139,7 +139,7 @@ class VLMRLAIFInstructions(LLaVAConversations):
 class VLMRLAIFPrompts(VLMRLAIFInstructions):
     """VLM-RLAIF's RL file: as its SFT file with ``uid``; one question a row, and its answer if any."""
 
-    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
         """The only question of a row as a prompt, with its answer where there is one."""
         row = object_row(row, where)
         refuse_unused(row, where, (*self.media_fields, *self.other_fields))
@@ -159,7 +159,7 @@ class ChatMessages(RowDataset):
     last assistant's message is the reference answer, if it is the last. Rows without ``id`` are numbered.
     """
 
-    def parse(self, row: Any, where: str, video_root: str) -> VideoPrompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
         """One row of chat messages as a prompt: the last turn is the answer, where the assistant has it."""
         row = object_row(row, where)
         refuse_unused(row, where, ("id", "messages"))

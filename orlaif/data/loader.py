@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orlaif.distributed.sync import exchange, raise_together
-from orlaif.types import Delivers, Delivery, VideoPrompt
+from orlaif.types import Delivers, Delivery, Prompt
 
 
 class Sealed:
@@ -51,7 +51,7 @@ class SealingCollator:
     def __init__(self, collator: Delivers) -> None:
         self.collator = collator
 
-    def __call__(self, prompts: Sequence[VideoPrompt | None]) -> Sealed:
+    def __call__(self, prompts: Sequence[Prompt | None]) -> Sealed:
         """Collate and seal; what :class:`NothingLeft` gives is no prompt."""
         try:
             return Sealed(self.collator([prompt for prompt in prompts if prompt is not None]))
@@ -78,7 +78,7 @@ class NothingLeft(Dataset[None]):
 
 
 def prefetched(
-    prompts: Iterable[Sequence[VideoPrompt]], collate: Callable[[Sequence[VideoPrompt]], Sealed], ahead: int
+    prompts: Iterable[Sequence[Prompt]], collate: Callable[[Sequence[Prompt]], Sealed], ahead: int
 ) -> Iterator[Sealed]:
     """Collated batches in order, ``ahead`` of them under way; an error is raised where its batch would have come.
 
@@ -123,13 +123,13 @@ class PrefetchLoader(DataLoader):
         super().__init__(*args, **kwargs)
         self.ahead = ahead
 
-    def _prompts(self) -> Iterator[list[VideoPrompt]]:
+    def _prompts(self) -> Iterator[list[Prompt]]:
         """The prompts of each batch, read as they are needed."""
         if not isinstance(self.dataset, IterableDataset):
             for places in self.batch_sampler:  # type: ignore[union-attr]
                 yield [self.dataset[place] for place in places]
             return
-        batch: list[VideoPrompt] = []
+        batch: list[Prompt] = []
         for prompt in self.dataset:
             batch.append(prompt)
             if len(batch) == self.batch_size:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from orlaif.data.sampling import PixelBudget, Sampling
-from orlaif.types import PromptEncoder, VideoClip, VideoPrompt
+from orlaif.types import Prompt, PromptEncoder, VideoClip
 
 #: Shapes of frames, height by width: a processor's grid rounds each otherwise.
 _SHAPES = ((1, 1), (9, 16), (16, 9), (3, 4), (4, 3))
@@ -19,7 +19,7 @@ _TRIED = 4
 
 
 def longest_prompt(
-    prompts: Sequence[VideoPrompt], encoder: PromptEncoder, sampling: Sampling, budget: PixelBudget
+    prompts: Sequence[Prompt], encoder: PromptEncoder, sampling: Sampling, budget: PixelBudget
 ) -> tuple[int, str]:
     """Tokens of the longest question with the largest clip, and what that is in words.
 
@@ -35,7 +35,7 @@ def longest_prompt(
     """
     number = len(sampling.times(0.0, _LONG_S))
 
-    def tokens(prompt: VideoPrompt, shape: tuple[int, int]) -> int:
+    def tokens(prompt: Prompt, shape: tuple[int, int]) -> int:
         height, width = budget.size(shape[0] * _LARGE, shape[1] * _LARGE, number)
         clip = VideoClip(
             frames=torch.zeros(number, 3, height, width, dtype=torch.uint8),

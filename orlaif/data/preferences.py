@@ -21,7 +21,7 @@ from orlaif.data.rows import (
     refuse_unused,
     text_field,
 )
-from orlaif.types import PreferencePrompt, VideoPrompt
+from orlaif.types import PreferencePrompt, Prompt
 
 
 class PreferenceJsonl(RowDataset):
@@ -120,7 +120,7 @@ def _answer(row: dict[str, Any], name: str, where: str) -> str:
 class VLMRLAIFRewards(VLMRLAIFInstructions):
     """VLM-RLAIF's reward data: its SFT rows with ``output_1``, ``output_2`` and ``preference``, the better one."""
 
-    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[VideoPrompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
         """One row as a prompt with both outputs, in the order that ``preference`` says."""
         row = object_row(row, where)
         compared = ("output_1", "output_2", "preference")

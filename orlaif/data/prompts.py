@@ -10,10 +10,10 @@ from torch.utils.data import Dataset, Subset
 from orlaif.data.curriculum import AnswerLengthCurriculum
 from orlaif.data.share import Share, fingerprint
 from orlaif.data.spelled import spelled_token
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt
 
 
-class PromptDataset(Dataset[VideoPrompt], ABC):
+class PromptDataset(Dataset[Prompt], ABC):
     """A dataset that a recipe names by ``class_path``."""
 
     def prepare(self) -> None:
@@ -32,7 +32,7 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
             return [str(error)]
         return []
 
-    def readable(self) -> list[VideoPrompt]:
+    def readable(self) -> list[Prompt]:
         """After :meth:`problems`, the prompts that are not broken."""
         return [self[i] for i in range(len(self))]
 
@@ -43,11 +43,11 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
         """From the next :meth:`load` on, a row that spells one of these is a broken one."""
         self.forbidden = texts
 
-    def where(self, prompt: VideoPrompt) -> str:
+    def where(self, prompt: Prompt) -> str:
         """Where a prompt of this data set stands, for errors."""
         return f"prompt {prompt.id!r}"
 
-    def checked(self, prompt: VideoPrompt) -> VideoPrompt | ValueError:
+    def checked(self, prompt: Prompt) -> Prompt | ValueError:
         """The prompt, or what is wrong with its texts."""
         problem = spelled_token(prompt, self.forbidden)
         return prompt if problem is None else ValueError(f"{self.where(prompt)}: {problem}")
@@ -62,7 +62,7 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> VideoPrompt: ...
+    def __getitem__(self, index: int) -> Prompt: ...
 
     @property
     def num_rows(self) -> int | None:
@@ -79,7 +79,7 @@ class PromptDataset(Dataset[VideoPrompt], ABC):
 
     def epoch(
         self, number: int, seed: int, share: Share, fixed: bool, curriculum: AnswerLengthCurriculum | None
-    ) -> Dataset[VideoPrompt]:
+    ) -> Dataset[Prompt]:
         """The rows of one process in one epoch, in order.
 
         Args:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from orlaif.types import VideoPrompt
+from orlaif.types import Prompt
 
 Row = TypeVar("Row")
 
@@ -90,12 +90,17 @@ class StreamedRows(IterableDataset[Any]):
         return self.share.stream(self.rows(), workers, number)
 
 
-def fingerprint(prompts: Iterable[VideoPrompt]) -> str:
+def fingerprint(prompts: Iterable[Prompt]) -> str:
     """The number of prompts and a hash of what they say, with the names of videos and frames, not where these lie."""
     digest, number = hashlib.sha256(), 0
     for prompt in prompts:
         about = dataclasses.asdict(prompt)
         about["video"] = os.path.basename(prompt.video)
+        if not prompt.turns:
+            del about["turns"]
+        for part in (part for turn in about.get("turns", ()) for part in turn["parts"] if "path" in part):
+            part["path"] = os.path.basename(part["path"])
+            part["frames"] = [os.path.basename(frame) for frame in part.get("frames") or ()]
         about["frames"] = [os.path.basename(frame) for frame in prompt.frames or ()]
         digest.update(json.dumps(about, default=str).encode() + b"\n")
         number += 1

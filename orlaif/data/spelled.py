@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from orlaif.types import PreferencePrompt, VideoPrompt
+from orlaif.types import PreferencePrompt, Prompt
 
 
 @lru_cache(maxsize=8)
@@ -24,7 +24,7 @@ def spelled_in(text: str, tokens: frozenset[str]) -> str | None:
     return match.group() if match else None
 
 
-def spelled_token(prompt: VideoPrompt, tokens: frozenset[str]) -> str | None:
+def spelled_token(prompt: Prompt, tokens: frozenset[str]) -> str | None:
     """Which field of a prompt spells one of ``tokens``, and which, in words; None where none does."""
     for field, text in _texts(prompt) if tokens else ():
         if (token := spelled_in(text, tokens)) is not None:
@@ -32,7 +32,7 @@ def spelled_token(prompt: VideoPrompt, tokens: frozenset[str]) -> str | None:
     return None
 
 
-def _texts(prompt: VideoPrompt) -> Iterator[tuple[str, str]]:
+def _texts(prompt: Prompt) -> Iterator[tuple[str, str]]:
     yield "question", prompt.question
     yield from (("answer", text) for text in (prompt.answer,) if text is not None)
     yield from (("options", text) for text in prompt.options or ())

@@ -25,7 +25,7 @@ from orlaif.data.pictures import read_picture, wanted_pictures
 from orlaif.data.rows import is_url, open_file
 from orlaif.data.sampling import FpsSampling, PixelBudget, Sampling, SegmentSampling, UniformSampling
 from orlaif.data.straight import read_index, straight_frames
-from orlaif.types import VideoClip, VideoError, VideoPrompt
+from orlaif.types import Prompt, VideoClip, VideoError, VideoPrompt
 
 __all__ = [
     "FpsSampling",
@@ -99,7 +99,7 @@ def _tell_fallback(decoder: Any, path: str, device: str) -> None:
         _tell_once(str(fallback), f"{path}: decoded on the CPU although decode_device is {device!r}: {fallback}")
 
 
-def _wanted(prompt: VideoPrompt, sampling: Sampling, duration_s: float) -> Tensor:
+def _wanted(prompt: Prompt, sampling: Sampling, duration_s: float) -> Tensor:
     """Wanted times f64[n] from the first frame on; raises VideoError where the prompt's segment lies outside."""
     start, end = prompt.start_s or 0.0, duration_s if prompt.end_s is None else min(duration_s, prompt.end_s)
     if end <= start:
@@ -108,7 +108,7 @@ def _wanted(prompt: VideoPrompt, sampling: Sampling, duration_s: float) -> Tenso
     return sampling.times(start, end)
 
 
-def beyond_the_end(prompt: VideoPrompt, duration_s: float) -> str | None:
+def beyond_the_end(prompt: Prompt, duration_s: float) -> str | None:
     """That a prompt's segment ends behind the end of its video, in words; None where it does not.
 
     Published data sets round their ends, so that up to 1 s is none.
@@ -118,7 +118,7 @@ def beyond_the_end(prompt: VideoPrompt, duration_s: float) -> str | None:
     return f"segment ends at {prompt.end_s:g} s, the video at {duration_s:g} s"
 
 
-def _clip(prompt: VideoPrompt, frames: Tensor, pts_s: Tensor, duration_s: float) -> VideoClip:
+def _clip(prompt: Prompt, frames: Tensor, pts_s: Tensor, duration_s: float) -> VideoClip:
     if (beyond := beyond_the_end(prompt, duration_s)) is not None:
         _tell_once(f"end of {prompt.video}", f"{prompt.video}: {beyond}; the clip is of what is there")
     if len(frames) < 2:
@@ -129,7 +129,7 @@ def _clip(prompt: VideoPrompt, frames: Tensor, pts_s: Tensor, duration_s: float)
 
 
 def decode_clip(
-    source: VideoPrompt | str,
+    source: Prompt | str,
     sampling: Sampling,
     device: str | torch.device = "cpu",
     budget: PixelBudget | None = None,
@@ -170,7 +170,7 @@ def decode_clip(
         raise VideoError(prompt.video, f"cannot be decoded ({_cause(error)})") from error
 
 
-def _sought_clip(prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None) -> VideoClip | None:
+def _sought_clip(prompt: Prompt, sampling: Sampling, device: str, budget: PixelBudget | None) -> VideoClip | None:
     """The clip by seeking; None where that fails, or finds other frames than those on display."""
     path, on_gpu = prompt.video, device.startswith("cuda")
     try:
@@ -204,7 +204,7 @@ def _sought_clip(prompt: VideoPrompt, sampling: Sampling, device: str, budget: P
     return _clip(prompt, pixels, pts[fresh] - first_s, duration_s)
 
 
-def _planned_size(prompt: VideoPrompt, sampling: Sampling, budget: PixelBudget) -> tuple[int, int]:
+def _planned_size(prompt: Prompt, sampling: Sampling, budget: PixelBudget) -> tuple[int, int]:
     """Height and width within the budget, by what the header says of size and duration."""
     from torchcodec.decoders import get_container_metadata
 
@@ -240,7 +240,7 @@ def _on_display(path: str, times: Tensor, pts: Tensor, lasting: Tensor) -> bool:
 
 
 def _straight_clip(
-    prompt: VideoPrompt, sampling: Sampling, device: str, budget: PixelBudget | None, container: str
+    prompt: Prompt, sampling: Sampling, device: str, budget: PixelBudget | None, container: str
 ) -> VideoClip:
     """The clip by decoding from the first frame on."""
     path = prompt.video
@@ -264,7 +264,7 @@ def _straight_clip(
 
 
 def _picture_clip(
-    prompt: VideoPrompt, paths: tuple[str, ...], sampling: Sampling, device: str, budget: PixelBudget | None
+    prompt: Prompt, paths: tuple[str, ...], sampling: Sampling, device: str, budget: PixelBudget | None
 ) -> VideoClip:
     """The clip of a video that is given as pictures, each on display for 1 / ``frames_fps`` seconds."""
     duration_s = len(paths) / prompt.frames_fps

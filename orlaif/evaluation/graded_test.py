@@ -32,7 +32,7 @@ from orlaif.evaluation.predictions import (
 )
 from orlaif.evaluation.report import GRADED, PAGE, PLOT, RESULTS, write_results
 from orlaif.evaluation.suite import ExactMatch, Record, Suite
-from orlaif.types import AsksQuestions, Delivery, VideoPrompt
+from orlaif.types import AsksQuestions, Delivery, Prompt
 
 log = logging.getLogger(__name__)
 STALE = "stale"
@@ -49,7 +49,7 @@ class GradedTest(Loop):
         self.suite = suite or ExactMatch()
         #: Of the current test, from :meth:`setup` on: what answers depend on, questions by id, and their keys.
         self._made_by: dict[str, Any] = {}
-        self._questions: dict[str, VideoPrompt] = {}
+        self._questions: dict[str, Prompt] = {}
         self._keys: dict[str, str] = {}
 
     def setup(self, module: Evaluated) -> None:

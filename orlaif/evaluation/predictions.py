@@ -11,7 +11,7 @@ from glob import escape, glob
 from typing import Any
 
 from orlaif.evaluation.suite import Record
-from orlaif.types import Prompts, VideoPrompt
+from orlaif.types import Prompt, Prompts
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Predictions:
         return records
 
 
-def question_key(prompt: VideoPrompt) -> str:
+def question_key(prompt: Prompt) -> str:
     """A hash of all that a model is shown of a prompt; not of its labels, which an answer does not depend on.
 
     A video counts by its path and its size, so that one that was replaced is asked about again.
@@ -100,7 +100,7 @@ def labels_key(prompts: Prompts) -> str:
     return hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
 
 
-def record_of(prompt: VideoPrompt, answer: str) -> Record:
+def record_of(prompt: Prompt, answer: str) -> Record:
     """A prediction as suites grade it (``orlaif.evaluation.suite``), with the labels that the data has now."""
     record: Record = {
         "id": prompt.id,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orlaif.types import CandidateGroup, OracleError, PromptBatch, Ranking, VideoError, VideoPrompt
+from orlaif.types import CandidateGroup, OracleError, Prompt, PromptBatch, Ranking, VideoError
 
 
 class Oracle(ABC):
@@ -43,7 +43,7 @@ class Oracle(ABC):
                 -1 throughout for the group and the error in ``failures``.
         """
 
-    def lacks(self, prompt: VideoPrompt) -> str | None:
+    def lacks(self, prompt: Prompt) -> str | None:
         """What :meth:`rank` needs of a prompt and this one has not, in words; by default nothing."""
         return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.failure import Asked, OracleFailure
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
+from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
 
 class EnsembleOracle(Oracle):
@@ -48,7 +48,7 @@ class EnsembleOracle(Oracle):
         self.min_opinions = min_opinions or len(oracles)
         self.mostly_waits = all(oracle.mostly_waits for oracle in oracles)
 
-    def lacks(self, prompt: VideoPrompt) -> str | None:
+    def lacks(self, prompt: Prompt) -> str | None:
         """What too many members need to have ``min_opinions``."""
         lacking = [lack for oracle in self.oracles if (lack := oracle.lacks(prompt)) is not None]
         return lacking[0] if len(self.oracles) - len(lacking) < self.min_opinions else None

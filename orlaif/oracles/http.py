@@ -20,7 +20,7 @@ from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
 from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip
+from orlaif.types import CandidateGroup, OracleError, Ranking, Seen
 
 
 class HTTPJudge(Oracle):
@@ -103,7 +103,7 @@ class HTTPJudge(Oracle):
         return counts
 
 
-def _data_urls(clip: VideoClip, num_frames: int, height: int) -> list[str]:
+def _data_urls(clip: Seen, num_frames: int, height: int) -> list[str]:
     """Evenly spaced frames as JPEG data URLs."""
     picks = torch.linspace(0, len(clip.frames) - 1, min(num_frames, len(clip.frames))).round().long()
     frames = clip.frames[picks.to(clip.frames.device)].cpu()

@@ -13,12 +13,12 @@ import torch
 from orlaif.evaluation.choices import choice, same_choice
 from orlaif.evaluation.text_metrics import is_correct, normalize_answer, rouge_l, same_number, token_f1
 from orlaif.oracles.base import Oracle, dense_ranks
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoPrompt
+from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
-Criterion = Callable[[str, VideoPrompt], float]
+Criterion = Callable[[str, Prompt], float]
 
 
-def _kind(answer: str, prompt: VideoPrompt) -> float:
+def _kind(answer: str, prompt: Prompt) -> float:
     kinds = {normalize_answer(option) for option in prompt.options or ()}
     return float(normalize_answer(answer) in kinds or is_correct(answer, prompt.answer or ""))
 
@@ -76,7 +76,7 @@ class ReferenceAnswerOracle(Oracle):
         scores = [[sum(values[i] for i in counted) / max(1, len(counted)) for values in group] for group in graded]
         return Ranking(ranks=dense_ranks(places.float()), scores=torch.tensor(scores))
 
-    def lacks(self, prompt: VideoPrompt) -> str | None:
+    def lacks(self, prompt: Prompt) -> str | None:
         """A reference answer; options, where criteria compare with them."""
         if prompt.answer is None:
             return "the prompt has no reference answer"

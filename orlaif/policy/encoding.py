@@ -18,10 +18,10 @@ from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.families import Family
 from orlaif.policy.joining import Joining
-from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
+from orlaif.types import Prompt, PromptBatch, Seen, VideoError
 
 
-def video_metadata(clip: VideoClip, prompt: VideoPrompt | None = None) -> VideoMetadata:
+def video_metadata(clip: Seen, prompt: Prompt | None = None) -> VideoMetadata:
     """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps.
 
     Processors take the rate of the frames to be their number by ``total_num_frames``; so that is what was looked at,
@@ -49,7 +49,7 @@ def video_metadata(clip: VideoClip, prompt: VideoPrompt | None = None) -> VideoM
     )
 
 
-def render(processor: Any, prompt: VideoPrompt, system_prompt: str | None = None) -> str:
+def render(processor: Any, prompt: Prompt, system_prompt: str | None = None) -> str:
     """A prompt by the model's chat template: the video, earlier turns, the question, and the start of an answer."""
     messages: list[dict[str, Any]] = []
     if system_prompt:
@@ -95,7 +95,7 @@ class ProcessorEncoder:
         media = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         return frozenset(t for t in (*added, *tokenizer.all_special_tokens, *media) if isinstance(t, str) and t.strip())
 
-    def render(self, prompt: VideoPrompt) -> str:
+    def render(self, prompt: Prompt) -> str:
         """The prompt by the model's chat template."""
         return render(self.processor, prompt, self.system_prompt)
 
@@ -104,7 +104,7 @@ class ProcessorEncoder:
         return ProcessorEncoder(self.processor, self.system_prompt, self.family)
 
     def __call__(
-        self, prompts: Sequence[VideoPrompt], clips: Sequence[VideoClip], texts: Sequence[str] | None = None
+        self, prompts: Sequence[Prompt], clips: Sequence[Seen], texts: Sequence[str] | None = None
     ) -> PromptBatch:
         """Encode each prompt by itself, and make a batch of them.
 
@@ -134,7 +134,7 @@ class ProcessorEncoder:
             texts=tuple(texts),
         )
 
-    def _encoded(self, prompt: VideoPrompt, clip: VideoClip, text: str) -> dict[str, Any]:
+    def _encoded(self, prompt: Prompt, clip: Seen, text: str) -> dict[str, Any]:
         try:
             inputs = self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
         except (torch.OutOfMemoryError, MemoryError, ImportError, VideoError):  # no fault of the video, or told already

@@ -30,7 +30,7 @@ from orlaif.policy.asking import (
 from orlaif.policy.joining import Joining, joining_of
 from orlaif.policy.positions import behind_the_largest, completion_positions, in_order
 from orlaif.policy.whole import load_part, with_attention
-from orlaif.types import PromptBatch, VideoClip
+from orlaif.types import PromptBatch, Seen
 
 #: Of a config: tokens in whose place features are put.
 _PLACEHOLDER = re.compile(r"(image|video|audio|img_context|media|sound_context|video_context)_token_(id|index)")
@@ -106,7 +106,7 @@ class Family:
 
     # ----------------------------------------------------------------- encoding
 
-    def encode(self, processor: Any, prompt: str, clip: VideoClip, metadata: VideoMetadata) -> dict[str, Any]:
+    def encode(self, processor: Any, prompt: str, clip: Seen, metadata: VideoMetadata) -> dict[str, Any]:
         """One prompt by the processor, in a separate call.
 
         Args:

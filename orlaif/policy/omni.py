@@ -19,7 +19,7 @@ from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.asking import process
 from orlaif.policy.families import SYNTHETIC, Family, overrides
-from orlaif.types import PromptBatch, VideoClip, VideoError
+from orlaif.types import PromptBatch, Seen, VideoError
 
 #: Inputs of the sound, padded to the longest of a batch: f[1, mels, n] and i64[1, n].
 _FEATURES, _MASK = "input_features", "feature_attention_mask"
@@ -37,7 +37,7 @@ class Omni(Family):
         super().__init__()
         self.sound = sound
 
-    def encode(self, processor: Any, prompt: str, clip: VideoClip, metadata: VideoMetadata) -> dict[str, Any]:
+    def encode(self, processor: Any, prompt: str, clip: Seen, metadata: VideoMetadata) -> dict[str, Any]:
         """As any family; the processor is told how far the frames are apart, for it does not read metadata.
 
         Raises:
@@ -77,7 +77,7 @@ class Omni(Family):
         return super().inputs(model, batch) | heard
 
 
-def sound_of(clip: VideoClip, rate: int) -> Tensor:
+def sound_of(clip: Seen, rate: int) -> Tensor:
     """The sound of a clip, f32[samples], one channel; noise for a clip that was made up.
 
     Args:

@@ -17,7 +17,7 @@ from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import AsksQuestions, OracleError, VideoClip, VideoPrompt
+from orlaif.types import AsksQuestions, OracleError, Prompt, Seen
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _COLUMNS = (_MARGIN, 60, 150, 220)  # where each begins
 
 
 def draw_board(
-    prompt: VideoPrompt, clip: VideoClip, answers: tuple[str, ...], ranks: Tensor, advantages: Tensor, lengths: Tensor
+    prompt: Prompt, clip: Seen, answers: tuple[str, ...], ranks: Tensor, advantages: Tensor, lengths: Tensor
 ) -> Image.Image:
     """A contact sheet of the frames, the question, and a table of the answers, best first, green where reinforced.
 
@@ -80,7 +80,7 @@ def board_rows(
     ]
 
 
-def board_text(prompt: VideoPrompt, rows: Sequence[tuple[str, str, str, str]]) -> str:
+def board_text(prompt: Prompt, rows: Sequence[tuple[str, str, str, str]]) -> str:
     """Question and answers as Markdown, for what a picture is too small for."""
     reference = "" if prompt.answer is None else f"\n\nreference: {_cell(prompt.answer)}"
     lines = ["| rank | advantage | tokens | answer |", "|---|---|---|---|"]
