@@ -132,7 +132,7 @@ LISTED = {
     "sampling": "Sampling+ PixelBudget",
     "suite": "Suite+",
     "judge and server": "ChatGrader ChatClient",
-    "callbacks": "Checkpointing CompletionsBoard ExportHuggingFace StopSignals",
+    "callbacks": "Checkpointing CompletionsBoard ExportHuggingFace KeepSamples StopSignals WinRate",
 }
 #: Subclasses that only others are made of.
 _UNFINISHED = ("RowDataset", "LocalJudge")

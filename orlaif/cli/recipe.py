@@ -28,7 +28,7 @@ from orlaif.cli.run_once import RunOnceCLI, recipe_of
 from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
 from orlaif.distributed.sync import check_same
-from orlaif.training.callbacks import Checkpointing, StopSignals
+from orlaif.training.callbacks import Checkpointing, KeepSamples, StopSignals
 
 
 class AgreedRecipe(SaveConfigCallback):
@@ -188,13 +188,15 @@ class OrlaifCLI(RunOnceCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """With checkpoints that are safe to be killed, unless the recipe names a checkpoint callback or wants none."""
+        """With checkpoints that are safe to be killed, unless the recipe names others or none; with samples kept."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in given):
             callbacks = [*callbacks, Checkpointing()]
         if not any(isinstance(c, StopSignals) for c in given):
             callbacks = [*callbacks, StopSignals()]
+        if not any(isinstance(c, KeepSamples) for c in given):
+            callbacks = [*callbacks, KeepSamples()]
         return super()._instantiate_trainer(config, callbacks)
 
 

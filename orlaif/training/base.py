@@ -34,7 +34,7 @@ from orlaif.training.schedules import scheduled
 from orlaif.training.step_state import Given, StepState
 from orlaif.types import Delivery, PromptBatch
 
-#: Metrics for the progress bar, beside the seconds of each stage.
+#: Metrics for the progress bar, which has 80 columns.
 _SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
 
 
@@ -217,7 +217,7 @@ class PolicyModule(ResumableModule):
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of the whole step."""
         self.batch_is_done()
-        self.log("time/policy", self.step_state.policy_s(self.device), prog_bar=True)
+        self.log("time/policy", self.step_state.policy_s(self.device))
         normalizer = self.step_state.take()
         if normalizer is not None:
             self._divide_gradients(normalizer)
@@ -262,17 +262,18 @@ class PolicyModule(ResumableModule):
         return torch.stack([p.sum() * 0.0 for p in self.trained_parameters()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradients before clipping; the policy is about to be another one."""
+        """Log the norm of the gradients before clipping and the rate; the policy is about to be another one."""
         self.policy.version += 1
         self.weights_change()
         grads = [p.grad for p in self.trained_parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
 
     def log_noted(self) -> None:
         """Log what was noted, of all processes, which must all call."""
         for name, value in self.notes.take().items():
-            self.log(name, value, prog_bar=name in _SHOWN or name.startswith("time/"))
+            self.log(name, value, prog_bar=name in _SHOWN)
 
 
 def _made(key: str, make: Callable[[Any], Any], given: Any) -> Any:

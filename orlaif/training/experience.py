@@ -22,6 +22,7 @@ from orlaif.oracles import Asked, order_consistency
 from orlaif.policy import evaluating
 from orlaif.training.ahead import Answered, Sampled
 from orlaif.training.in_flight import candidate_groups
+from orlaif.training.judged import JudgedBatch, WatchesGroups
 from orlaif.training.metrics import rank_metrics
 from orlaif.training.mismatch import importance_weights
 from orlaif.training.notes import elapsed
@@ -123,6 +124,21 @@ def make_experience(
         weights = list(importance_weights(module, completions, old, mask).split(module.microbatch or mask.shape[1], 1))
     if counts:
         note_completions(module, completions, ranking, advantages)
+        show(
+            module,
+            JudgedBatch(
+                batch=batch,
+                completions=completions,
+                ranking=ranking,
+                advantages=advantages,
+                step=module.global_step,
+                epoch=module.current_epoch,
+                batch_idx=batch_idx,
+                reference=whole(reference),
+                trainer=whole(old),
+                seconds={"rollout": sampled.seconds, "oracle": 0.0 if asked is None else asked.seconds},
+            ),
+        )
     every = module.order_consistency_every_n_steps
     if every and module.global_step % every == 0:
         with borrowed(module):
@@ -144,6 +160,19 @@ def make_experience(
         ),
         normalizer=loss_weights(mask.flatten(0, 1), module.loss.loss_type, module.rollout.sampling.max_new_tokens)[1],
     )
+
+
+def whole(parts: list[Tensor | None]) -> Tensor | None:
+    """f32[P, G, T] of f32[P, g, T] in parts of the groups; None where they are not known."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known, 1) if known else None
+
+
+def show(module: OracleRLAIF, judged: JudgedBatch) -> None:
+    """Show a batch to all callbacks that watch groups."""
+    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WatchesGroups):
+            callback.on_groups(module.trainer, module, judged)
 
 
 def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], counts: bool) -> Sampled:

@@ -15,6 +15,7 @@ METRICS = {
     "train/clip_ratio/region_mean": "share of answer tokens whose ratio was clipped",
     "train/clip_ratio/runaway_mean": "share of answer tokens whose log-ratio was held at ``max_log_ratio``",
     "train/grad_norm": "norm of all gradients of a step before clipping",
+    "train/lr": "learning rate of the first group of parameters, by which the step was made",
     "train/num_tokens": "tokens of prompts and answers so far, all processes together",
     "train/completions/mean_length": "mean tokens of an answer",
     "train/completions/clipped_ratio": "share of answers that `max_new_tokens` cut off",
@@ -46,6 +47,8 @@ METRICS = {
     "data/bad_videos": "videos left out so far, all processes together (`on_bad_video: skip`)",
     "val/accuracy": "share of validation questions that the greedy answer gets right",
     "val/accuracy/<category>": "the same for one category",
+    "val/win_rate": "share of validation prompts whose answer the oracle prefers to the first (`WinRate`)",
+    "val/win_rate/<low, high>": "its 95 % interval, by a bootstrap over the prompts",
     "val/pair_accuracy": "ranker: share of held-out pairs that its scores order rightly",
     "test/<metric>": "what the suite of `orlaif test` measures",
 }

@@ -14,6 +14,7 @@ from orlaif.cli.recipe import read_recipe, run
 from orlaif.data.datasets import JsonlDataset
 from orlaif.policy import Policy
 from orlaif.rollout import SamplingParams
+from orlaif.samples import ShardWriter
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking, VideoClip, VideoPrompt
 from tests.cli.test_cli import small
 from tests.conftest import REPO
@@ -75,10 +76,31 @@ def test_the_kernels_examples(block: Block) -> None:
         assert bool(scope["hidden"].grad.isfinite().all())
 
 
+def test_reading_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = [block for block in blocks("python") if "read_groups" in block.text]
+    answers = [{"text": "none", "rank": -1, "advantage": 0.0}, {"text": "a cat", "rank": 0, "advantage": 0.5}]
+    writer = ShardWriter(tmp_path / "outputs/demo/rlaif/samples", 1, 0, 10**6)
+    writer.write([{"step": 7, "epoch": 0, "batch": 7, "prompt": {"question": "What is it?"}, "answers": answers}])
+    monkeypatch.chdir(tmp_path)
+    exec(block.text, {})
+    assert capsys.readouterr().out == "7 What is it? -> a cat 0.5\n"
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "trainer:" in b.text[:9]], ids=lambda b: b.name)
+def test_the_callbacks(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(block.text)
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    settings = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"]).trainer_settings
+    assert settings["callbacks"]
+
+
 def test_every_python_snippet_is_known() -> None:
     """Files that pages include are tested below."""
     for block in blocks("python"):
-        known = "class ShortAndRight" in block.text or block.page == "kernels/README.md"
+        known = "class ShortAndRight" in block.text or "read_groups" in block.text or block.page == "kernels/README.md"
         assert known, f"no test runs {block.name}"
 
 

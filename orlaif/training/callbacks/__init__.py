@@ -1,8 +1,18 @@
-"""Callbacks: the completions board for TensorBoard, the Hugging Face export, checkpoints, and stopping by a signal."""
+"""Callbacks: the board for TensorBoard, samples kept, the Hugging Face export, checkpoints, stopping by a signal."""
 
 from orlaif.training.callbacks.board import CompletionsBoard, draw_board
 from orlaif.training.callbacks.checkpointing import Checkpointing
 from orlaif.training.callbacks.export import ExportHuggingFace
+from orlaif.training.callbacks.samples import KeepSamples
 from orlaif.training.callbacks.stopping import StopSignals
+from orlaif.training.callbacks.win_rate import WinRate
 
-__all__ = ["Checkpointing", "CompletionsBoard", "ExportHuggingFace", "StopSignals", "draw_board"]
+__all__ = [
+    "Checkpointing",
+    "CompletionsBoard",
+    "ExportHuggingFace",
+    "KeepSamples",
+    "StopSignals",
+    "WinRate",
+    "draw_board",
+]

@@ -1,0 +1,49 @@
+"""A batch behind its oracle, as callbacks are shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from orlaif.types import Completions, PromptBatch, Ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedBatch:
+    """The groups of one process and one batch, ranked and weighed, before the policy learns from them.
+
+    Args:
+        batch: P prompts.
+        completions: their groups [P, G, T].
+        ranking: of them.
+        advantages: f32[P, G] or f32[P, G, T].
+        step: of the optimizer, that these groups are for.
+        epoch: of the batch.
+        batch_idx: of the batch in its epoch.
+        reference: f32[P, G, T], log-probs by the frozen reference, where the loss has a KL term.
+        trainer: f32[P, G, T], the trainer's log-probs of what was sampled, where they were computed.
+        seconds: that a stage took for the whole batch, by its name.
+    """
+
+    batch: PromptBatch
+    completions: Completions
+    ranking: Ranking
+    advantages: Tensor
+    step: int
+    epoch: int
+    batch_idx: int
+    reference: Tensor | None = None
+    trainer: Tensor | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class WatchesGroups(Protocol):
+    """A callback that sees the groups of every training step; each process shows it its own."""
+
+    def on_groups(self, trainer: Trainer, pl_module: LightningModule, judged: JudgedBatch) -> None:
+        """Called once for each batch; stand-ins of no weight are not shown."""

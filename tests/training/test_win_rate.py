@@ -1,0 +1,124 @@
+"""``val/win_rate``: the policy against the one that the run started from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+
+from orlaif.oracles import Oracle
+from orlaif.training.callbacks import WinRate
+from orlaif.types import OracleError, Ranking
+from tests.training.test_rlaif import data, rlaif, trainer
+
+
+class Prefers(Oracle):
+    """The answer that is ``best``, or else that in ``place``; groups of others fail."""
+
+    def __init__(self, best: str = "new", place: int = 0) -> None:
+        self.best, self.place = best, place
+        self.asked: list[tuple[str, ...]] = []
+
+    def rank(self, groups: Any) -> Ranking:
+        rows, failures = [], []
+        for group in groups:
+            self.asked.append(group.answers)
+            if "fails" in group.answers:
+                failures.append(OracleError("Prefers", group.prompt.id, "no idea"))
+            liked = [answer == self.best for answer in group.answers]
+            ranks = (
+                [0 if one else 1 for one in liked] if any(liked) else [int(i != self.place) for i in range(len(liked))]
+            )
+            rows.append([-1] * len(ranks) if "fails" in group.answers else ranks)
+        return Ranking(ranks=torch.tensor(rows), failures=tuple(failures))
+
+
+class Says(Callback):
+    """Makes the policy answer what it is told, by the step of the optimizer and the prompt's place."""
+
+    def __init__(self, words: dict[int, list[str]]) -> None:
+        self.words, self.logged = words, dict[int, float]()
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        ids = [prompt.id for prompt in trainer.datamodule.questions("val")]
+
+        def answer(batch: Any) -> list[str]:
+            said = self.words[trainer.global_step]
+            return [said[ids.index(prompt.id) % len(said)] for prompt in batch.prompts]
+
+        pl_module.answer = answer
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.logged[trainer.global_step] = float(trainer.callback_metrics.get("val/win_rate", torch.nan))
+
+
+def go(tmp_path: Path, model: str, root: str, oracle: Prefers, words: dict[int, list[str]], **settings: Any) -> Says:
+    says = Says(words)
+    options = {"max_steps": max(words), "val_check_interval": 1, "limit_val_batches": 1, **settings}
+    run = trainer(tmp_path, callbacks=[says, WinRate(num_prompts=4, batch_size=3)], **options)
+    run.fit(rlaif(model, oracle=oracle, order_consistency_every_n_steps=0), data(root, 4, eval_batch_size=2))
+    return says
+
+
+def of_pairs(oracle: Prefers) -> list[tuple[str, ...]]:
+    return [answers for answers in oracle.asked if len(answers) == 2]
+
+
+def test_wins_ties_and_losses_in_both_orders(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    """Step 1: of four, one is better, one the same, two are worse for whoever asks by place: half each."""
+    oracle = Prefers()
+    says = go(
+        tmp_path,
+        tiny_model,
+        data_root,
+        oracle,
+        {0: ["a", "b", "c", "d"], 1: ["new", "b", "x", "y"], 2: ["new", "new", "new", "new"], 3: ["new"] * 4},
+    )
+    assert says.logged == {1: (1 + 0.5 + 0.5 + 0.5) / 4, 2: 1.0, 3: 1.0}
+    first = [("a", "new"), ("c", "x"), ("d", "y"), ("new", "a"), ("x", "c"), ("y", "d")]
+    then = [("b", "new"), ("c", "new"), ("d", "new"), ("new", "b"), ("new", "c"), ("new", "d")]
+    assert sorted(of_pairs(oracle)) == sorted(first + then)  # each once, the third validation none
+    kept = [json.loads(line)["answer"] for line in (tmp_path / "win_rate.jsonl").read_text().splitlines()]
+    assert kept == ["a", "b", "c", "d"]
+
+
+def test_losses_and_groups_without_a_rank(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    says = go(tmp_path, tiny_model, data_root, Prefers("a"), {0: ["a", "a", "a", "b"], 1: ["x", "y", "fails", "b"]})
+    assert says.logged == {1: pytest.approx(0.5 / 3)}
+
+
+def test_a_run_that_goes_on_compares_with_where_it_began(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    callback, oracle = WinRate(num_prompts=4), Prefers()
+    words = {step: ["old"] for step in range(2)} | {2: ["new"]}
+    run = trainer(tmp_path, callbacks=[Says(words), callback], max_steps=1)
+    module = rlaif(tiny_model, oracle=oracle, order_consistency_every_n_steps=0)
+    run.fit(module, data(data_root, 4, eval_batch_size=2))
+    run.save_checkpoint(tmp_path / "one.ckpt")
+
+    says = Says(words)
+    options: dict[str, Any] = {"max_steps": 2, "val_check_interval": 1, "limit_val_batches": 1}
+    again = trainer(tmp_path, callbacks=[says, WinRate(num_prompts=4)], **options)
+    resumed = rlaif(tiny_model, oracle=oracle, order_consistency_every_n_steps=0)
+    again.fit(resumed, data(data_root, 4, eval_batch_size=2), ckpt_path=tmp_path / "one.ckpt", weights_only=False)
+    assert says.logged[2] == 1.0
+
+    (tmp_path / "win_rate.jsonl").unlink()
+    last = trainer(tmp_path, callbacks=[Says(words), WinRate()], max_steps=3)
+    with pytest.raises(ValueError, match=r"win_rate.jsonl is not there; take WinRate out of the recipe"):
+        last.fit(
+            rlaif(tiny_model, oracle=oracle),
+            data(data_root, 4, eval_batch_size=2),
+            ckpt_path=tmp_path / "one.ckpt",
+            weights_only=False,
+        )
+
+
+@pytest.mark.parametrize("name", ["num_prompts", "batch_size"])
+def test_settings_out_of_range_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"WinRate.{name} is 0; it must be 1 or more"):
+        WinRate(**{name: 0})
