@@ -1,6 +1,6 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
-from orlaif.oracles.base import Oracle, dense_ranks, order_consistency
+from orlaif.oracles.base import Exchange, Oracle, dense_ranks, order_consistency
 from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.failure import Asked, OracleFailure, rank_groups
 from orlaif.oracles.function import FunctionOracle
@@ -15,6 +15,7 @@ from orlaif.oracles.score import ScoreOracle, TextRewardModel
 __all__ = [
     "Asked",
     "EnsembleOracle",
+    "Exchange",
     "FunctionOracle",
     "HTTPJudge",
     "ListwiseJudge",

@@ -9,13 +9,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orlaif.types import CandidateGroup, OracleError, Prompt, PromptBatch, Ranking, VideoError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What a judge was asked about a group, and what it replied.
+
+    Args:
+        prompt_id: of the group.
+        asked: question and candidates as they were shown, without instructions and frames.
+        replied: its words.
+    """
+
+    prompt_id: str
+    asked: str
+    replied: str
 
 
 class Oracle(ABC):
@@ -66,6 +81,10 @@ class Oracle(ABC):
     def take_counts(self) -> dict[str, float]:
         """What has happened since this was last asked, for the log (``oracle/<name>``); by default nothing is said."""
         return {}
+
+    def take_exchanges(self) -> list[Exchange]:
+        """What a judge was asked and replied since this was last called, readable or not; by default nothing."""
+        return []
 
 
 def dense_ranks(scores: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from orlaif.oracles.base import Oracle, checked_ranking
+from orlaif.oracles.base import Exchange, Oracle, checked_ranking
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Asked:
         seconds: from the question to the ranking.
         waited: seconds that nothing else could be done in.
         counts: what has happened to the oracle since it was last asked.
+        exchanges: what a judge was asked and replied meanwhile.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Asked:
     ) -> None:
         self.seconds = self.waited = 0.0
         self.counts: dict[str, float] = {}
+        self.exchanges: Sequence[Exchange] = ()
         self._turns = turns or threading.Lock()
         self._outcome: Ranking | BaseException | None = None
         self._work = (oracle, groups, on_failure)
@@ -140,6 +142,7 @@ class Asked:
             try:
                 self._outcome = rank_groups(*self._work)
                 self.counts = self._work[0].take_counts()
+                self.exchanges = self._work[0].take_exchanges()
             except BaseException as error:
                 self._outcome = error
             self.seconds = time.perf_counter() - start

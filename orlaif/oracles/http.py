@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import resize
 
 from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
-from orlaif.oracles.base import Oracle, ranking_of
+from orlaif.oracles.base import Exchange, Oracle, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.types import CandidateGroup, OracleError, Ranking, Seen
 
@@ -57,6 +57,7 @@ class HTTPJudge(Oracle):
         self.num_ballots, self.num_frames, self.frame_height = num_ballots, num_frames, frame_height
         self.instructions, self.seed = instructions, seed
         self._failures = 0
+        self._exchanges: list[Exchange] = []
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group.
@@ -89,10 +90,18 @@ class HTTPJudge(Oracle):
 
     async def _ballot(self, ballot: Ballot, frames: list[str]) -> list[int]:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in frames]
-        content = [*images, {"type": "text", "text": ballot.asked()}]
-        return await self.client.ask(
-            self.instructions, content, lambda reply: ballot.ranks(parse_order(reply, ballot.labels))
-        )
+        asked = ballot.asked()
+
+        def read(reply: str) -> list[int]:
+            self._exchanges.append(Exchange(prompt_id=ballot.group.prompt.id, asked=asked, replied=reply))
+            return ballot.ranks(parse_order(reply, ballot.labels))
+
+        return await self.client.ask(self.instructions, [*images, {"type": "text", "text": asked}], read)
+
+    def take_exchanges(self) -> list[Exchange]:
+        """Ballots and replies since this was last called, those from the cache too."""
+        exchanges, self._exchanges = self._exchanges, []
+        return exchanges
 
     def take_counts(self) -> dict[str, float]:
         """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""

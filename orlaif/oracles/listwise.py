@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orlaif.oracles.aggregate import Method, by_method
-from orlaif.oracles.base import ranking_of
+from orlaif.oracles.base import Exchange, ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.rollout import SamplingParams, generate
@@ -93,10 +93,12 @@ class ListwiseJudge(LocalJudge):
         for start in range(0, len(shown), self.batch_size):
             part = shown[start : start + self.batch_size]
             for (i, ballot), reply in zip(part, self._replies([ballot for _, ballot in part]), strict=True):
+                prompt_id = ballot.group.prompt.id
+                self._exchanges.append(Exchange(prompt_id=prompt_id, asked=ballot.asked(self.markup), replied=reply))
                 try:
                     opinions.setdefault(i, []).append(ballot.ranks(self._order(reply, ballot)))
                 except ValueError as error:
-                    failures[i] = OracleError(type(self).__name__, ballot.group.prompt.id, str(error))
+                    failures[i] = OracleError(type(self).__name__, prompt_id, str(error))
         undecided = torch.zeros(len(groups[0].answers), dtype=torch.float64)  # one answer: nothing to decide
         outcomes: list[Tensor | OracleError] = []
         for i in range(len(groups)):

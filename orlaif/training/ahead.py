@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orlaif.distributed.sync import exchange
-from orlaif.oracles import Asked
+from orlaif.oracles import Asked, Exchange
 from orlaif.policy import Policy
 from orlaif.training.in_flight import Group, Groups, candidate_groups, groups_of, joined, overlaid
 from orlaif.training.worker import Worker
@@ -41,6 +41,7 @@ class Answered:
     seconds: float = 0.0
     waited: float = 0.0
     counts: Mapping[str, float]
+    exchanges: Sequence[Exchange] = ()
 
     def result(self) -> Ranking:
         """The ranking of all P groups."""

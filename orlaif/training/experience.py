@@ -136,6 +136,7 @@ def make_experience(
                 batch_idx=batch_idx,
                 reference=whole(reference),
                 trainer=whole(old),
+                exchanges=() if asked is None else asked.exchanges,
                 seconds={"rollout": sampled.seconds, "oracle": 0.0 if asked is None else asked.seconds},
             ),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from orlaif.oracles import Exchange
 from orlaif.types import Completions, PromptBatch, Ranking
 
 
@@ -26,6 +27,7 @@ class JudgedBatch:
         batch_idx: of the batch in its epoch.
         reference: f32[P, G, T], log-probs by the frozen reference, where the loss has a KL term.
         trainer: f32[P, G, T], the trainer's log-probs of what was sampled, where they were computed.
+        exchanges: what a judge was asked and replied about them.
         seconds: that a stage took for the whole batch, by its name.
     """
 
@@ -38,6 +40,7 @@ class JudgedBatch:
     batch_idx: int
     reference: Tensor | None = None
     trainer: Tensor | None = None
+    exchanges: Sequence[Exchange] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -56,6 +56,23 @@ def test_groups_are_ordered_and_equal_answers_tie() -> None:
     assert len(server.requests) == 4  # two ballots each
 
 
+def test_what_was_asked_and_replied_is_handed_on_once() -> None:
+    """Unreadable replies too, which are what one looks for."""
+
+    def reply(request: dict[str, Any]) -> Any:
+        return "B, I think" if "hostile" in candidates(request).values() else shortest_first(request)
+
+    with ChatServer(reply) as server:
+        one = judge(server, num_ballots=1)
+        one.rank([group("a", "bb", id="x"), group("a", "hostile", id="y"), group("a", "a", id="z")])
+        exchanges = {exchange.prompt_id: exchange for exchange in one.take_exchanges()}
+        assert one.take_exchanges() == []
+    assert sorted(exchanges) == ["x", "y"]  # about two equal answers nobody is asked
+    assert exchanges["y"].replied == "B, I think"
+    assert "How many?" in exchanges["x"].asked
+    assert '"bb"' in exchanges["x"].asked
+
+
 def test_what_the_judge_is_sent() -> None:
     with ChatServer(shortest_first) as server:
         judge(server, num_ballots=1, num_frames=2, frame_height=8, extra_body={"top_k": 1}).rank([group(height=32)])

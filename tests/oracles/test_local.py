@@ -235,7 +235,12 @@ def test_judges_encode_by_the_family_of_their_model(judge_model: str, groups: li
 def test_free_replies_of_a_model_that_knows_nothing_are_failures(
     judge_model: str, groups: list[CandidateGroup]
 ) -> None:
-    ranking = ListwiseJudge(judge_model, output="parsed", dtype="float32", max_tokens=8).rank(groups)
+    judge = ListwiseJudge(judge_model, output="parsed", dtype="float32", max_tokens=8)
+    ranking = judge.rank(groups)
+    exchanges = judge.take_exchanges()
+    assert {exchange.prompt_id for exchange in exchanges} == {group.prompt.id for group in groups[:2]}
+    assert all(exchange.replied for exchange in exchanges)
+    assert judge.take_exchanges() == []
     assert [error.prompt_id for error in ranking.failures] == [group.prompt.id for group in groups[:2]]
     assert ranking.ranks.tolist() == [[-1] * 4, [-1] * 4, [0] * 4]
 

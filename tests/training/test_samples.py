@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from orlaif.oracles import Oracle
+from orlaif.oracles import Exchange, Oracle
 from orlaif.rollout import Rollout, SamplingParams
 from orlaif.samples import read_groups
 from orlaif.training.callbacks import KeepSamples
@@ -25,9 +25,11 @@ class Watched(Oracle):
     def __init__(self) -> None:
         self.seen: dict[str, tuple[tuple[str, ...], list[int]]] = {}
         self.fails: str | None = None
+        self.exchanges: list[Exchange] = []
 
     def rank(self, groups: Any) -> Ranking:
         rows, failures = [], []
+        self.exchanges += [Exchange(prompt_id=g.prompt.id, asked="?", replied=f"of {g.prompt.id}") for g in groups]
         for group in groups:
             lengths = sorted({len(answer) for answer in group.answers})
             ranks = [lengths.index(len(answer)) for answer in group.answers]
@@ -39,6 +41,10 @@ class Watched(Oracle):
             self.seen[group.prompt.id] = group.answers, ranks
             rows.append(ranks)
         return Ranking(ranks=torch.tensor(rows), failures=tuple(failures))
+
+    def take_exchanges(self) -> list[Exchange]:
+        exchanges, self.exchanges = self.exchanges, []
+        return exchanges
 
 
 def keep(tmp_path: Path, tiny_model: str, data_root: str, oracle: Oracle | None = None, **settings: Any) -> list[Any]:
@@ -61,6 +67,9 @@ def test_each_group_with_what_became_of_it(tmp_path: Path, tiny_model: str, data
         assert one["seen_s"] == sorted(one["seen_s"])
         assert len(one["seen_s"]) >= 2
         assert one["seconds"]["rollout"] > 0
+        replies = [exchange["replied"] for exchange in one["exchanges"]]
+        tries = 3 if one["failure"] else 1
+        assert replies == [f"of {one['prompt']['id']}"] * tries
         for answer in one["answers"]:
             assert len(answer["tokens"]) == len(answer["logps"]) > 0
             assert max(answer["logps"]) <= 0

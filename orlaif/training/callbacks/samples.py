@@ -27,9 +27,9 @@ class KeepSamples(Callback):
 
     Each line is a group: ``step``, ``epoch``, ``batch``, ``process``, ``time`` (seconds since 1970), ``prompt`` (all of
     its fields), ``seen_s`` (times of the frames that the policy saw), ``seconds`` of the batch by stage, ``failure`` of
-    the oracle or null, and ``answers``, each with ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens:
-    their sum), ``tokens`` (as texts), ``logps`` (of each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of
-    log-prob minus the reference's), null where unknown.
+    the oracle or null, ``exchanges`` (what a judge was asked and replied, in its words), and ``answers``, each with
+    ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum), ``tokens`` (as texts), ``logps`` (of
+    each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-prob minus the reference's), null where unknown.
 
     Args:
         share: of the groups to keep, 1 = all. Which ones is a matter of epoch and prompt alone.
@@ -136,6 +136,11 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
                 "prompt": asdict(prompt),
                 "seen_s": _seen(judged.batch, i),
                 "failure": failures.get(prompt.id),
+                "exchanges": [
+                    {"asked": one.asked, "replied": one.replied}
+                    for one in judged.exchanges
+                    if one.prompt_id == prompt.id
+                ],
                 "answers": answers,
             }
         )
