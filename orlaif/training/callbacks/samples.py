@@ -29,7 +29,7 @@ class KeepSamples(Callback):
     its fields), ``seen_s`` (times of the frames that the policy saw), ``seconds`` of the batch by stage, ``failure`` of
     the oracle or null, ``exchanges`` (what a judge was asked and replied, in its words), and ``answers``, each with
     ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum), ``tokens`` (as texts), ``logps`` (of
-    each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-prob minus the reference's), null where unknown.
+    each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-probs minus the reference's); null if unknown.
 
     Args:
         share: of the groups to keep, 1 = all. Which ones is a matter of epoch and prompt alone.
