@@ -64,8 +64,10 @@ def test_each_group_with_what_became_of_it(tmp_path: Path, tiny_model: str, data
         assert [answer["text"] for answer in one["answers"]] == list(answers)
         assert [answer["rank"] for answer in one["answers"]] == ranks
         assert (one["failure"] is None) == (ranks[0] >= 0)
-        assert one["seen_s"] == sorted(one["seen_s"])
-        assert len(one["seen_s"]) >= 2
+        (seen,) = one["seen"]
+        assert seen["path"] == one["prompt"]["video"]
+        assert seen["times_s"] == sorted(seen["times_s"])
+        assert len(seen["times_s"]) >= 2
         assert one["seconds"]["rollout"] > 0
         replies = [exchange["replied"] for exchange in one["exchanges"]]
         tries = 3 if one["failure"] else 1

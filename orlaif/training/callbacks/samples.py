@@ -14,10 +14,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from orlaif.distributed.sync import exchange, num_processes, process_index
+from orlaif.media import Picture, VideoClip
 from orlaif.samples.shards import ShardWriter, next_attempt
 from orlaif.training.judged import JudgedBatch
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import PromptBatch
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,11 @@ class KeepSamples(Callback):
     """Writes the groups of every training step to ``<run_dir>/samples``, as lines of JSON (``orlaif.samples``).
 
     Each line is a group: ``step``, ``epoch``, ``batch``, ``process``, ``time`` (seconds since 1970), ``prompt`` (all of
-    its fields), ``seen_s`` (times of the frames that the policy saw), ``seconds`` of the batch by stage, ``failure`` of
-    the oracle or null, ``exchanges`` (what a judge was asked and replied, in its words), and ``answers``, each with
-    ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum), ``tokens`` (as texts), ``logps`` (of
-    each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-probs minus the reference's); null if unknown.
+    its fields), ``seen`` (the media that the policy saw: ``path``, and ``times_s`` of a clip's frames), ``seconds`` of
+    the batch by stage, ``failure`` of the oracle or null, ``exchanges`` (what a judge was asked and replied, in its
+    words), and ``answers``, each with ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum),
+    ``tokens`` (as texts), ``logps`` (of each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-probs
+    minus the reference's); null if unknown.
 
     Args:
         share: of the groups to keep, 1 = all. Which ones is a matter of epoch and prompt alone.
@@ -134,7 +135,7 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
             {
                 **about,
                 "prompt": asdict(prompt),
-                "seen_s": _seen(judged.batch, i),
+                "seen": [_seen(item) for item in judged.batch.clips[i].items],
                 "failure": failures.get(prompt.id),
                 "exchanges": [
                     {"asked": one.asked, "replied": one.replied}
@@ -147,9 +148,11 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
     return groups
 
 
-def _seen(batch: PromptBatch, i: int) -> list[float]:
-    """Times of the frames that the policy saw, in seconds."""
-    return [round(time_s, 3) for time_s in batch.clips[i].pts_s.tolist()]
+def _seen(item: Picture | VideoClip) -> dict[str, Any]:
+    """A picture, or a clip with the times of its frames in seconds."""
+    if isinstance(item, Picture):
+        return {"path": item.path}
+    return {"path": item.path, "times_s": [round(time_s, 3) for time_s in item.pts_s.tolist()]}
 
 
 def _rounded(values: Tensor) -> list[Any]:
