@@ -12,89 +12,12 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from orlaif.evaluation import choice_words as words
 from orlaif.evaluation.figures import numbers
 from orlaif.evaluation.text_metrics import normalize_answer
-
-#: "A. a dog", "(A) a dog", "A) a dog": the letter that an option may carry.
-_LABEL = re.compile(r"^\s*\(?([A-Z])[.):]\s+")
-#: A letter that is no part of a word, in brackets or not.
-_LETTER = re.compile(
-    r"(?<![a-zA-ZÀ-ɏ0-9_&+#-])(?<![a-zA-Z]['’])([(\[{]?)([A-Za-z])([)\]}]?)(?![a-zA-ZÀ-ɏ0-9_&+#]|['’][a-zA-Z]|-\w)"
-)
-_CALLED = (
-    r"(?:\s|is|are|was|would|should|must|will|be|to|seems|the|therefore|thus|clearly|definitely|probably|likely|most|"
-)
-_CALLED += r"option|choice|letter|answer|candidate|number|indeed|[:：=,.\"'“‘>→|-]|–|—|是|为|應該|应该|应|选项|選項)*$"
-#: What calls a letter the answer, up to that letter.
-_ANSWER = re.compile(
-    r"(?:\b(?:answer|ans|solution|conclusion|verdict|response)\b|\b(?:correct|right|best|true|final|chosen|likely)\s+"
-    r"(?:option|choice|one|letter|candidate)\b|\b(?:choose|chose|chosen|pick|picked|select|selected|opt\s+for|"
-    r"go(?:ing)?\s+with|vote\s+for|settle\s+(?:on|for)|mark|say)\b|答案|[选選](?:择|擇)?)"
-    r"(?:\s+(?:of|to|for|in|about)\b[^.;:!?\n]{0,60}?\s(?=is\b|would\b|must\b|should\b))?" + _CALLED,
-    re.IGNORECASE,
-)
-#: What calls it an option, or leads to it with no more ado ("It must be B").
-_OPTION = re.compile(
-    r"\b(?:option|choice|letter|candidate)" + _CALLED + r"|"
-    r"\b(?:it|that|this|so|hence|thus|therefore|think|believe|guess|maybe|perhaps|probably|definitely|certainly|surely|"
-    r"clearly|obviously|likely|leaves|leaving|remains|it['’]?s|that['’]?s|sure)" + _CALLED + r"|[→]\s*$|[-=]>\s*$",
-    re.IGNORECASE,
-)
-_DENIED = re.compile(
-    r"(?:n['’]t|\b(?:not|never|nor|neither|than|instead\s+of|rather\s+than|except(?:\s+for)?|excluding|unlike|without|against|"
-    r"(?:rules?|ruled|ruling)\s+out|eliminat(?:es?|ed|ing)|(?:any|every)thing\s+but|all\s+but|cannot|不是|不选))\s*(?:be\s+)?"
-    r"(?:(?:the|answer|option|choice|letter)\s+)*$",
-    re.IGNORECASE,
-)
-#: Of a list: "neither A, C nor D", "it can't be A or C".
-_DENIED_TOO = re.compile(
-    r"(?i:n['’]t\s+be|\b(?:neither|cannot\s+be|eliminat(?:es?|ed|ing)|rul(?:es?|ed|ing)\s+out|except|excluding))\s+"
-    r"(?:[(\[]?[A-Z][)\]]?\s*(?:,\s*(?:and|or|nor)?|and|or|nor|/|&)\s*)+$"
-)
-_WRONG = re.compile(
-    r"\s*(?:(?:is|are|was|seems|looks|would\s+be|can|could|does|do|has|must)\s+)?(?:(?:not|never)\b(?!\s+[(\[]?[A-Z]\b)|"
-    r"clearly\s+wrong|wrong\b|incorrect\b|false\b|impossible\b|out\b|ruled\s+out|eliminated|excluded|cannot\b|"
-    r"(?:is|are|was|does|do|can|could|would|has|wo)n['’]t\b)",
-    re.IGNORECASE,
-)
-#: What may follow a letter that an answer begins with; anything else makes "A" an article and "B" the start of a name.
-_GOES_ON = re.compile(
-    r"\s*(?:$|[.,;:!?)\]/|(\n]|[-–—]+\s)|\s+(?:because|since|as|for|given|due|based|therefore|it|this|that|the|an?|there|they|"
-    r"he|she|is\s+(?:the\b|correct|right|true|best|my\b|what|most)|seems|looks|would|must|should|not|rather|"
-    r"instead|over|fits|but|and|or)\b",
-    re.IGNORECASE,
-)
-_NAME_OF_I = re.compile(r"\s*(?:$|[.:)\]]\s*(?:$|\n|[A-Z])|\n)")
-#: From a letter that is denied to the one that stands for it: "not A but B".
-_INSTEAD = re.compile(
-    r"\s*[,;:.]?\s*(?:(?:but|rather|so|hence|it\s+is|it['’]s|is|the|option|answer|choice|correct|right)\s+)*",
-    re.IGNORECASE,
-)
-_RIGHT = re.compile(
-    r"\s+(?:is|fits|matches|seems|looks|would\s+be|must\s+be)\s+(?:the\s+)?(?:most\s+)?"
-    r"(?:best|correct|right|accurate|answer|likely|true|one)\b",
-    re.IGNORECASE,
-)
-#: Somebody who thinks better of it.
-_CORRECTED = re.compile(r"\S[\s,.]{0,5}\b(?:no|wait|actually|sorry|correction|hmm)\b\s*[,.:!—-]", re.IGNORECASE)
-_JOINT = re.compile(
-    r"\s*(?:[.?!]\s*\b(?:or|and)\b|,|/|\||&|\+|;|\bor\b|\band\b|或|和|、)[\s,]*"
-    r"(?:(?:or|and|maybe|perhaps|possibly|even|also|option|choice|both|either)[\s,]+)*",
-    re.IGNORECASE,
-)
-_ALONE_BEFORE, _ALONE_AFTER = re.compile(r"(?:^|[.!?\n:])\s*$"), re.compile(r"\s*(?:$|[.!?]\s*(?:$|\n)|\n)")
-_DENYING_WORDS = frozenset(
-    ["not", "no", "never", "nor", "neither", "without", "isnt", "arent", "wasnt", "cannot", "except"]
-)
-_PREAMBLE = re.compile(
-    r"^(?:so|thus|therefore|hence|well)?,?\s*(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)*"
-    r"(?:(?:answer|option|choice)(?:\s+is|\s*[:=])*|it\s+is|it['’]s|this\s+is|that\s+is|they\s+are|i\s+see|"
-    r"there\s+is|there\s+are)\s*[:,]?\s+",
-    re.IGNORECASE,
-)
 
 
 def choice(answer: str, options: Sequence[str]) -> int | None:
@@ -146,6 +69,7 @@ def final_answer(text: str) -> str:
         if len(inner) > 1:
             return ""
         text = inner[0] if inner else text
+    text = re.sub(r"(?<!\w)_(\w+)_(?!\w)", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()
 
@@ -169,23 +93,41 @@ class _Token:
 
 def _labelled(options: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Places by letter, and the texts without letters, where all options carry different ones."""
-    carried = [match[1] for option in options if (match := _LABEL.match(option))]
+    carried = [match[1] for option in options if (match := words.LABEL.match(option))]
     if len(carried) == len(options) and len(set(carried)) == len(carried):
-        return {letter: i for i, letter in enumerate(carried)}, [_LABEL.sub("", option) for option in options]
+        return {letter: i for i, letter in enumerate(carried)}, [words.LABEL.sub("", option) for option in options]
     return dict(zip(string.ascii_uppercase, range(len(options)), strict=False)), list(options)
 
 
 def _tokens(said: str) -> list[_Token]:
     """All letters in a text that may stand for an option."""
     tokens: list[_Token] = []
-    for match in _LETTER.finditer(said):
+    for match in words.LETTER.finditer(said):
         before, after = _before(said, match.start()), said[match.end() :]
         if not match[3] and _is_word(match[2], before, after):
             continue
-        denied = bool(_DENIED.search(before) or _DENIED_TOO.search(before) or _WRONG.match(after))
-        if tokens and tokens[-1].denied and _JOINT.fullmatch(said[tokens[-1].end : match.start()]) and _both(before):
+        denied = bool(words.DENIED.search(before) or words.DENIED_TOO.search(before) or words.WRONG.match(after))
+        if (
+            tokens
+            and tokens[-1].denied
+            and words.JOINT.fullmatch(said[tokens[-1].end : match.start()])
+            and _both(before)
+        ):
             denied = True
         tokens.append(_Token(match[2].upper(), match.start(), match.end(), bool(match[1] and match[3]), denied))
+    return _denied_together(said, tokens)
+
+
+def _denied_together(said: str, tokens: list[_Token]) -> list[_Token]:
+    """The same, where the denial behind a list is that of all its letters: "A and B are wrong"."""
+    plural = False
+    for i in range(len(tokens) - 1, 0, -1):
+        one, other = tokens[i - 1], tokens[i]
+        plural = other.denied and (plural or words.PLURAL.match(said[other.end :]) is not None)
+        if plural and not one.denied and words.JOINT.fullmatch(said[one.end : other.start]):
+            tokens[i - 1] = replace(one, denied=True)
+        else:
+            plural = False
     return tokens
 
 
@@ -197,12 +139,12 @@ def _before(said: str, place: int) -> str:
 def _is_word(letter: str, before: str, after: str) -> bool:
     """Whether a letter without a bracket is a word: "a dog", "A dog", "I see", a small letter within a sentence."""
     if letter == "I":
-        return not _NAME_OF_I.match(after)
+        return not words.NAME_OF_I.match(after)
     if letter == "A" and re.search(r"\b(?:option|choice|letter|answer)\s+$", before, re.IGNORECASE):
         return False
-    if letter.islower() and before.strip() and not (_ANSWER.search(before) or _OPTION.search(before)):
+    if letter.islower() and before.strip() and not (words.ANSWER.search(before) or words.OPTION.search(before)):
         return True
-    return (letter == "A" or letter.islower()) and not _GOES_ON.match(after)
+    return (letter == "A" or letter.islower()) and not words.GOES_ON.match(after)
 
 
 def _both(before: str) -> bool:
@@ -212,41 +154,71 @@ def _both(before: str) -> bool:
 
 def _stated(said: str, tokens: Sequence[_Token]) -> set[str] | None:
     """The letters that an answer states, by the surest kind of statement in it; None where there is no statement."""
-    for one, other in pairwise(tokens):
-        joined = _JOINT.fullmatch(said[one.end : other.start])
-        if joined and not one.denied and not other.denied and one.letter != other.letter:
-            return {one.letter, other.letter}
-    meant = [token for token in tokens if not token.denied]
-    if _CORRECTED.search(said) and len(letters := {token.letter for token in meant}) > 1:
+    meant, open_ = [token for token in tokens if not token.denied], _left_open(said, tokens)
+    if open_:
+        concluded = [t for t in meant if t.start > open_[-1].start and _is_concluded(said, t)]
+        if not concluded:
+            return {t.letter for t in open_}
+        meant = [t for t in meant if t not in open_]
+    if words.CORRECTED.search(said) and len(letters := {token.letter for token in meant}) > 1:
         return letters
-    called = {t.letter for t in meant if _ANSWER.search(_before(said, t.start))}
-    leads = {t.letter for t in meant if not said[: t.start].strip() and (t.bracketed or _GOES_ON.match(said[t.end :]))}
+    called = {t.letter for t in meant if words.ANSWER.search(_before(said, t.start))}
+    leads = {
+        t.letter for t in meant if not said[: t.start].strip() and (t.bracketed or words.GOES_ON.match(said[t.end :]))
+    }
     alone = {
-        t.letter for t in meant if _ALONE_BEFORE.search(_before(said, t.start)) and _ALONE_AFTER.match(said[t.end :])
+        t.letter
+        for t in meant
+        if words.ALONE_BEFORE.search(_before(said, t.start)) and words.ALONE_AFTER.match(said[t.end :])
     }
     # "A? Not A. The answer is B.": who takes back what he began with has not stated it.
     first, denied = leads | alone, {t.letter for t in tokens if t.denied}
-    listed = {
-        t.letter
-        for t in tokens
-        if re.search(r"(?:^|\n)\s*$", _before(said, t.start)) and re.match(r"[.):]?\s*\S", said[t.end :])
-    }
+    lines = [
+        t for t in tokens if words.LINE.search(_before(said, t.start)) and re.match(r"[.):]?[^\S\n]*\S", said[t.end :])
+    ]
+    listed = {t.letter for t in lines}
     if called:
         # A list of the options that comes first states nothing; another answer that comes first does.
-        return called if len(listed) > 1 else called | (first - denied)
+        return called if len(listed) > 1 or _spelt_out(said, tokens) else called | (first - denied)
     if len(listed) > 1:
-        return listed
-    optional = {
-        t.letter for t in meant if t.bracketed or _OPTION.search(_before(said, t.start)) or _RIGHT.match(said[t.end :])
-    } | {
+        behind = [t for t in meant if t.start > lines[-1].start]
+        rest = {t.letter for t in behind if t.letter in alone or t.letter in called or _is_optional(said, t)}
+        return rest or {t.letter for t in lines if words.VERDICT.match(said[t.end :])} or listed
+    optional = {t.letter for t in meant if t.bracketed or _is_optional(said, t)} | {
         other.letter
         for one, other in pairwise(tokens)
-        if one.denied and not other.denied and _INSTEAD.fullmatch(said[one.end : other.start])
+        if one.denied and not other.denied and words.INSTEAD.fullmatch(said[one.end : other.start])
     }
     for stated in (first - denied or first, optional):
         if stated:
             return stated
     return set() if tokens and not meant and not said[: tokens[0].start].strip() else None
+
+
+def _left_open(said: str, tokens: Sequence[_Token]) -> list[_Token]:
+    """The letters that are joined to another one: "A or B", "A and C"."""
+    found: list[_Token] = []
+    for one, other in pairwise(tokens):
+        joined = words.JOINT.fullmatch(said[one.end : other.start])
+        if joined and not one.denied and not other.denied and one.letter != other.letter:
+            found += [one, other]
+    return list(dict.fromkeys(found))
+
+
+def _spelt_out(said: str, tokens: Sequence[_Token]) -> bool:
+    """Whether a text begins with a list of at least three options in one line: "(A) a cat (B) a dog (C) ..."."""
+    labelled = [t.letter for t in tokens[:3] if t.bracketed or re.match(r"[.):]\s", said[t.end :])]
+    return labelled == ["A", "B", "C"]
+
+
+def _is_concluded(said: str, token: _Token) -> bool:
+    """Whether a letter is said to be the answer, before or behind it."""
+    return bool(words.ANSWER.search(_before(said, token.start)) or words.RIGHT.match(said[token.end :]))
+
+
+def _is_optional(said: str, token: _Token) -> bool:
+    """Whether a letter is called an option, or led to, or said to be right."""
+    return bool(words.OPTION.search(_before(said, token.start)) or words.RIGHT.match(said[token.end :]))
 
 
 def _same(said: str, text: str) -> bool:
@@ -263,7 +235,7 @@ def _is_figure(text: str) -> bool:
 
 def _by_text(said: str, texts: Sequence[str]) -> int | None:
     """The one option whose text stands in an answer and is not denied there."""
-    plain = _PREAMBLE.sub("", said)
+    plain = words.PREAMBLE.sub("", said)
     same = [i for i, text in enumerate(texts) if _same(plain, text)]
     if len(same) == 1:
         return same[0]
@@ -276,7 +248,7 @@ def _by_text(said: str, texts: Sequence[str]) -> int | None:
         named = [i for i, text in enumerate(texts) if len(figures) == 1 and numbers(text) == figures]
     else:
         # Who corrects himself denies what came before, and the word for it stands before what he means.
-        denials = frozenset() if _CORRECTED.search(said) else _DENYING_WORDS
+        denials = frozenset() if words.CORRECTED.search(said) else words.DENYING_WORDS
         whole = normalize_answer(said)
         named = [i for i, text in enumerate(texts) if _stands_in(whole, normalize_answer(text), denials)]
     return named[0] if len(named) == 1 else None
@@ -290,6 +262,7 @@ def _stands_in(whole: str, text: str, denials: frozenset[str]) -> bool:
         return text in whole
     for match in re.finditer(rf"(?<!\S){re.escape(text)}(?!\S)", whole):
         before = whole[: match.start()].split()[-2:]
-        if not denials.intersection(before) and before not in (["rather", "than"], ["instead", "of"]):
+        absent = words.ABSENT.match(whole[match.end() :])  # "a cat is not visible", but "the cat is not black"
+        if not absent and not denials.intersection(before) and before not in (["rather", "than"], ["instead", "of"]):
             return True
     return False
