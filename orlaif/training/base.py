@@ -35,7 +35,7 @@ from orlaif.training.step_state import Given, StepState
 from orlaif.types import Delivery, PromptBatch
 
 #: Metrics for the progress bar, which has 80 columns.
-_SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score")
+_SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score", "groups/set_aside_rate")
 
 
 def _number(key: str) -> int:
@@ -148,6 +148,10 @@ class PolicyModule(ResumableModule):
 
     # -------------------------------------------------------------- training
 
+    def begins_step(self, batch_idx: int) -> bool:
+        """Whether this batch is the first one behind a step of the optimizer."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
+
     def is_stepping(self, batch_idx: int) -> bool:
         """Whether this batch is the last one before the optimizer steps."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
@@ -210,7 +214,7 @@ class PolicyModule(ResumableModule):
     def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
         """Free the gradients of the step before, so that a rollout has their memory; keep the totals behind it."""
         self.batch_begins()
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.begins_step(batch_idx):
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from orlaif.advantages import DCG, Advantage, Borda
 from orlaif.distributed.sync import exchange, raise_together
 from orlaif.losses import loss_weights
-from orlaif.oracles import Asked, order_consistency
-from orlaif.policy import evaluating
+from orlaif.oracles import Asked
 from orlaif.training.ahead import Answered, Sampled
 from orlaif.training.in_flight import candidate_groups
-from orlaif.training.judged import JudgedBatch, WatchesGroups
-from orlaif.training.metrics import rank_metrics
+from orlaif.training.judged import JudgedBatch, show, whole
+from orlaif.training.log_probs import LogProbs, log_probs
+from orlaif.training.metrics import note_completions, note_order_consistency
 from orlaif.training.mismatch import importance_weights
 from orlaif.training.notes import elapsed
-from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
+from orlaif.types import Completions, OracleError, PromptBatch, Ranking
 
 if TYPE_CHECKING:
     from orlaif.training.rlaif import OracleRLAIF
@@ -75,6 +75,23 @@ class Experience:
     normalizer: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A batch behind its ranking.
+
+    Args:
+        batch: P prompts.
+        completions: [P, G, T].
+        ranking: of P groups, on the CPU; all -1 where nothing was asked.
+        advantages: f32[P, G], or f32[P, G, T].
+    """
+
+    batch: PromptBatch
+    completions: Completions
+    ranking: Ranking
+    advantages: Tensor
+
+
 def make_experience(
     module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], batch_idx: int, counts: bool
 ) -> Experience:
@@ -92,36 +109,49 @@ def make_experience(
     Raises:
         OracleError: on all processes, see :func:`rank_together`.
     """
+    sampled = sample(module, batch, generators, batch_idx, counts)
+    logps = log_probs(module, batch, sampled.completions)
+    return as_experience(module, judge(module, batch, sampled, batch_idx, counts, logps), logps)
+
+
+def sample(
+    module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], batch_idx: int, counts: bool
+) -> Sampled:
+    """Completions of P prompts, of now or in flight, and the oracle at work on them; as :func:`make_experience`."""
     if module.ahead is None:
         sampled = sampled_now(module, batch, generators, counts)
     else:
         sampled = module.ahead.take(batch, batch_idx, counts)
-    completions, asked = sampled.completions, sampled.asked
     module.notes.note("time/rollout", sampled.seconds)
     for name, number in module.rollout.take_counts().items():
         module.notes.note(f"rollout/{name}", number)
+    return sampled
 
-    parts = completions.split(module.microbatch)
-    reference: list[Tensor | None] = [None] * len(parts)
-    old: list[Tensor | None] = [None] * len(parts)
-    if module.loss.kl_coef:
-        with module.notes.stage("reference", module.device):
-            reference = [logps_without_gradient(module, batch, part, reference=True) for part in parts]
-    if module.num_updates > 1 or module.rollout.correction is not None:
-        with module.notes.stage("old_logps", module.device):
-            old = [logps_without_gradient(module, batch, part) for part in parts]
 
+def judge(
+    module: OracleRLAIF,
+    batch: PromptBatch,
+    sampled: Sampled,
+    batch_idx: int,
+    counts: bool,
+    logps: LogProbs | None = None,
+) -> Ranked:
+    """What the oracle says of the groups, and what that is worth; noted and shown. As :func:`make_experience`.
+
+    Args:
+        module: as there.
+        batch: P prompts.
+        sampled: of them.
+        batch_idx: of the training step.
+        counts: False for a stand-in.
+        logps: of the completions, where they are known already.
+    """
+    completions, asked = sampled.completions, sampled.asked
     with borrowed(module):
         ranking = rank_together(module, asked)
     if ranking is None:
         ranking = Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
     advantages = module.advantages(ranking, completions)
-    # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
-    ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
-    mask = completions.mask & ranked[:, None, None]
-    weights: list[Tensor | None] = [None] * len(parts)
-    if module.rollout.correction is not None:
-        weights = list(importance_weights(module, completions, old, mask).split(module.microbatch or mask.shape[1], 1))
     if counts:
         note_completions(module, completions, ranking, advantages)
         show(
@@ -134,8 +164,8 @@ def make_experience(
                 step=module.global_step,
                 epoch=module.current_epoch,
                 batch_idx=batch_idx,
-                reference=whole(reference),
-                trainer=whole(old),
+                reference=None if logps is None else whole(logps.reference),
+                trainer=None if logps is None else whole(logps.old),
                 exchanges=() if asked is None else asked.exchanges,
                 seconds={"rollout": sampled.seconds, "oracle": 0.0 if asked is None else asked.seconds},
             ),
@@ -147,33 +177,33 @@ def make_experience(
                 note_order_consistency(module, candidate_groups(batch, completions), ranking, batch_idx)
     if module.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
         module.policy.forget_features()
+    return Ranked(batch=batch, completions=completions, ranking=ranking, advantages=advantages)
 
+
+def as_experience(module: OracleRLAIF, ranked: Ranked, logps: LogProbs) -> Experience:
+    """The groups with their weights, cut into parts."""
+    completions, ranking = ranked.completions, ranked.ranking
+    # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
+    is_ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
+    mask = completions.mask & is_ranked[:, None, None]
+    parts, old = completions.split(module.microbatch), logps.old
+    weights: list[Tensor | None] = [None] * len(parts)
+    if module.rollout.correction is not None:
+        weights = list(importance_weights(module, completions, old, mask).split(module.microbatch or mask.shape[1], 1))
     if module.num_updates == 1:  # the ratio is exactly 1
         old = [None] * len(parts)
     sizes = [part.group_size for part in parts]
     ranks = ranks_for_loss(module, ranking) if len(parts) == 1 else None
-    cut = zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), weights, reference, old, strict=True)
+    advantages = ranked.advantages.split(sizes, 1)
+    cut = zip(parts, mask.split(sizes, 1), advantages, weights, logps.reference, old, strict=True)
     return Experience(
-        batch=batch,
+        batch=ranked.batch,
         parts=tuple(
             Part(completions=c, mask=m, advantages=a, ranks=ranks, weights=w, reference=r, old=o)
             for c, m, a, w, r, o in cut
         ),
         normalizer=loss_weights(mask.flatten(0, 1), module.loss.loss_type, module.rollout.sampling.max_new_tokens)[1],
     )
-
-
-def whole(parts: list[Tensor | None]) -> Tensor | None:
-    """f32[P, G, T] of f32[P, g, T] in parts of the groups; None where they are not known."""
-    known = [part for part in parts if part is not None]
-    return torch.cat(known, 1) if known else None
-
-
-def show(module: OracleRLAIF, judged: JudgedBatch) -> None:
-    """Show a batch to all callbacks that watch groups."""
-    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WatchesGroups):
-            callback.on_groups(module.trainer, module, judged)
 
 
 def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], counts: bool) -> Sampled:
@@ -201,21 +231,6 @@ def ranks_for_loss(module: OracleRLAIF, ranking: Ranking) -> Tensor | None:
 def borrowed(module: OracleRLAIF) -> AbstractContextManager[None]:
     """The policy's weights are whole inside, where the oracle uses them."""
     return module.policy.gathered() if module.oracle.borrows_policy else nullcontext()
-
-
-def logps_without_gradient(
-    module: OracleRLAIF, batch: PromptBatch, completions: Completions, reference: bool = False
-) -> Tensor:
-    """f32[P, g, T] by the reference, or by the policy of this moment."""
-    with torch.no_grad(), nullcontext() if reference else evaluating(module.policy.network):
-        return module.policy.completion_logps(
-            batch,
-            completions,
-            reference=reference,
-            temperature=module.rollout.sampling.temperature,
-            fused_head=module.loss.fused_head,
-            implementation=module.loss.implementation,
-        )
 
 
 def rank_together(module: OracleRLAIF, asked: Asked | Answered | None) -> Ranking | None:
@@ -247,34 +262,3 @@ def rank_together(module: OracleRLAIF, asked: Asked | Answered | None) -> Rankin
     for failure in (failure for _, _, failure in everyone if failure is not None):
         module.on_oracle_failure.check(int(failed), int(groups), OracleError(*failure))
     return ranking
-
-
-def note_order_consistency(module: OracleRLAIF, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:
-    """``oracle/order_consistency``: does the oracle rank alike when the candidates are shuffled?"""
-    try:
-        consistency = order_consistency(module.oracle, groups, ranking, torch.Generator().manual_seed(batch_idx))
-    except OracleError:  # a second opinion only; the failure rate counts the first
-        return
-    module.notes.note("oracle/order_consistency", consistency, len(groups))
-
-
-def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ranking, advantages: Tensor) -> None:
-    """Lengths, ends, and what only ranks can tell (``orlaif.training.metrics``).
-
-    Args:
-        module: notes them.
-        completions: of P groups.
-        ranking: of the same.
-        advantages: f32[P, G] or f32[P, G, T].
-    """
-    lengths = completions.lengths
-    last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    ended = torch.isin(last, torch.tensor(module.policy.eos_ids, device=last.device)) & (lengths > 0)
-    module.notes.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
-    module.notes.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
-    sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()
-    metrics = rank_metrics(ranking.ranks.cpu(), advantages.cpu(), lengths.cpu(), sequence_logps)
-    for name, value in metrics.items():
-        module.notes.note(name, value, len(completions.ids))
-    if ranking.scores is not None and (scored := int((~ranking.scores.isnan()).sum())):
-        module.notes.note("oracle/mean_score", ranking.scores.nanmean(), scored)

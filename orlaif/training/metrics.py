@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
+
+from orlaif.oracles import order_consistency
+from orlaif.types import CandidateGroup, Completions, OracleError, Ranking
+
+if TYPE_CHECKING:
+    from orlaif.training.rlaif import OracleRLAIF
 
 
 def kendall_tau(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
@@ -64,3 +72,34 @@ def rank_metrics(
     if sequence_logps is not None:
         metrics["oracle/policy_tau"] = _mean(kendall_tau(-ranks, sequence_logps, valid))
     return metrics
+
+
+def note_order_consistency(module: OracleRLAIF, groups: list[CandidateGroup], ranking: Ranking, batch_idx: int) -> None:
+    """``oracle/order_consistency``: does the oracle rank alike when the candidates are shuffled?"""
+    try:
+        consistency = order_consistency(module.oracle, groups, ranking, torch.Generator().manual_seed(batch_idx))
+    except OracleError:  # a second opinion only; the failure rate counts the first
+        return
+    module.notes.note("oracle/order_consistency", consistency, len(groups))
+
+
+def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ranking, advantages: Tensor) -> None:
+    """Lengths, ends, and what only ranks can tell (``orlaif.training.metrics``).
+
+    Args:
+        module: notes them.
+        completions: of P groups.
+        ranking: of the same.
+        advantages: f32[P, G] or f32[P, G, T].
+    """
+    lengths = completions.lengths
+    last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    ended = torch.isin(last, torch.tensor(module.policy.eos_ids, device=last.device)) & (lengths > 0)
+    module.notes.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
+    module.notes.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
+    sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()
+    metrics = rank_metrics(ranking.ranks.cpu(), advantages.cpu(), lengths.cpu(), sequence_logps)
+    for name, value in metrics.items():
+        module.notes.note(name, value, len(completions.ids))
+    if ranking.scores is not None and (scored := int((~ranking.scores.isnan()).sum())):
+        module.notes.note("oracle/mean_score", ranking.scores.nanmean(), scored)

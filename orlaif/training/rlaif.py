@@ -9,7 +9,7 @@ Shapes: P prompts, G completions per prompt, T completion tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -22,9 +22,21 @@ from orlaif.advantages import DCG, Advantage
 from orlaif.losses import GRPORankLoss, Loss
 from orlaif.oracles import Oracle, OracleFailure
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import BaseRollout, Rollout
-from orlaif.training.experience import KERNEL_MAPPINGS, Experience, Part, make_experience, rank_together
+from orlaif.training.dynamic_sampling import DynamicSampling, Gathering
+from orlaif.training.experience import (
+    KERNEL_MAPPINGS,
+    Experience,
+    Part,
+    as_experience,
+    make_experience,
+    rank_together,
+)
+from orlaif.training.log_probs import log_probs
 from orlaif.training.sampling_ahead import SamplesAhead
+from orlaif.training.step_state import Given
+from orlaif.training.update import Update, merged, sum_of
 from orlaif.types import Completions, Delivery, KnowsLongest, PromptBatch, Ranking
 
 log = logging.getLogger(__name__)
@@ -67,6 +79,8 @@ class OracleRLAIF(SamplesAhead):
             once per pass. None: the whole group at once.
         num_updates: passes over each rollout (all accumulated batches of it), each with a step of the optimizer; above
             1 the ratio is to the log-probs of the policy that sampled, which one more forward pass computes.
+        dynamic_sampling: sets groups aside that teach nothing, and samples further prompts before the optimizer steps;
+            by default every group is trained on.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -88,6 +102,7 @@ class OracleRLAIF(SamplesAhead):
         seed: int | None = None,
         microbatch: int | None = None,
         num_updates: int = 1,
+        dynamic_sampling: DynamicSampling | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
         self.oracle, self.rollout = oracle, rollout or Rollout()
@@ -104,6 +119,7 @@ class OracleRLAIF(SamplesAhead):
         self.num_updates = num_updates
         #: Of the batches that are accumulated, where several updates wait for all of them.
         self._experiences: list[Experience] = []
+        self.gathering = None if dynamic_sampling is None else Gathering(self, dynamic_sampling)
         self._reference_loaded = False
         #: Whether the run has warned of its sampler (``orlaif.training.mismatch``).
         self.mismatch_told = False
@@ -150,6 +166,34 @@ class OracleRLAIF(SamplesAhead):
         """Tokens of the longest answer, sampled or greedy."""
         return max(super().longest_answer, self.rollout.sampling.max_new_tokens)
 
+    def prompt_encoder(self, processor: str | None, system_prompt: str | None) -> ProcessorEncoder:
+        """As for all stages; with dynamic sampling, another of the kind takes groups out of a batch."""
+        encoder = super().prompt_encoder(processor, system_prompt)
+        if self.gathering is not None:
+            self.gathering.encode_by(encoder)
+        return encoder
+
+    def on_train_start(self) -> None:
+        """With dynamic sampling, the optimizer steps when enough groups are gathered."""
+        super().on_train_start()
+        if self.gathering is not None:
+            self.gathering.begin_run()
+
+    def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
+        """With dynamic sampling, sample and rank, for Lightning must know beforehand whether the optimizer steps."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.gathering is not None:
+            with self.trainer.precision_plugin.train_step_context():
+                self.gathering.gather(batch, batch_idx)
+
+    def begins_step(self, batch_idx: int) -> bool:
+        """Whether this batch is the first one behind a step of the optimizer."""
+        return super().begins_step(batch_idx) if self.gathering is None else self.gathering.begins_step(batch_idx)
+
+    def is_stepping(self, batch_idx: int) -> bool:
+        """Whether this batch is the last one before the optimizer steps."""
+        return super().is_stepping(batch_idx) if self.gathering is None else self.gathering.is_stepping
+
     def on_train_epoch_start(self) -> None:
         """Refresh the reference where the recipe says so."""
         if self.reference.refresh == "epoch" and self.current_epoch > 0 and self.loss.kl_coef:
@@ -167,20 +211,9 @@ class OracleRLAIF(SamplesAhead):
 
     def training_step(self, delivery: Delivery, batch_idx: int) -> Tensor:
         """One batch: its experience, and, behind the last batch that is accumulated, the updates."""
-        generators = self.seed_step(delivery.batch, batch_idx)
-        if self.ahead is not None:
-            self.ahead.begin_step(delivery, batch_idx)
-        given = self.given(delivery, generators, always=self.num_updates > 1)
-        if given is None:
-            rank_together(self, None)
+        experience = self._gathered(delivery, batch_idx) if self.gathering else self._sampled(delivery, batch_idx)
+        if experience is None:
             return self.empty_step(batch_idx)
-        experience = make_experience(self, given.batch, given.generators, batch_idx, given.counts)
-        if given.counts:
-            read, written = (
-                delivery.batch.attention_mask.sum(),
-                sum(p.completions.lengths.sum() for p in experience.parts),
-            )
-            self.notes.delivery(delivery, int(read) + int(written))
         self._experiences.append(experience)
         if self.num_updates > 1 and not self.is_stepping(batch_idx):
             self.log_noted()
@@ -200,6 +233,36 @@ class OracleRLAIF(SamplesAhead):
             self.notes.note(f"train/{name}", values.mean(), normalizer if name == "loss" else tokens.sum())
         self.log_noted()
         return self.accumulate(updates[-1].last_loss, normalizer, batch_idx)
+
+    def begin_batch(self, delivery: Delivery, batch_idx: int) -> Given | None:
+        """What a batch is sampled for, if anything, everything random about it seeded."""
+        generators = self.seed_step(delivery.batch, batch_idx)
+        if self.ahead is not None:
+            self.ahead.begin_step(delivery, batch_idx)
+        return self.given(delivery, generators, always=self.num_updates > 1)
+
+    def note_delivery(self, delivery: Delivery, completions: Iterable[Completions]) -> None:
+        """Note a batch that was sampled, with the tokens of its prompts and their answers."""
+        read, written = delivery.batch.attention_mask.sum(), sum(int(one.lengths.sum()) for one in completions)
+        self.notes.delivery(delivery, int(read) + written)
+
+    def _sampled(self, delivery: Delivery, batch_idx: int) -> Experience | None:
+        """The experience of all groups of a batch; None where there are none and no pass is needed."""
+        given = self.begin_batch(delivery, batch_idx)
+        if given is None:
+            rank_together(self, None)
+            return None
+        experience = make_experience(self, given.batch, given.generators, batch_idx, given.counts)
+        if given.counts:
+            self.note_delivery(delivery, [part.completions for part in experience.parts])
+        return experience
+
+    def _gathered(self, delivery: Delivery, batch_idx: int) -> Experience | None:
+        """That of the groups that dynamic sampling has kept of the batch, likewise."""
+        assert self.gathering is not None
+        self.seed_step(delivery.batch, batch_idx)
+        kept = self.gathering.take()
+        return None if kept is None else as_experience(self, kept, log_probs(self, kept.batch, kept.completions))
 
     def _update(self, experiences: list[Experience], normalizer: Tensor) -> Update:
         """Forward passes over all parts, and backward passes over all but the last, which is left to the caller."""
@@ -229,33 +292,3 @@ class OracleRLAIF(SamplesAhead):
             hidden, head = self.policy.completion_hidden(batch, part.completions)
             return self.loss.of_hidden(hidden, head.pop("weight"), ids, **head, **tokens)
         return self.loss.of_logits(self.policy.completion_logits(batch, part.completions), ids, **tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """A pass over a rollout.
-
-    Args:
-        last_loss: 0-dim, undivided, of the last part, which has not gone backward yet.
-        metrics: 0-dim each, of the whole.
-        tokens: 0-dim, how many count.
-    """
-
-    last_loss: Tensor
-    metrics: dict[str, Tensor]
-    tokens: Tensor
-
-
-def sum_of(values: Sequence[Tensor]) -> Tensor:
-    """The 0-dim sum of 0-dim tensors, which stays on their device."""
-    return torch.stack(list(values)).sum()
-
-
-def merged(parts: list[dict[str, Tensor]], tokens: Tensor) -> dict[str, Tensor]:
-    """Metrics of a whole batch: the loss is a sum, all others are means over ``tokens`` i64[parts]."""
-    share = tokens / tokens.sum().clamp(min=1)
-    whole = {}
-    for name in parts[0]:
-        values = torch.stack([metrics[name] for metrics in parts])
-        whole[name] = values.sum() if name == "loss" else (values * share).sum()
-    return whole
