@@ -86,17 +86,22 @@ def numbers(text: str) -> list[float]:
     Returns:
         Their values; a percentage is its figure, an ordinal in digits its number.
     """
+    return [value for value, _, _ in located(text)]
+
+
+def located(text: str) -> list[tuple[float, int, int]]:
+    """The numbers in a text, as :func:`numbers` reads them, and where each begins and ends in its lower case."""
     lowered = text.lower()
     tokens = _tokens(lowered)
-    values: list[float] = []
+    found: list[tuple[float, int, int]] = []
     i = 0
     while i < len(tokens):
         value, following = _number(lowered, tokens, i)
         if value is not None:
             negative = i > 0 and tokens[i - 1].word in _MINUS and lowered[tokens[i - 1].end : tokens[i].start].isspace()
-            values.append(-value if negative else value)
+            found.append((-value if negative else value, tokens[i].start, tokens[following - 1].end))
         i = following
-    return values
+    return found
 
 
 def _tokens(text: str) -> list[_Token]:

@@ -10,6 +10,8 @@ import re
 import string
 from collections import Counter
 
+from torch import Tensor
+
 from orlaif.evaluation.figures import numbers
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -44,6 +46,18 @@ def rouge_l(answer: str, reference: str) -> float:
 
     scores = rouge_score(answer, reference, normalizer=normalize_answer, tokenizer=str.split, rouge_keys="rougeL")
     return float(scores["rougeL_fmeasure"])
+
+
+def chrf(answer: str, reference: str) -> float:
+    """F-measure of common character and word n-grams, chrF++ (Popovic 2017): the measure for open captions.
+
+    Of the measures for captions it is the one that means something for a single answer: CIDEr weighs words by how many
+    other references have them, and METEOR needs WordNet.
+    """
+    from torchmetrics.functional.text import chrf_score  # slow to import
+
+    score = chrf_score([answer], [[reference]])
+    return float(score if isinstance(score, Tensor) else score[0])
 
 
 def same_number(answer: str, reference: str, tolerance: float = 1e-6) -> float:

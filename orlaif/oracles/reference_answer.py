@@ -13,6 +13,7 @@ import torch
 from orlaif.evaluation.choices import choice, same_choice
 from orlaif.evaluation.text_metrics import is_correct, normalize_answer, rouge_l, same_number, token_f1
 from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.oracles.task_criteria import TASK_CRITERIA
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
 Criterion = Callable[[str, Prompt], float]
@@ -33,6 +34,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "choice": lambda answer, prompt: same_choice(answer, prompt.answer or "", prompt.options or ()),
     "names_an_option": lambda answer, prompt: float(choice(answer, prompt.options or ()) is not None),
     "shortest": lambda answer, prompt: -float(len(answer.split())),
+    **TASK_CRITERIA,
 }
 _NEEDS_OPTIONS = ("choice", "names_an_option")
 
@@ -44,8 +46,10 @@ class ReferenceAnswerOracle(Oracle):
         criteria: of :data:`CRITERIA`, the deciding one first: ``exact`` (after SQuAD's normalisation), ``kind`` (at
             least one of the prompt's options: it understood the question), ``f1`` (of words), ``rouge_l``, ``numeric``
             (the same number, in digits or words), ``choice`` (the same option, by letter or text),
-            ``names_an_option``, ``shortest`` (fewest words). The scores of a ranking are the means of the criteria but
-            ``shortest``.
+            ``names_an_option``, ``shortest`` (fewest words); of time spans ``tiou``, of boxes ``iou``, of numbers with
+            units ``closeness`` (by relative error), of events ``order`` (pairs as the reference has them), of captions
+            ``chrf``; and ``names_a_span``, ``names_a_box``, ``names_a_number``, ``names_an_order``. The scores of a
+            ranking are the means of the criteria but ``shortest``.
 
     Raises:
         ValueError: an unknown criterion, or none.
@@ -82,6 +86,12 @@ class ReferenceAnswerOracle(Oracle):
             return "the prompt has no reference answer"
         if not prompt.options and any(criterion in _NEEDS_OPTIONS for criterion in self.criteria):
             return "the prompt has no options, which oracle.criteria ask for"
+        try:
+            for criterion in self.criteria:
+                if criterion in TASK_CRITERIA:
+                    TASK_CRITERIA[criterion](prompt.answer, prompt)
+        except ValueError as error:
+            return str(error)
         return None
 
     def _graded(self, group: CandidateGroup) -> list[tuple[float, ...]]:
