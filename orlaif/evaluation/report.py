@@ -20,7 +20,7 @@ from orlaif.evaluation.suite import Record, Suite, Table, is_count, shown
 
 log = logging.getLogger(__name__)
 #: Scores that no judge gives.
-JUDGE_FREE = ("exact_match", "token_f1", "official", "strict", "unreadable")
+JUDGE_FREE = ("exact_match", "token_f1", "official", "strict", "unreadable", "tiou", "r@0.3", "r@0.5", "r@0.7")
 RESULTS, GRADED, PAGE, PLOT = "results.json", "graded.jsonl", "results.md", "results.png"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ DATA = "--data.init_args.test.init_args"
 JUDGE = "--model.init_args.suite.init_args.judge.init_args.client.init_args"
 
 
-def results_of(name: str, run_dir: Path, model: str, *extra: str) -> dict[str, Any]:
+def results_of(name: str, run_dir: Path, model: str, *extra: str, sampling: Sequence[str] = ()) -> dict[str, Any]:
     """The results of `orlaif test` with a recipe of recipes/evaluation, on a CPU and with 4 frames."""
     recipe = str(REPO / "recipes" / "evaluation" / f"{name}.yaml")
-    small = ["--data.init_args.sampling.init_args.num_frames=4", "--model.init_args.eval_max_new_tokens=4"]
+    small = [*sampling, "--data.init_args.sampling.init_args.num_frames=4", "--model.init_args.eval_max_new_tokens=4"]
     small += ["--data.init_args.budget=null", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     policy = [f"{POLICY}={model}", "--model.init_args.policy.init_args.dtype=float32"]
     run(["test", "--config", recipe, f"--run_dir={run_dir}", *policy, *small, *extra])

@@ -1,0 +1,109 @@
+"""Suites of tasks: grades and tables by hand, and the recipes from end to end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlaif.demo.shapes import ShapesDataset
+from orlaif.evaluation.grounding import GroundingSuite
+from orlaif.evaluation.multiple_choice import MultipleChoiceSuite, named_choice
+from tests.data.layouts import layout
+from tests.evaluation.test_recipes import DATA, results_of
+
+
+def answered(number: int, prediction: str, answer: str, **more: Any) -> dict[str, Any]:
+    return {"id": str(number), "question": "q", "prediction": prediction, "answer": answer, "tags": {}, **more}
+
+
+def test_grounding_by_hand() -> None:
+    said = ["10 - 20 s", "from 15 to 25", "12 to 20", "no idea", "20 - 10"]
+    records = [answered(i, one, "10 - 20 s", category="kind") for i, one in enumerate(said)]
+    suite = GroundingSuite()
+    graded = suite.grade(records)
+    assert [record["scores"]["tiou"] for record in graded] == pytest.approx([1.0, 1 / 3, 0.8, 0.0, 0.0])
+    assert suite.metrics(graded) == pytest.approx(
+        {"miou": (1 + 1 / 3 + 0.8) / 5, "r@0.3": 0.6, "r@0.5": 0.4, "r@0.7": 0.4, "unreadable_rate": 0.4}
+    )
+    (table,) = suite.tables(graded)
+    assert table.columns == ("R@0.3 %", "R@0.5 %", "R@0.7 %", "mIoU %", "n unreadable")
+    assert "| all | 5 | 60.0 | 40.0 | 40.0 | 42.7 | 2 |" in table.markdown()
+
+
+def test_multiple_choice_by_hand() -> None:
+    options = ["(A) a dog", "(B) a cat"]
+    records = [
+        answered(0, "**(B)**", "B", options=options, tags={"kind": "who; what"}),
+        answered(1, "a dog", "B", options=options, tags={"kind": "who"}),
+        answered(2, "no idea", "B", options=options, tags={"kind": "what"}),
+        answered(3, "Dolly zoom.", "Dolly Zoom", tags={"kind": "free"}),
+    ]
+    suite = MultipleChoiceSuite("LVBench", by=["kind"])
+    graded = suite.grade(records)
+    assert [record["scores"] for record in graded] == [
+        {"strict": 1.0, "unreadable": 0.0},
+        {"strict": 0.0, "unreadable": 0.0},
+        {"strict": 0.0, "unreadable": 1.0},
+        {"strict": 1.0, "unreadable": 0.0},
+    ]
+    (table,) = suite.tables(graded)
+    # A question of two kinds counts for both, and once for all.
+    assert table.rows == (
+        ("free", 1, (1.0, 0.0)),
+        ("what", 2, (0.5, 1.0)),
+        ("who", 2, (0.5, 0.0)),
+        ("all", 4, (0.5, 1.0)),
+    )
+    assert suite.metrics(graded)["accuracy/what"] == 0.5
+    with pytest.raises(ValueError, match="question '0' has no aspect"):
+        MultipleChoiceSuite(by=["aspect"]).grade(records)
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ("Caption B: He runs.", 1),
+        ("caption b", 1),
+        ("B", 1),
+        ("He sits.", 0),
+        ("Caption A.", 0),
+        ("Neither.", None),
+    ],
+)
+def test_captions_are_chosen_by_name_letter_or_text(answer: str, place: int | None) -> None:
+    assert named_choice(answer, ["Caption A: He sits.", "Caption B: He runs."]) == place
+    assert named_choice("Option 2", ["Option 1: He sits.", "Option 2: He runs."]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "asked"),
+    [
+        ("mvbench", "MVBench by category", 3),
+        ("longvideobench", "LongVideoBench by duration group", 2),
+        ("lvbench", "LVBench by question type", 2),
+        ("mmvu", "MMVU by question type", 2),
+        ("tempcompass", "TempCompass by task", 4),
+        ("charades_sta", "Temporal grounding", 2),
+    ],
+)
+def test_the_recipes(name: str, title: str, asked: int, tmp_path: Path, shapes: ShapesDataset, tiny_model: str) -> None:
+    videos = tmp_path / "videos"
+    for i, file in enumerate(
+        ["v0.mp4", "v1.mp4", "v1_reverse.mp4", "Art/0.mp4", "Chemistry/0.mp4", "star/Charades_v1_480/v0.mp4"]
+        + [f"clevrer/video_validation/v{i}.mp4" for i in (1, 2)]
+    ):
+        (videos / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes[i].video, videos / file)
+    path = layout(tmp_path, name)
+    files = [f"{DATA}.path={path}", f"{DATA}.video_root={videos}"]
+    fps = ["--data.init_args.sampling=orlaif.data.video.UniformSampling"] if name in FPS else []
+    results = results_of(name, tmp_path / "run", tiny_model, *files, sampling=fps)
+    assert results["tables"][0]["title"] == title
+    assert results["tables"][0]["columns"][-1] == "n unreadable"
+    assert (results["about"]["asked"], results["about"]["answered"]) == (asked, asked)
+
+
+FPS = ("tempcompass", "charades_sta")
