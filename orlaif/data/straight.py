@@ -97,7 +97,8 @@ def read_index(open_source: Callable[[], Any]) -> Index:
     first, end = (float(pts.min()), float((pts + lasting[valid]).max())) if len(pts) else (0.0, 0.0)
     # Times that are missing or double stand for some frames only: only their range is worth something.
     gap = (end - first) / total
-    gap = 1.0 / rate if end <= first or abs(gap * rate - 1.0) < 0.05 else gap
+    # Closer together than the header's rate: a clock that starts over, as in recordings that were joined.
+    gap = 1.0 / rate if end <= first or gap * rate < 1.05 else gap
     even = first + gap * torch.arange(total, dtype=torch.float64)
     return Index(pts_s=even, end_s=first + gap * total, reliable=False, said_s=said_s)
 

@@ -193,4 +193,7 @@ def test_a_size_that_changes_on_the_way_is_scaled_to_the_first(tmp_path: Path) -
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     clip = decode_clip(str(joined), UniformSampling(6))
     assert tuple(clip.frames.shape[1:]) == (3, 64, 96)
-    assert len(clip.frames) >= 4
+    assert len(clip.frames) == 6
+    # The clock starts over at the second part, which is there as well.
+    assert clip.duration_s == pytest.approx(2.0, abs=0.01)
+    assert clip.pts_s.tolist() == pytest.approx([1 / 6, 0.5, 5 / 6, 7 / 6, 1.5, 11 / 6], abs=1 / FPS)
