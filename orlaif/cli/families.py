@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orlaif.cli.names import did_you_mean
+from orlaif.near_misses import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)

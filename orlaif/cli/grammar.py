@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orlaif.cli.names import class_path_like, did_you_mean, near
+from orlaif.cli.names import class_path_like
+from orlaif.near_misses import did_you_mean, near
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)$', re.DOTALL)
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':?\s*(?P<rest>.*)$", re.DOTALL)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from orlaif import __version__
 from orlaif.arguments import UsageError
 from orlaif.cli.errors import explained
-from orlaif.cli.names import did_you_mean, near
+from orlaif.near_misses import did_you_mean, near
 
 #: Each subcommand, the module whose ``main(words)`` is it, and what it does.
 SUBCOMMANDS = {

@@ -21,13 +21,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from orlaif.cli.frames import users_place
 from orlaif.cli.grammar import sentence
-from orlaif.cli.names import did_you_mean
 from orlaif.cli.quiet import quiet_libraries
 from orlaif.cli.run_folder import write_state
 from orlaif.cli.run_once import RunOnceCLI, recipe_of
 from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
 from orlaif.distributed.sync import check_same
+from orlaif.near_misses import did_you_mean
 from orlaif.training.callbacks import Checkpointing, KeepSamples, StopSignals
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 
 from orlaif.cli.frames import chain, model_in_frames, paths_in_frames, telling_frame
-from orlaif.cli.names import did_you_mean
+from orlaif.near_misses import did_you_mean
 
 #: The extra of orlaif that brings a module.
 EXTRAS = {

@@ -13,11 +13,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from orlaif.cli.names import did_you_mean
 from orlaif.cli.run_folder import ANSWERS_LOCK, lies_in, locked, make_ready, write_state
 from orlaif.distributed.changes import check_changes, is_allowed
 from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint, read_about
 from orlaif.distributed.sync import flattened
+from orlaif.near_misses import did_you_mean
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from orlaif.policy.experts import ALL_EXPERTS, expert_parameters, linear_names
+from orlaif.policy.lora_names import named_targets
 from orlaif.policy.lora_settings import EXTRAS, check_settings
 
 #: PEFT's name of the adapter that is trained.
@@ -32,7 +33,7 @@ def arguments(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module]) 
     """``lora`` with parts of the model excluded, unless it excludes something itself, and what it calls "all" named.
 
     Raises:
-        ValueError: ``target_parameters: all-experts`` for a model that has none.
+        ValueError: ``target_parameters: all-experts`` for a model that has none, or see :func:`named_targets`.
     """
     parts = set() if "exclude_modules" in lora else {id(module) for module in untouched}
     settings = dict(lora)
@@ -41,6 +42,8 @@ def arguments(model: Any, lora: dict[str, Any], untouched: Sequence[nn.Module]) 
         settings["exclude_modules"] = rf"(.*\.)?({'|'.join(names)})(\..*)?"
     if lora.get("target_modules") == "all-linear":
         settings["target_modules"] = linear_names(model, parts)
+    elif lora.get("target_modules") and "layers_to_transform" not in lora:  # which PEFT asks of shortened names only
+        settings["target_modules"] = named_targets(model, lora["target_modules"], parts)
     if lora.get("target_parameters") == ALL_EXPERTS:
         settings["target_parameters"] = expert_parameters(model)
         if not settings["target_parameters"]:

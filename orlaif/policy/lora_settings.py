@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+from orlaif.near_misses import did_you_mean
 
 #: Ways to start an adapter under which the base stays as its checkpoint has it, and all that is trained is kept.
 _STARTS = (True, False, "gaussian", "orthogonal")
@@ -14,12 +17,18 @@ _VARIANTS = (
 
 
 def check_settings(lora: dict[str, Any]) -> None:
-    """Raise ValueError for arguments of ``LoraConfig`` under which base, reference or export would not be true.
+    """Raise ValueError for keys that ``LoraConfig`` has not, and for those by which base, reference or export lie.
 
     PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA take a part out of the base's weights and put it into the adapter: the base
     with the adapter off is then no longer the checkpoint, a resumed run makes another base, and an exported adapter
     belongs to none. EVA, CorDA and LoRA-GA look at data first, and MiCA freezes what it draws from the base.
     """
+    from peft import LoraConfig
+
+    keys = [field.name for field in dataclasses.fields(LoraConfig) if field.init]
+    for name in lora:
+        if name not in keys:
+            raise ValueError(f"policy.lora has no key {name!r}{did_you_mean(name, keys)}")
     start = lora.get("init_lora_weights", True)
     if not any(start is known or (isinstance(known, str) and start == known) for known in _STARTS):
         raise ValueError(
