@@ -154,7 +154,7 @@ def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str
     if "compacted" in variant:
         constants["normalizer"] = None
     else:
-        constants |= {"index": None, "softcap": None}
+        constants |= {"index": None, "rate": None}
     if not flags["GRADIENT"]:
         constants |= {"dlogits": None, "normalizer": None}
     if flags["TERM"] or not flags["GRADIENT"]:

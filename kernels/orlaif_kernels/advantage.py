@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orlaif_kernels import mappings
-from orlaif_kernels.arguments import Mapping, choose, one_of
+from orlaif_kernels.arguments import Mapping, check_tensors, choose, one_of, whole_number
 from orlaif_kernels.rows import on_device_of
 
 
@@ -41,12 +41,15 @@ def rank_advantage(
         RuntimeError: ``triton`` where it cannot run.
     """
     one_of("mapping", mapping, Mapping)
+    check_tensors(ranks=ranks, scores=scores, sequence_logps=sequence_logps)
     check_groups(ranks, group_size)
     needs = {"zscore": ("scores", scores), "ndcg_penalty": ("sequence_logps", sequence_logps)}
     if mapping in needs:
         name, tensor = needs[mapping]
         if tensor is None:
             raise ValueError(f"mapping {mapping!r} needs {name}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} are {tensor.dtype}; they must be floating point")
         if tensor.shape != ranks.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; ranks have {tuple(ranks.shape)}")
     chosen = choose(implementation, ranks.new_empty(0, dtype=torch.float32))
@@ -68,8 +71,7 @@ def check_groups(ranks: Tensor, group_size: int) -> None:
     """Raise a ValueError unless ``ranks`` are whole groups of integers."""
     if ranks.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"ranks are {ranks.dtype}; they must be int32 or int64")
-    if group_size < 1:
-        raise ValueError(f"group_size is {group_size}; it must be 1 or more")
+    whole_number("group_size", group_size)
     if ranks.ndim == 2 and ranks.shape[1] != group_size:
         raise ValueError(f"ranks have shape {tuple(ranks.shape)}; group_size {group_size} asks for [P, {group_size}]")
     if ranks.ndim not in (1, 2) or ranks.numel() % group_size:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +28,14 @@ Mapping = Literal["dcg", "borda", "ndcg_penalty", "zscore"]
 Implementation = Literal["auto", "torch", "triton"]
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: What each number of the settings must be.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("temperature", "logit_scale"), (lambda x: 0 < x < math.inf, "positive and finite")),
+    **dict.fromkeys(("clip_low", "clip_high"), (lambda x: x >= 0, "0 or more")),
+    **dict.fromkeys(("kl_coef", "entropy_coef"), (math.isfinite, "finite")),
+    **dict.fromkeys(("delta", "max_log_ratio"), (lambda x: x > 0, "positive, or None")),
+    "softcap": (lambda x: 0 < x < math.inf, "positive and finite, or None"),
+}
 
 
 def one_of(name: str, value: str, choices: object) -> None:
@@ -33,6 +43,31 @@ def one_of(name: str, value: str, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def number(name: str, value: object) -> float:
+    """``value`` as a float; a ValueError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond what a float holds") from None
+
+
+def whole_number(name: str, value: object) -> None:
+    """Raise a ValueError unless ``value`` is a whole number, 1 or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+
+
+def check_tensors(**named: object) -> None:
+    """Raise a ValueError that names what is given and is no tensor of real numbers."""
+    for name, tensor in named.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; it must be a Tensor")
+        if isinstance(tensor, Tensor) and tensor.is_complex():
+            raise ValueError(f"{name} is {tensor.dtype}; it must be real")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +93,10 @@ class LossSettings:
     logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "logit_scale"):
+        for name, (good, what) in _RANGES.items():
             value = getattr(self, name)
-            if not value > 0 or math.isinf(value):
-                raise ValueError(f"{name} is {value}; it must be positive and finite")
-        for name in ("clip_low", "clip_high"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("kl_coef", "entropy_coef"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite")
-        for name in ("delta", "softcap", "max_log_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive, or None")
+            if not (value is None and what.endswith("None")) and not good(number(name, value)):
+                raise ValueError(f"{name} is {value}; it must be {what}")
         one_of("kl_estimator", self.kl_estimator, KLEstimator)
         one_of("kl_in", self.kl_in, KLPlace)
         one_of("loss_type", self.loss_type, LossType)
@@ -142,16 +167,19 @@ def readable(tensor: Tensor) -> bool:
 
 
 def check_tokens(
-    shape: torch.Size, token_ids: Tensor, mask: Tensor | None, name: str = "logits", **per_token: Tensor | None
+    x: Tensor, token_ids: Tensor, mask: Tensor | None, name: str = "logits", **per_token: Tensor | None
 ) -> Tensor:
     """The mask as bool[N, T]; a ValueError names the tensor whose shape, dtype or values do not fit.
 
-    ``shape`` is [N, T, V] of logits, where T may be one more than there are tokens, or [N, T, H] of hidden states.
+    ``x`` are logits [N, T, V], where T may be one more than there are tokens, or hidden states [N, T, H].
     """
-    last = "V" if name == "logits" else "H"
+    check_tensors(**{name: x}, token_ids=token_ids, mask=mask, **per_token)
+    last, shape = "V" if name == "logits" else "H", x.shape
     longer = name == "logits" and len(shape) == 3 and token_ids.ndim == 2 and shape[1] == token_ids.shape[1] + 1
-    if len(shape) != 3:
-        raise ValueError(f"{name} has shape {tuple(shape)}; it must be [N, T, {last}]")
+    if len(shape) != 3 or shape[2] == 0:
+        raise ValueError(f"{name} has shape {tuple(shape)}; it must be [N, T, {last}], {last} 1 or more")
+    if x.dtype not in (*_TRITON_DTYPES, torch.float64):
+        raise ValueError(f"{name} are {x.dtype}; they must be float32, bfloat16, float16 or float64")
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids are {token_ids.dtype}; they must be int64 or int32")
     for other, tensor in {"token_ids": token_ids, "mask": mask, **per_token}.items():
@@ -196,6 +224,8 @@ def choose(implementation: str, tensor: Tensor) -> Literal["torch", "triton"]:
         RuntimeError: ``triton`` where it cannot run.
     """
     one_of("implementation", implementation, Implementation)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError("torch.func (grad, vmap, jvp) does not reach through these operations; use torch.autograd")
     if implementation == "torch":
         return "torch"
     if implementation == "auto":

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C import DispatchKey, _SetExcludeDispatchKeyGuard
 
 from orlaif_kernels.advantage import check_groups, rank_advantage
-from orlaif_kernels.arguments import LossSettings, RatioLevel, one_of, readable
+from orlaif_kernels.arguments import LossSettings, RatioLevel, check_tensors, number, one_of, readable
 from orlaif_kernels.arguments import Mapping as MappingName
 from orlaif_kernels.objective import METRICS, GRPORank, Objective, loss_weights
 from orlaif_kernels.rows import ENTROPY
@@ -97,8 +97,10 @@ class Batch:
         if values["old"] is None:
             values["old"] = logp.detach()
         made = objective(**values, mask=mask)
-        terms, metrics = made if isinstance(made, tuple) else (made, {})
+        terms, metrics = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
         for name, value in {"terms": terms, **metrics}.items():
+            if not isinstance(value, Tensor) or value.is_complex():
+                raise ValueError(f"the objective's {name} are {type(value).__name__}; they must be a real Tensor")
             if value.shape != logp.shape:
                 raise ValueError(
                     f"the objective's {name} have shape {tuple(value.shape)}; logp has {tuple(logp.shape)}"
@@ -156,6 +158,7 @@ def prepare(
     ranks, ref_logps = given.get("ranks"), given.get("ref_logps")
     if settings.kl_coef != 0 and ref_logps is None:
         raise ValueError(f"kl_coef is {settings.kl_coef} but ref_logps is missing; pass them or set kl_coef to 0")
+    check_tensors(**{name: given.get(name) for name in ("advantages", "ranks", "cu_seqlens")})
     if (advantages is None) == (ranks is None):
         raise ValueError("pass exactly one of advantages and ranks")
     one_of("mapping", given.get("mapping", "dcg"), MappingName)
@@ -225,7 +228,7 @@ def _of_ranks(
 def _divisor(normalizer: Tensor | float, mask: Tensor, wide: torch.dtype) -> Tensor:
     """A 0-dim tensor on the device, without waiting for the device: 1 where nothing counts, NaN where it is wrong."""
     if not isinstance(normalizer, Tensor):
-        normalizer = torch.full((), float(normalizer), dtype=wide, device=mask.device)
+        normalizer = torch.full((), number("normalizer", normalizer), dtype=wide, device=mask.device)
     if normalizer.numel() != 1:
         raise ValueError(f"normalizer has shape {tuple(normalizer.shape)}; it is one number for the whole loss")
     value = normalizer.detach().to(mask.device, wide).reshape(())

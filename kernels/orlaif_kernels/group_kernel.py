@@ -88,6 +88,7 @@ def group_kernel(
                 ahead += (rival & (rival_logp > logp)).to(tl.int32)
                 equal += (rival & (rival_logp == logp)).to(tl.int32)
             value = _mean_gain(ahead, tl.maximum(equal, 1), group_size) / value
+            value = tl.where(logp == logp, value, float("nan"))
         value = tl.where(valid, value, 0.0)
         value = value - tl.sum(value) / tl.maximum(n, 1).to(tl.float32)
     teaches = valid & signal

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Partial
 
-from orlaif_kernels.arguments import LossSettings, choose
+from orlaif_kernels.arguments import LossSettings, check_tensors, choose, whole_number
 from orlaif_kernels.batch import Batch
 from orlaif_kernels.objective import GRPORank, Objective
 from orlaif_kernels.rows import ENTROPY, LOGP, STATE_SLOTS, TERM_SLOTS, Rows, wide
@@ -61,7 +61,8 @@ class Head(Source):
         vocabulary_group: ProcessGroup | None = None,
     ) -> Head:
         """Checked, cast under autocast, and whole where a ``DTensor`` is sharded but for a ``vocabulary_group``."""
-        if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+        check_tensors(hidden=hidden, weight=weight, bias=bias)
+        if weight.ndim != 2 or weight.shape[1:] != hidden.shape[-1:] or weight.shape[0] == 0:
             raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be [V, {hidden.shape[-1]}]")
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be [{weight.shape[0]}]")
@@ -79,8 +80,8 @@ class Head(Source):
             rows = weight.shape[0] if shard is None else -(-shard.vocabulary // shard.group.size())
             small = max(64, min(CHUNK_TOKENS, CHUNK_NUMBERS_CPU // rows))
             chunk_size = CHUNK_TOKENS if hidden.is_cuda else small
-        elif chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
+        else:
+            whole_number("chunk_size", chunk_size)
         chosen = choose(implementation, hidden)
         part = "" if shard is None else f"{shard.name} {shard.start} {shard.vocabulary}"
         return Head(hidden, weight, bias, f"{chosen} {chunk_size} {'fp32' if fp32_logits else 'same'} {part}")
@@ -111,7 +112,7 @@ class Head(Source):
         if self.shard is not None:
             ids = rows.token_ids.flatten()[at]
             owned = (ids >= 0) & (ids < logits.shape[-1])
-            rows.state[:, at] = self.shard.combine(rows.state[:, at], owned, rows.settings.factor)
+            rows.state[:, at] = self.shard.combine(rows.state[:, at], owned, rows.settings)
 
     def gradients(self, rows: Rows, c: Tensor, h: Tensor, wanted: list[bool]) -> list[Tensor | None]:
         """By the logits made again, from dl/dlogp and dl/dH, [N * T]; None where not wanted."""

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from orlaif_kernels.arguments import LossSettings, check_ids, check_tokens, choose
+from orlaif_kernels.arguments import LossSettings, check_ids, check_tensors, check_tokens, choose
 from orlaif_kernels.batch import prepare
 from orlaif_kernels.in_place import in_place_loss
 from orlaif_kernels.keywords import (
@@ -172,6 +172,7 @@ def _in_place(logits: Tensor, implementation: str) -> bool:
 
 
 def _from_logits(logits: Tensor, inplace: bool, tokens: dict[str, Any], *rest: Any) -> Loss:
+    check_tensors(logits=logits)
     chosen = choose(tokens.get("implementation", "auto"), logits)
     how = chosen + " inplace" * (inplace and _in_place(logits, chosen))
     return _loss(Logits(logits, None, None, how), tokens, *rest)
@@ -188,7 +189,7 @@ def _loss(
     tokens["implementation"] = source.implementation
     per_token = {name: tokens.get(name) for name in ("old_logps", "ref_logps", "token_weights")}
     name = "hidden" if isinstance(source, Head) else "logits"
-    mask = check_tokens(source.x.shape, token_ids, tokens["mask"], name, **per_token)
+    mask = check_tokens(source.x, token_ids, tokens["mask"], name, **per_token)
     batch = prepare(token_ids, mask, settings, wide(source.x), tokens)
     check_ids(token_ids, batch.mask, source.vocabulary)
     fusible = isinstance(objective, GRPORank) and objective.fusible

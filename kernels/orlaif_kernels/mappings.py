@@ -91,6 +91,7 @@ def ndcg_penalty(ranks: Tensor, sequence_logps: Tensor) -> Tensor:
     """
     valid = ranks >= 0
     agreement = _tied_gain(-sequence_logps, valid) / _tied_gain(ranks, valid)
+    agreement = agreement.masked_fill(sequence_logps.isnan(), torch.nan)  # which has no place, not the first
     return _centre(agreement, valid, ranks)
 
 

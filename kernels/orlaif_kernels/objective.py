@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orlaif_kernels.arguments import KLEstimator, LossSettings, LossType, one_of
+from orlaif_kernels.arguments import KLEstimator, LossSettings, LossType, one_of, whole_number
 
 Objective = Callable[..., Any]
 #: What :class:`GRPORank` says of each token; ``kl`` where there is a reference.
@@ -132,9 +132,7 @@ def loss_weights(
         return weights / lengths.clamp(min=1), (lengths > 0).to(dtype).sum()
     if loss_type == "dapo":
         return weights, weights.sum()
-    if max_length is None or max_length < 1:
-        raise ValueError(
-            f"max_completion_length is {max_length}; loss_type 'dr_grpo' divides by a constant length: pass it, 1 or "
-            "more, or a normalizer"
-        )
+    if max_length is None:
+        raise ValueError("loss_type 'dr_grpo' divides by a constant: pass max_completion_length, or a normalizer")
+    whole_number("max_completion_length", max_length)
     return weights, mask.any(-1).to(dtype).sum() * max_length

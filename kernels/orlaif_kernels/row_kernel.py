@@ -10,7 +10,7 @@ Any loss l(logp, H) of the token has, with c = dl/dlogp and h = dl/dH, the gradi
 
 which needs nothing of the row but (max, lse, E[d]): a first sweep finds these, a second writes the gradient, over the
 logits themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed
-as d = (logit - top) * scale: a difference of neighbours is exact, so a log-prob does not inherit the rounding of a
+as d = (logit - top) * scale: a difference of neighbours is exact, soft-capped ones too (``token_kernel.apart``), so a log-prob does not inherit the rounding of a
 large log-sum-exp; nor does the entropy's slope, d_j - E[d], that of log p_j and H, which are near log V and its
 negative where a policy is unsure.
 
@@ -18,11 +18,11 @@ negative where a policy is unsure.
 the largest logit is left out of the sum (``rest``), its own lane being read once more for that, lse - top is
 log1p(rest), and 1 - p_y is -expm1(logp); nothing cancels, and H, a sum of terms >= 0, is never negative.
 
-**How a sweep reads.** Lanes of 8 neighbouring logits, so that global accesses are 128 bits wide (bf16, fp16; two of
-them for fp32), the next block on its way while one is used, and an online (max, sum exp, sum exp * z) *per lane*: a
-lane's 8 logits lie in one thread, so the loop has no barrier and costs 1 1/8 exponentials per logit; lanes meet once,
-at the end of the row. Where V is not divisible by 8 a row starts in the middle of a 128-bit word: up to 7 logits at
-each end are taken apart (``head`` and tail), and what lies between is read like any other row.
+**How a sweep reads.** Lanes of 128 bits, 8 neighbouring logits or 4 in fp32, the next block on its way while one is
+used, and an online (max, sum exp, sum exp * z) *per lane*: a lane lies in one thread, so the loop has no barrier and
+no shuffle, and costs 1 1/8 exponentials per logit (1 1/4); lanes meet once, at the end of the row. Where V is not
+divisible by a lane's width a row starts in the middle of a 128-bit word: up to 7 logits at each end are taken apart
+(``head`` and tail), and what lies between is read like any other row.
 
 **How a row is read twice but fetched once.** There are as many programs as multiprocessors, or a few times that for
 rows that are small (``rows.row_launch``), each of many warps, and they take turns at the rows; so what is in flight
@@ -50,25 +50,27 @@ from orlaif_kernels.token_kernel import (
     LOGP,
     MEAN,
     TOP,
-    capped,
+    apart,
+    distance,
     expm1,
     log1p,
     logit,
     term,
+    through_cap,
 )  # fmt: skip
 
 
 @triton.jit
-def _fold(x, scale, m, s, t):
-    """Fold 8 more logits into each lane; x is [R, 8], the rest [R].
+def _fold(x, scale, rate, m, s, t):
+    """Fold the next logits into each lane; x is [R, WIDTH], the rest [R].
 
-    m is the lane's maximum, s its sum of exp2(d) and t its sum of d exp2(d), with d = (x - m) * scale.
+    m is the lane's maximum, s its sum of exp2(d) and t its sum of d exp2(d), with d the distance to m.
     """
     top = tl.maximum(m, tl.max(x, 1))
     base = tl.where(top == float("-inf"), 0.0, top)
-    shift = tl.maximum((m - base) * scale, FLOOR)
+    shift = distance(m, base, scale, rate)
     shrink = tl.exp2(shift)
-    d = tl.maximum((x - base[:, None]) * scale, FLOOR, propagate_nan=ALL_NAN)
+    d = distance(x, base[:, None], scale, rate)
     e = tl.exp2(d)
     t = (t + s * shift) * shrink + tl.sum(e * d, 1)
     s = s * shrink + tl.sum(e, 1)
@@ -76,19 +78,19 @@ def _fold(x, scale, m, s, t):
 
 
 @triton.jit
-def _fold_but_top(x, scale, top):
+def _fold_but_top(x, scale, rate, top):
     """Sums of exp2(d) and d exp2(d) over logits x that are not ``top``, and how many are."""
     at_top = x == top
-    d = tl.maximum((x - top) * scale, FLOOR, propagate_nan=ALL_NAN)
+    d = distance(x, top, scale, rate)
     e = tl.where(at_top, 0.0, tl.exp2(d))
     return tl.sum(e), tl.sum(e * d), tl.sum(at_top.to(tl.float32))
 
 
 @triton.jit
-def _gradient(x, is_target, top, scale, a, b, of_target):
-    """dl/dlogit of logits x: exp2(d) (a + b d), but ``of_target`` at the target."""
-    d = tl.maximum((x - top) * scale, FLOOR, propagate_nan=ALL_NAN)
-    return tl.where(is_target, of_target, tl.exp2(d) * (a + b * d))
+def _gradient(x, is_target, top, scale, rate, a, b, of_target):
+    """dl/dlogit of logits x: exp2(d) (a + b d), but ``of_target`` at the target; and through the soft cap."""
+    d = distance(x, top, scale, rate)
+    return through_cap(tl.where(is_target, of_target, tl.exp2(d) * (a + b * d)), x, rate)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens", "slots", "rows_per_completion"])
@@ -110,10 +112,10 @@ def row_kernel(
     num_tokens,
     slots,  # N * T
     rows_per_completion,
-    scale,  # log2(e) / temperature
+    scale,  # of a distance, to units of log 2: log2(e) / temperature
     inverse_temperature,  # to float32, and what that leaves:
     inverse_temperature_rest,
-    softcap,  # or None
+    rate,  # 2 log2(e) / soft cap, or None; distances are then in units of twice the cap
     floor,
     cap_up,
     cap_down,
@@ -130,15 +132,16 @@ def row_kernel(
     HELD: tl.constexpr,  # a row is one block, which stays in registers from one sweep to the other
 ):
     """Rows of logits, a program's one after the other; see the module's docstring."""
-    LANES: tl.constexpr = BLOCK // 8
+    WIDTH: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
+    LANES: tl.constexpr = BLOCK // WIDTH
     BLOCKS: tl.constexpr = (V + BLOCK - 1) // BLOCK
     BLOCKS_2: tl.constexpr = triton.next_power_of_2(BLOCKS)
-    ALIGNED: tl.constexpr = V % 8 == 0
+    ALIGNED: tl.constexpr = V % WIDTH == 0
     slots = tl.cast(slots, tl.int64)
     lane = tl.arange(0, LANES)
-    eight = tl.arange(0, 8)[None, :]
-    spread = lane[:, None] * 8 + eight
-    edge = tl.arange(0, 2)[:, None] * 8 + eight
+    within_lane = tl.arange(0, WIDTH)[None, :]
+    spread = lane[:, None] * WIDTH + within_lane
+    edge = tl.arange(0, 2)[:, None] * WIDTH + within_lane
 
     for pid in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         if index is not None:
@@ -150,20 +153,20 @@ def row_kernel(
             offset = (completion * rows_per_completion + (at - completion * num_tokens)) * V
         if ALIGNED:
             head = 0
-            lanes_in_row = V // 8
+            lanes_in_row = V // WIDTH
             begin = offset
         else:
-            head = tl.minimum((-offset) & 7, V).to(tl.int32)
-            lanes_in_row = (V - head) // 8
-            begin = tl.multiple_of(offset + head, 8)
-        # The ends of a row that is not aligned: 8 places before the first full lane, 8 after the last.
-        edge_column = tl.where(edge < 8, edge, head + lanes_in_row * 8 + edge - 8)
-        on_edge = tl.where(edge < 8, edge < head, edge_column < V)
+            head = tl.minimum((-offset) & (WIDTH - 1), V).to(tl.int32)
+            lanes_in_row = (V - head) // WIDTH
+            begin = tl.multiple_of(offset + head, WIDTH)
+        # The ends of a row that is not aligned: a lane's places before the first full lane, and after the last.
+        edge_column = tl.where(edge < WIDTH, edge, head + lanes_in_row * WIDTH + edge - WIDTH)
+        on_edge = tl.where(edge < WIDTH, edge < head, edge_column < V)
 
         if tl.load(mask + at) != 0:
             target = tl.load(token_ids + at)
             within = (target >= 0) & (target < V)
-            x_target = logit(tl.load(logits + offset + target, mask=within, other=float("nan")), softcap)
+            x_target = logit(tl.load(logits + offset + target, mask=within, other=float("nan")), rate)
             if STATISTICS:
                 m = tl.full([LANES], float("-inf"), tl.float32)
                 s = tl.zeros([LANES], tl.float32)
@@ -175,30 +178,30 @@ def row_kernel(
                         mask=((i + 1) * LANES + lane < lanes_in_row)[:, None],
                         other=float("-inf"),
                     )
-                    m, s, t = _fold(logit(x, softcap), scale, m, s, t)
+                    m, s, t = _fold(logit(x, rate), scale, rate, m, s, t)
                     x = ahead
                 if HELD:
-                    m, s, t = _fold(logit(x, softcap), scale, m, s, t)
+                    m, s, t = _fold(logit(x, rate), scale, rate, m, s, t)
                 top = tl.max(m)
                 if not ALIGNED:
                     x_edge = tl.load(logits + offset + edge_column, mask=on_edge, other=float("-inf"))
-                    x_edge = logit(x_edge, softcap)
+                    x_edge = logit(x_edge, rate)
                     top = tl.maximum(top, tl.max(x_edge))
                 # The lane with the largest logit once more, without it.
                 best = tl.min(tl.where(m == top, lane, LANES))
-                shift = tl.maximum((m - top) * scale, FLOOR)
+                shift = distance(m, top, scale, rate)
                 shrink = tl.where(lane == best, 0.0, tl.exp2(shift))
                 block = tl.arange(0, BLOCKS_2)[:, None]
                 x_best = tl.load(
-                    logits + begin + block * BLOCK + best * 8 + eight,
+                    logits + begin + block * BLOCK + best * WIDTH + within_lane,
                     mask=block * LANES + best < tl.where(best < LANES, lanes_in_row, 0),
                     other=float("-inf"),
                 )
-                e_lane, t_lane, tops = _fold_but_top(logit(x_best, softcap), scale, top)
+                e_lane, t_lane, tops = _fold_but_top(logit(x_best, rate), scale, rate, top)
                 rest = tl.sum(s * shrink) + e_lane
                 sum_et = tl.sum((t + s * shift) * shrink) + t_lane
                 if not ALIGNED:
-                    e_edge, t_edge, more = _fold_but_top(x_edge, scale, top)
+                    e_edge, t_edge, more = _fold_but_top(x_edge, scale, rate, top)
                     rest += e_edge
                     sum_et += t_edge
                     tops += more
@@ -206,10 +209,10 @@ def row_kernel(
                 rest = tl.where(top == float("inf"), float("nan"), rest + (tops - 1.0))
                 log_sum = log1p(rest)
                 # The distance of an unlikely token is large, and a factor rounded to float32 would show in its ratio.
-                far = x_target - top
+                far = apart(x_target, top, 1.0, rate)
                 logp = far * inverse_temperature + (far * inverse_temperature_rest - log_sum)
-                # An excluded target: -inf * 0 would be NaN.
-                logp = tl.where(far == float("-inf"), far, logp)
+                # An excluded target: -inf * 0 would be NaN; beside a logit of +inf it is.
+                logp = tl.where((far == float("-inf")) & (rest == rest), far, logp)
                 mean = sum_et / (1.0 + rest) * LN2
                 entropy = log_sum - mean
                 tl.store(state + TOP * slots + at, top)
@@ -236,19 +239,21 @@ def row_kernel(
                 factor = inverse_temperature
                 if normalizer is not None:
                     factor = factor / tl.load(normalizer)
+                if rate is not None:
+                    factor = factor * (rate * LN2)
                 c = c * factor
                 h = h * factor
                 per_sum = tl.exp(-log_sum)  # of exp2(d), a probability
                 a = (h * mean - c) * per_sum
                 b = -h * LN2 * per_sum
                 log_p = tl.maximum(logp, FLOOR, propagate_nan=ALL_NAN)
-                d_target = tl.maximum((x_target - top) * inverse_temperature, FLOOR, propagate_nan=ALL_NAN)
+                d_target = distance(x_target, top, inverse_temperature, rate)
                 of_target = -c * expm1(log_p) - h * tl.exp(log_p) * (d_target - mean)
                 if not ALIGNED:
                     x_edge = tl.load(logits + offset + edge_column, mask=on_edge, other=float("-inf"))
-                    g_edge = _gradient(logit(x_edge, softcap), edge_column == target, top, scale, a, b, of_target)
-                    g_edge = capped(g_edge, x_edge, softcap).to(dlogits.dtype.element_ty)
-                    tl.store(dlogits + offset + edge_column, g_edge, mask=on_edge)
+                    at_target = edge_column == target
+                    g_edge = _gradient(logit(x_edge, rate), at_target, top, scale, rate, a, b, of_target)
+                    tl.store(dlogits + offset + edge_column, g_edge.to(dlogits.dtype.element_ty), mask=on_edge)
                 ahead_of_target = target.to(tl.int32) - head
                 for k in range(BLOCKS):
                     i = BLOCKS - 1 - k
@@ -256,22 +261,24 @@ def row_kernel(
                     if STATISTICS and HELD:
                         z = x
                     else:
-                        z = tl.load(logits + begin + i * BLOCK + spread, mask=inside, other=float("-inf"))
-                    is_target = eight == (ahead_of_target - i * BLOCK - lane * 8)[:, None]
-                    g = _gradient(logit(z, softcap), is_target, top, scale, a, b, of_target)
-                    g = capped(g, z, softcap).to(dlogits.dtype.element_ty)
+                        z = tl.load(logits + begin + i * BLOCK + spread, mask=inside)
+                    is_target = within_lane == (ahead_of_target - i * BLOCK - lane * WIDTH)[:, None]
+                    g = _gradient(logit(z, rate), is_target, top, scale, rate, a, b, of_target)
+                    g = g.to(dlogits.dtype.element_ty)
                     tl.store(dlogits + begin + i * BLOCK + spread, g, mask=inside, eviction_policy="evict_first")
         else:
             if STATISTICS:
                 for slot in tl.static_range(11 if TERM else 5):
                     tl.store(state + slot * slots + at, 0.0)
             if GRADIENT:
-                zero = tl.zeros([LANES, 8], dlogits.dtype.element_ty)
+                zero = tl.zeros([LANES, WIDTH], dlogits.dtype.element_ty)
                 for i in range(BLOCKS):
                     inside = (i * LANES + lane < lanes_in_row)[:, None]
                     tl.store(dlogits + begin + i * BLOCK + spread, zero, mask=inside)
                 if not ALIGNED:
-                    tl.store(dlogits + offset + edge_column, tl.zeros([2, 8], dlogits.dtype.element_ty), mask=on_edge)
+                    tl.store(
+                        dlogits + offset + edge_column, tl.zeros([2, WIDTH], dlogits.dtype.element_ty), mask=on_edge
+                    )
 
 
 @triton.jit(do_not_specialize=["num_elements"])

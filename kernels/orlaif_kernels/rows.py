@@ -137,7 +137,8 @@ class Rows:
         num_rows = n * t if index is None else index.numel()
         if num_rows == 0:
             return
-        launch = row_launch(v, logits.element_size(), settings.cap is not None)
+        cap = settings.cap
+        launch = row_launch(v, logits.element_size(), cap is not None)
         count = min(num_rows, 3)  # in the interpreter
         if logits.is_cuda:
             gpu = torch.cuda.get_device_properties(logits.device)
@@ -147,7 +148,8 @@ class Rows:
             held = CLUSTERS and statistics and out is not None and gpu.major == 9 and not torch.version.hip
             if held and (cluster := cluster_launch(v, logits.element_size(), *machine)):
                 launch, count = cluster, min(num_rows, machine[0] // cluster["num_ctas"])
-        (high,) = struct.unpack("f", struct.pack("f", settings.factor))  # the nearest float32, and the rest
+        factor = settings.factor * (1.0 if cap is None else 2 * cap)
+        (high,) = struct.unpack("f", struct.pack("f", factor))  # the nearest float32, and the rest
         with on_device_of(logits):
             k.row_kernel[(count,)](
                 logits,
@@ -163,10 +165,10 @@ class Rows:
                 t,
                 n * t,
                 t if index is not None or n == 1 else logits.stride(0) // v,
-                math.log2(math.e) * settings.factor,
+                math.log2(math.e) * factor,
                 high,
-                settings.factor - high,
-                settings.cap,
+                factor - high,
+                None if cap is None else 2 * math.log2(math.e) / cap,
                 *settings.bounds,
                 1.0 + settings.clip_high,
                 settings.most,
@@ -182,21 +184,34 @@ class Rows:
             )
 
 
-def _scaled(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
-    """Logits in ``wide``, soft-capped, in memory of their own unless nothing had to change."""
+def finite(logits: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
+    """Logits in ``wide``, which may be the same memory; beyond all use to a soft cap they are held."""
     z = logits.to(wide)
+    return z if settings.cap is None else z.clamp(max=300 * settings.cap)
+
+
+def distance(z: Tensor, top: Tensor, settings: LossSettings) -> Tensor:
+    """What lies between logits and their largest in the softmax, in memory of its own: exact where it matters.
+
+    Of soft-capped ones c (tanh a - tanh b) = 2 c (exp(2 a - 2 b) - 1) / ((1 + exp(2 a)) (1 + exp(-2 b))), where nothing
+    cancels, neither where the cap is nearly reached nor between neighbours.
+    """
+    d = z - top
     if settings.cap is None:
-        return z
-    return (settings.cap * torch.tanh(z / settings.cap)).masked_fill_(z == -torch.inf, -torch.inf)
+        return d.mul_(settings.factor)
+    rate = 2 / settings.cap
+    d = d.mul_(rate).expm1_().mul_(torch.sigmoid(z * -rate))
+    d.mul_(torch.sigmoid(top * rate) * (2 * settings.cap * settings.factor))
+    return d.masked_fill_(z == -torch.inf, -torch.inf)
 
 
 def torch_statistics(logits: Tensor, target: Tensor, settings: LossSettings, wide: torch.dtype) -> Tensor:
     """Statistics [5, M] in ``wide`` of rows [M, V] with targets i64[M]; NaN for a target outside the vocabulary."""
-    z = _scaled(logits, settings, wide)
+    z = finite(logits, settings, wide)
     if z.shape[0] == 0:
         return z.new_zeros(STATE_SLOTS, 0)
     top, best = z.max(-1, keepdim=True)
-    d = (z - top).mul_(settings.factor)  # a distance to the largest logit is exact where it matters
+    d = distance(z, top, settings)
     within = (target >= 0) & (target < z.shape[-1])
     of_target = d.gather(-1, target.where(within, 0).unsqueeze(-1)).squeeze(-1).where(within, torch.nan)
     e = d.exp().scatter_(-1, best, 0.0)  # without the largest: 1 - p of a certain token is the sum of the others
@@ -210,10 +225,10 @@ def torch_gradient(
     logits: Tensor, target: Tensor, state: Tensor, c: Tensor, h: Tensor, settings: LossSettings, out: Tensor
 ) -> None:
     """Into ``out`` (it may be ``logits``): the gradient of rows [M, V] from dl/dlogp ``c`` and dl/dH ``h``, [M]."""
-    z = _scaled(logits, settings, state.dtype)
+    z = finite(logits, settings, state.dtype)
     top, log_sum, logp, _, mean = state.unsqueeze(-1)
     c, h = (x.to(z.dtype).unsqueeze(-1) * settings.factor for x in (c, h))
-    d = (z - top).mul_(settings.factor)
+    d = distance(z, top, settings)
     p = (d - log_sum).exp_()
     d.masked_fill_(p == 0, 0.0)
     within = ((target >= 0) & (target < z.shape[-1])).unsqueeze(-1)
@@ -222,6 +237,6 @@ def torch_gradient(
     g = d.mul_(-h).add_(h * mean - c).mul_(p)
     g.scatter_(-1, target, of_target.where(within, g.gather(-1, target)))
     if settings.cap is not None:  # 1 - tanh^2, which would cancel where the cap is nearly reached
-        e = torch.exp(logits.to(z.dtype).abs() * (-2 / settings.cap))
-        g.mul_(4 * e / (1 + e).square())
+        x = z * (2 / settings.cap)
+        g.mul_(4 * torch.sigmoid(x) * torch.sigmoid(-x))
     out.copy_(g)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from orlaif_kernels.rows import ENTROPY, LOG_SUM, LOGP, MEAN, TOP
+from orlaif_kernels.arguments import LossSettings
+from orlaif_kernels.rows import ENTROPY, LOG_SUM, LOGP, MEAN, TOP, distance
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,20 @@ class Shard:
         name: Any = self.name  # a type of its own in some versions of PyTorch
         return _resolve_process_group(name)
 
-    def combine(self, state: Tensor, owned: Tensor, factor: float) -> Tensor:
+    def combine(self, state: Tensor, owned: Tensor, settings: LossSettings) -> Tensor:
         """Statistics [5, M] of whole rows from those of this part.
 
         Args:
             state: of this process's logits; log-prob of what is not ``owned`` may hold anything.
             owned: bool[M], whether the target is among them.
-            factor: of logits in the softmax.
+            settings: of what lies between two logits in the softmax.
         """
         mine = state.clone()
         mine[LOGP] = (state[LOGP] + state[LOG_SUM]).where(owned, torch.inf)  # the target's distance to the part's top
         parts = mine.new_empty(self.group.size(), *mine.shape)
         distributed.all_gather_into_tensor(parts.flatten(0, 1), mine, group=self.group)
         top = parts[:, TOP].amax(0)
-        d = (parts[:, TOP] - top) * factor
+        d = distance(parts[:, TOP], top, settings)
         excluded = parts[:, TOP] == -torch.inf  # a part without any logit knows nothing but that
         log_sum, mean, target = (parts[:, x].masked_fill(excluded, 0.0) for x in (LOG_SUM, MEAN, LOGP))
         others = parts[:, LOGP] == torch.inf

@@ -61,7 +61,7 @@ def token_statistics(
         RuntimeError: ``triton`` where it cannot run.
     """
     settings = LossSettings(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
-    mask = check_tokens(logits.shape, token_ids, mask)
+    mask = check_tokens(logits, token_ids, mask)
     return statistics_of(Logits(logits, None, None, choose(implementation, logits)), token_ids, mask, settings)
 
 
@@ -99,7 +99,7 @@ def linear_token_statistics(
         RuntimeError: ``triton`` where it cannot run.
     """
     settings = LossSettings(temperature=temperature, softcap=softcap, logit_scale=logit_scale)
-    mask = check_tokens(hidden.shape, token_ids, mask, "hidden")
+    mask = check_tokens(hidden, token_ids, mask, "hidden")
     return statistics_of(Head.of(hidden, weight, implementation, **given), token_ids, mask, settings)
 
 

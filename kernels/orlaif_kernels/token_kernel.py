@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 
 # Slots of a token's state; rows.py reads them by the same names.
-TOP = tl.constexpr(0)  # the largest logit (soft-capped), not divided by the temperature
-LOG_SUM = tl.constexpr(1)  # log sum_j exp((logit_j - top) / temperature)
+TOP = tl.constexpr(0)  # the largest logit, neither soft-capped nor divided by the temperature
+LOG_SUM = tl.constexpr(1)  # log sum_j exp of what lies between logit j and the top in the softmax
 LOGP = tl.constexpr(2)
 ENTROPY = tl.constexpr(3)
-MEAN = tl.constexpr(4)  # of (logit - top) / temperature, under the policy
+MEAN = tl.constexpr(4)  # of what lies between, under the policy
 GRAD = tl.constexpr(5)  # c = dl/dlogp, not yet divided by the normaliser; this and the next with TERM only
 LOSS = tl.constexpr(6)  # weighted, not yet divided by the normaliser
 KL = tl.constexpr(7)
@@ -26,44 +26,57 @@ RUNAWAY = tl.constexpr(10)
 KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
 
 LN2 = tl.constexpr(0.6931471805599453)
-LOG2E = tl.constexpr(1.4426950408889634)
 #: Stands for -inf where -inf * 0 would be NaN; exp2 of it is 0.
 FLOOR = tl.constexpr(-10000.0)
 ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
-@triton.jit
-def below_one(x):
-    """(1 - tanh |x|) / 2, which does not cancel where tanh is nearly 1."""
-    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
-    return e / (1.0 + e)
+#: Of 2 x / softcap in units of log 2: beyond it tanh is 1 to 33 digits, and exp2 still finite.
+STEEP = tl.constexpr(115.0)
 
 
 @triton.jit
-def tanh(x):
-    """By its series near 0, where 1 - (1 - tanh) cancels."""
-    size = tl.abs(x)
-    square = x * x
-    near = size * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0))))
-    size = tl.where(size < 0.1, near, 1.0 - 2.0 * below_one(x))
-    return tl.where(x < 0.0, -size, size)
-
-
-@triton.jit
-def logit(x, softcap):
-    """In f32, soft-capped where the model does that; an excluded logit of -inf stays -inf."""
+def logit(x, rate):
+    """In f32; beyond all use to a soft cap a logit is held, so that nothing overflows. One of -inf is excluded."""
     x = x.to(tl.float32)
-    if softcap is not None:
-        x = tl.where(x == float("-inf"), x, softcap * tanh(x / softcap))
+    if rate is not None:
+        x = tl.minimum(x, STEEP / rate, propagate_nan=ALL_NAN)
     return x
 
 
 @triton.jit
-def capped(gradient, x, softcap):
-    """Through the soft cap: 1 - tanh(x / softcap)^2 = 4 t (1 - t) with t = (1 - tanh) / 2."""
-    if softcap is not None:
-        t = below_one(x.to(tl.float32) / softcap)
-        gradient = gradient * (4.0 * t * (1.0 - t))
+def apart(x, base, scale, rate):
+    """(x - base) * scale, or of soft-capped logits (tanh a - tanh b) / 2 * scale, with a = x / softcap and b of base.
+
+    tanh a - tanh b = 2 (exp(2 a - 2 b) - 1) / ((1 + exp(2 a)) (1 + exp(-2 b))), where nothing cancels, neither where
+    the cap is nearly reached nor between neighbours: the first factor has a series. ``rate`` is 2 log2(e) / softcap.
+    """
+    if rate is None:
+        far = (x - base) * scale
+    else:
+        base = tl.maximum(base, -STEEP / rate)
+        y = (x - base) * (rate * LN2)
+        near = y * (1.0 + y * (0.5 + y * (1.0 / 6.0 + y * (1.0 / 24.0 + y * (1.0 / 120.0 + y * (1.0 / 720.0))))))
+        e = tl.exp2(x * rate)
+        e_base = tl.exp2(-base * rate)
+        growth = tl.where(tl.abs(y) < 0.25, near, e * e_base - 1.0)
+        far = tl.where(x == float("-inf"), x, growth * (1.0 / (1.0 + e)) * (scale / (1.0 + e_base)))
+    return far
+
+
+@triton.jit
+def distance(x, base, scale, rate):
+    """The same, finite for an excluded x."""
+    return tl.maximum(apart(x, base, scale, rate), FLOOR, propagate_nan=ALL_NAN)
+
+
+@triton.jit
+def through_cap(gradient, x, rate):
+    """Times (1 - tanh(x / softcap)^2) / 4, which does not cancel where tanh is nearly 1; as it is without a soft cap."""
+    if rate is not None:
+        e = tl.exp2(x * rate)
+        r = 1.0 / (1.0 + e)
+        gradient = gradient * ((e * r) * r)
     return gradient
 
 

@@ -35,14 +35,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_hardly_anything_spills_for_any_vocabulary_and_dtype(tmp_path: Path) -> None:
+def test_nothing_spills_for_any_vocabulary_and_dtype(tmp_path: Path) -> None:
     ours = [r for r in compile_all(tmp_path / "static.json") if not r["kernel"].startswith("liger")]
     assert len(ours) == 4 * (5 + 5 * 3 * 8) + 6  # and what a cluster holds on sm_90
-    # Soft-capped, these leave a few bytes of a thread on the stack; at the width of sm_90 nothing does.
-    known = {("sm_80", "bf16", 262144), ("sm_100", "fp32", 32003)}
-    spilt = {(r["target"], r["dtype"], r["vocabulary"]) for r in ours if r["spills"]}
-    assert spilt <= known
-    assert all("soft-capped" in r["kernel"] for r in ours if r["spills"])
+    assert [r for r in ours if r["spills"]] == []
     assert all("128" in r["loads"] for r in ours if r["kernel"].startswith("row_kernel"))
 
 
