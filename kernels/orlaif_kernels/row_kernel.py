@@ -10,9 +10,9 @@ Any loss l(logp, H) of the token has, with c = dl/dlogp and h = dl/dH, the gradi
 
 which needs nothing of the row but (max, lse, E[d]): a first sweep finds these, a second writes the gradient, over the
 logits themselves if asked. Exponents are in units of log 2, where exp2 and log2 are single instructions, and are formed
-as d = (logit - top) * scale: a difference of neighbours is exact, soft-capped ones too (``token_kernel.apart``), so a log-prob does not inherit the rounding of a
-large log-sum-exp; nor does the entropy's slope, d_j - E[d], that of log p_j and H, which are near log V and its
-negative where a policy is unsure.
+as d = (logit - top) * scale: a difference of neighbours is exact, soft-capped ones too (``token_kernel.apart``), so a
+log-prob does not inherit the rounding of a large log-sum-exp; nor does the entropy's slope, d_j - E[d], that of log p_j
+and H, which are near log V and its negative where a policy is unsure.
 
 **Confident tokens.** Where one token has nearly all probability, float32 knows 1 - p only as the sum of the others. So
 the largest logit is left out of the sum (``rest``), its own lane being read once more for that, lse - top is
@@ -42,21 +42,8 @@ import triton.language as tl
 from triton.runtime import JITFunction
 
 from orlaif_kernels.token_kernel import (
-    ALL_NAN,
-    ENTROPY,
-    FLOOR,
-    LN2,
-    LOG_SUM,
-    LOGP,
-    MEAN,
-    TOP,
-    apart,
-    distance,
-    expm1,
-    log1p,
-    logit,
-    term,
-    through_cap,
+    ALL_NAN, ENTROPY, FLOOR, LN2, LOG_SUM, LOGP, MEAN,
+    TOP, apart, distance, expm1, log1p, logit, term, through_cap,
 )  # fmt: skip
 
 

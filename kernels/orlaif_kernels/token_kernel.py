@@ -72,7 +72,7 @@ def distance(x, base, scale, rate):
 
 @triton.jit
 def through_cap(gradient, x, rate):
-    """Times (1 - tanh(x / softcap)^2) / 4, which does not cancel where tanh is nearly 1; as it is without a soft cap."""
+    """Times (1 - tanh(x / softcap)^2) / 4, which does not cancel where tanh is nearly 1; or as it is."""
     if rate is not None:
         e = tl.exp2(x * rate)
         r = 1.0 / (1.0 + e)
