@@ -35,7 +35,7 @@ A target outside the vocabulary is never an address: its log-prob is NaN. Progra
 fixed order: results are bitwise repeatable. No argument that changes with batch, length or schedule is specialised.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 (names of a kernel, many to a line)
 
 import triton
 import triton.language as tl
