@@ -1,6 +1,7 @@
 # make demo [SEED=n]   fine-tune a tiny video-language model from an oracle's ranking, and show that it got better
 # make test            the tests that any machine runs, on two cores [WORKERS=n]
 # make vllm-test       the tests of rollouts by vLLM itself, on a CPU, in an environment of their own (6.5 GB)
+# make browser-test    the tests of `orlaif view` in a real browser (Debian's Chromium, 400 MB)
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
 # make bench           the benchmarks that this machine can run
@@ -9,7 +10,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 VLLM_ENVIRONMENT := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1
 
-.PHONY: setup demo test slow vllm-test check docs bench clean
+.PHONY: setup demo test slow vllm-test browser-test check docs bench clean
 
 setup:
 	@tools/setup.sh
@@ -29,6 +30,13 @@ vllm-test:
 	if [ $$code -eq 3 ]; then echo "vllm-test: no vLLM to be had here; its tests were not run"; exit 0; fi; \
 	[ $$code -eq 0 ] || exit $$code; \
 	$(VLLM_ENVIRONMENT) .venv-vllm/bin/python -m pytest -m vllm tests/rollout
+
+# Where no browser can be had (3), that is said and is no failure.
+browser-test: setup
+	@code=0; tools/setup_browser.sh || code=$$?; \
+	if [ $$code -eq 3 ]; then echo "browser-test: no Chromium to be had here; its tests were not run"; exit 0; fi; \
+	[ $$code -eq 0 ] || exit $$code; \
+	$(BIN)/python -m pytest -m browser tests/view
 
 check: setup
 	$(BIN)/ruff check .

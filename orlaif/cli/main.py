@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "predict": ("orlaif.cli.recipe", "answer the questions to predict on"),
     "plan": ("orlaif.cli.plan", "memory of a step on each GPU, and what would make it fit"),
     "check-data": ("orlaif.cli.check_data", "read all data of a recipe, decode a sample, list what is wrong"),
+    "view": ("orlaif.cli.view", "a local page of what runs did: curves, signs of trouble, samples"),
     "compare": ("orlaif.evaluation.compare", "two runs of `orlaif test` side by side"),
     "export": ("orlaif.cli.export", "a Hugging Face folder or adapter from a checkpoint"),
     "families": ("orlaif.cli.families", "which model families work with the installed transformers, and how"),

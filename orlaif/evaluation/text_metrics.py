@@ -10,8 +10,6 @@ import re
 import string
 from collections import Counter
 
-from torch import Tensor
-
 from orlaif.evaluation.figures import numbers
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -57,7 +55,7 @@ def chrf(answer: str, reference: str) -> float:
     from torchmetrics.functional.text import chrf_score  # slow to import
 
     score = chrf_score([answer], [[reference]])
-    return float(score if isinstance(score, Tensor) else score[0])
+    return float(score[0] if isinstance(score, tuple) else score)
 
 
 def same_number(answer: str, reference: str, tolerance: float = 1e-6) -> float:

@@ -1,6 +1,6 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
-from orlaif.oracles.base import Exchange, Judge, Oracle, dense_ranks, order_consistency
+from orlaif.oracles.base import Exchange, Oracle, dense_ranks, order_consistency
 from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.failure import Asked, OracleFailure, rank_groups
 from orlaif.oracles.function import FunctionOracle
@@ -10,7 +10,6 @@ from orlaif.oracles.pairwise import PairwiseJudge
 from orlaif.oracles.preference import PreferenceRanker
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
-from orlaif.oracles.rubric import Rubric, RubricJudge
 from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Exchange",
     "FunctionOracle",
     "HTTPJudge",
-    "Judge",
     "ListwiseJudge",
     "Oracle",
     "OracleFailure",
@@ -27,8 +25,6 @@ __all__ = [
     "PreferenceRanker",
     "RandomOracle",
     "ReferenceAnswerOracle",
-    "Rubric",
-    "RubricJudge",
     "ScoreOracle",
     "TextRewardModel",
     "dense_ranks",

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orlaif.samples.shards import VERSION, Shard, shards_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A group, and where it lies.
+
+    Args:
+        path: of its shard.
+        offset: of its line, in bytes.
+        group: its fields.
+    """
+
+    path: Path
+    offset: int
+    group: dict[str, Any]
 
 
 def read_groups(folder: str | Path) -> Iterator[dict[str, Any]]:
@@ -25,20 +41,36 @@ def read_groups(folder: str | Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: shards of another version of orlaif.
     """
+    for located in locate_groups(folder):
+        yield located.group
+
+
+def read_at(path: Path, offset: int) -> dict[str, Any] | None:
+    """The group whose line begins at ``offset`` of a shard; None where it is gone."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return _whole(file.readline())
+    except FileNotFoundError:
+        return None
+
+
+def locate_groups(folder: str | Path) -> Iterator[Located]:
+    """As :func:`read_groups`, with the place of each."""
     folder = Path(folder)
     shards = shards_in(folder)
     starts: dict[int, tuple[int, int, int]] = {}
     for shard in shards:
         first = next(_groups(folder, shard), None)
         if first is not None:
-            place = place_of(first)
+            place = place_of(first.group)
             starts[shard.attempt] = min(place, starts.get(shard.attempt, place))
     for shard in shards:
         later = [start for attempt, start in starts.items() if attempt > shard.attempt]
         until = min(later, default=None)
-        for group in _groups(folder, shard):
-            if until is None or place_of(group) < until:
-                yield group
+        for located in _groups(folder, shard):
+            if until is None or place_of(located.group) < until:
+                yield located
 
 
 def place_of(group: dict[str, Any]) -> tuple[int, int, int]:
@@ -46,22 +78,26 @@ def place_of(group: dict[str, Any]) -> tuple[int, int, int]:
     return group["step"], group["epoch"], group["batch"]
 
 
-def _groups(folder: Path, shard: Shard) -> Iterator[dict[str, Any]]:
+def _groups(folder: Path, shard: Shard) -> Iterator[Located]:
     """Of one shard, without its header and without a line that was cut off."""
+    path = folder / shard.name
     try:
-        file = (folder / shard.name).open("rb")
+        file = path.open("rb")
     except FileNotFoundError:  # removed for a newer one since it was listed
         return
     with file:
-        header = _whole(file.readline())
+        first = file.readline()
+        header = _whole(first)
         if header is None:  # killed before anything was written
             return
         if header.get("orlaif_samples") != VERSION:
-            raise ValueError(f"{folder / shard.name} is of another version of orlaif; this one reads {VERSION}")
+            raise ValueError(f"{path} is of another version of orlaif; this one reads {VERSION}")
+        offset = len(first)
         for line in file:
             group = _whole(line)
             if group is not None:
-                yield group
+                yield Located(path=path, offset=offset, group=group)
+            offset += len(line)
 
 
 def _whole(line: bytes) -> dict[str, Any] | None:

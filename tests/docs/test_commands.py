@@ -21,6 +21,7 @@ from tests.configs import write_config
 from tests.conftest import REPO
 from tests.docs.pages import Block, blocks, commands
 from tests.oracles.server import ChatServer, shortest_first
+from tests.view.runs import answer, group, run
 
 BLOCKS = [block for block in blocks("bash") if not block.needs]
 SIZES = {"train": 64, "validation": 10, "test": 20}
@@ -111,6 +112,11 @@ def test_a_block_of_commands(
                 test += f" --model.init_args.policy.init_args.path outputs/demo/{name}/export"
                 call(smaller(test.split(), server, tmp_path), monkeypatch)
             call(words, monkeypatch)
+        elif words[1:2] == ["view"]:
+            if not (checkout / words[2] / "samples").exists():
+                run(checkout / words[2], [group(0, "p", answer("red", 0), answer("blue", 1))])
+            exporting = [] if "--export" in words else ["--export", str(tmp_path / "page.html")]
+            call([*words, *exporting], monkeypatch)  # instead of serving until Ctrl-C
         else:
             if words[1:2] == ["export"] and not (checkout / "outputs" / "my_run").exists():
                 call(smaller(["orlaif", "fit", "--config", "my_recipe.yaml"], server, tmp_path), monkeypatch)

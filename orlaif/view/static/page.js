@@ -1,0 +1,220 @@
+"use strict";
+// The page keeps all of its state in the address, so that every view has a link. Texts of a run are only ever set as
+// text, never as HTML.
+const ROW = 44;
+const $ = (id) => document.getElementById(id);
+const embedded = document.getElementById("data");
+let runs = [];
+let shown = []; // places of the groups that pass the filters, in their order
+let state = { run: 0, group: null, text: "", task: "", only: "", sort: "step" };
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+const number = (value, digits = 3) => (value === null || value === undefined ? "-" : Number(value).toFixed(digits));
+const columns = () => runs[state.run].groups;
+
+function readAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const key of ["text", "task", "only"]) state[key] = given.get(key) || "";
+  state.sort = given.get("sort") || "step";
+  state.run = Math.min(Math.max(0, Number(given.get("run")) || 0), runs.length - 1);
+  const group = given.get("group");
+  state.group = group === null || !/^\d+$/.test(group) ? null : Number(group);
+  for (const key of ["text", "task", "only", "sort"]) $(key).value = state[key];
+  $("run").value = String(state.run);
+}
+function writeAddress() {
+  const said = new URLSearchParams();
+  for (const [key, value] of Object.entries(state)) if (value !== "" && value !== null) said.set(key, value);
+  history.replaceState(null, "", "#" + said.toString());
+}
+
+// ---------------------------------------------------------------------------------------------- signs and curves
+
+function drawSigns() {
+  const about = runs[state.run].signs.map((sign) =>
+    element("div", { class: sign.trouble ? "sign trouble" : "sign" },
+      element("strong", {}, sign.name + ": " + number(sign.value, 2)),
+      element("p", { class: "quiet" }, sign.meaning + " (trouble past " + sign.limit + ")"),
+      ...sign.groups.map((place) => element("button", { type: "button", onclick: () => open(place) }, "step " + columns().step[place]))));
+  $("signs").replaceChildren(...about);
+}
+function drawCurves() {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
+  $("curves").replaceChildren(...names.map((name) => {
+    const lines = runs.map((run) => run.curves[name] || []);
+    const points = lines.flat();
+    const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
+    const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 220 80");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", name + ", from " + number(low) + " to " + number(high));
+    lines.forEach((line, i) => {
+      const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+      drawn.setAttribute("class", "run" + (i % 3));
+      const at = (p) => [(4 + 212 * (p[0] - left) / (right - left || 1)).toFixed(1), (76 - 72 * (p[1] - low) / (high - low || 1)).toFixed(1)];
+      drawn.setAttribute("points", line.map((p) => at(p).join(",")).join(" "));
+      svg.append(drawn);
+    });
+    const last = lines.map((line) => (line.length ? number(line[line.length - 1][1]) : "-")).join(" | ");
+    return element("figure", { class: "curve" }, element("figcaption", { title: name }, name + "  " + last), svg);
+  }));
+}
+
+// ----------------------------------------------------------------------------------------------------- the list
+
+function filter() {
+  const c = columns(), words = state.text.toLowerCase();
+  const passes = (i) =>
+    (!words || [c.id[i], c.question[i], c.best[i] || ""].some((text) => text.toLowerCase().includes(words))) &&
+    (!state.task || c.task[i] === state.task) &&
+    (!state.only || (state.only === "disagrees" ? c.agrees[i] !== null && c.agrees[i] < 0 : c[state.only][i] === true));
+  shown = [...c.step.keys()].filter(passes);
+  const down = state.sort.startsWith("-"), by = c[state.sort.replace("-", "")];
+  const unknown = (value) => value === null || value === undefined;
+  shown.sort((i, j) => {
+    if (unknown(by[i]) || unknown(by[j])) return unknown(by[i]) - unknown(by[j]) || i - j;
+    return (by[i] < by[j] ? -1 : by[i] > by[j] ? 1 : 0) * (down ? -1 : 1) || i - j;
+  });
+  $("count").textContent = shown.length + " of " + c.step.length + " groups";
+  $("space").style.height = shown.length * ROW + "px";
+  drawRows();
+}
+function drawRows() {
+  const box = $("rows"), c = columns();
+  const first = Math.max(0, Math.floor(box.scrollTop / ROW) - 5);
+  const last = Math.min(shown.length, first + Math.ceil(box.clientHeight / ROW) + 10);
+  const rows = shown.slice(first, last).map((place, k) => {
+    const marks = [c.failed[place] ? "unranked" : c.tied[place] ? "tied" : null, c.overruled[place] ? "overruled" : null];
+    const row = element("div", { class: place === state.group ? "row picked" : "row", role: "option", "aria-selected": String(place === state.group), onclick: () => open(place) },
+      element("div", {}, "step " + c.step[place] + "  ", element("span", { class: "quiet" }, c.id[place] + " " + marks.filter(Boolean).join(", "))),
+      element("div", {}, c.question[place] + " → ", element("b", {}, c.best[place] ?? "-")));
+    row.style.top = (first + k) * ROW + "px";
+    return row;
+  });
+  $("space").replaceChildren(...rows);
+}
+function move(by) {
+  const at = shown.indexOf(state.group), next = Math.min(Math.max(0, at + by), shown.length - 1);
+  if (shown.length) open(shown[next]);
+  const box = $("rows"), top = next * ROW;
+  if (top < box.scrollTop) box.scrollTop = top;
+  if (top + ROW > box.scrollTop + box.clientHeight) box.scrollTop = top + ROW - box.clientHeight;
+}
+
+// ---------------------------------------------------------------------------------------------------- one group
+
+async function fetchGroup(run, place) {
+  if (embedded) return runs[run].whole[place] ?? null;
+  const reply = await fetch("api/group/" + run + "/" + place);
+  return reply.ok ? reply.json() : null;
+}
+async function open(place) {
+  state.group = place;
+  writeAddress();
+  drawRows();
+  const run = state.run, group = await fetchGroup(run, place);
+  if (state.group !== place || state.run !== run) return; // another was opened meanwhile
+  if (group === null) return $("group").replaceChildren(element("p", {}, "This group is no longer kept."));
+  const others = [];
+  for (const [i, other] of runs.entries()) {
+    if (i === run) continue;
+    const same = other.groups.id.map((id, n) => (id === group.prompt.id ? n : -1)).filter((n) => n >= 0);
+    const near = same.sort((a, b) => Math.abs(other.groups.step[a] - group.step) - Math.abs(other.groups.step[b] - group.step))[0];
+    if (near !== undefined) others.push([i, near, await fetchGroup(i, near)]);
+  }
+  if (state.group !== place || state.run !== run) return;
+  const c = columns(), again = [...c.step.keys()].filter((i) => c.id[i] === group.prompt.id);
+  const parts = [
+    element("h2", {}, group.prompt.question),
+    element("p", { class: "quiet" }, "step " + group.step + ", epoch " + group.epoch + ", prompt " + group.prompt.id +
+      (group.prompt.answer ? "; reference: " + group.prompt.answer : "") + "; rollout " + number(group.seconds.rollout, 2) + " s, oracle " + number(group.seconds.oracle, 2) + " s (batch)"),
+    ...mediaOf(group, run, place),
+    element("div", { class: "others" }, "This prompt over time: ", ...again.map((i) =>
+      element("button", { type: "button", "aria-pressed": String(i === place), onclick: () => open(i) }, "step " + c.step[i]))),
+    group.failure ? element("p", { class: "minus" }, group.failure) : null,
+    ...answersOf(group),
+    ...others.flatMap(([i, near, other]) => other === null ? [] :
+      [element("h2", { class: "run" + (i % 3) }, runs[i].name + ", step " + runs[i].groups.step[near]), ...answersOf(other)]),
+    ...wordsOf(group)];
+  $("group").replaceChildren(...parts.filter((part) => part !== null));
+}
+function mediaOf(group, run, place) {
+  return group.seen.flatMap((item, n) => {
+    const span = item.times_s ? "#t=" + item.times_s[0] + "," + (item.times_s[item.times_s.length - 1] + 0.1) : "";
+    const name = element("p", { class: "quiet" }, item.path);
+    if (embedded) return [name];
+    const frames = (item.times_s || [null]).map((time, k) =>
+      element("figure", {}, element("img", { src: "frame/" + [run, place, n, k].join("/"), alt: time === null ? "image" : "frame at " + time + " s", loading: "lazy" }), time === null ? "" : number(time, 2) + " s"));
+    const video = item.times_s ? element("video", { controls: "", preload: "metadata", muted: "", src: "media/" + [run, place, n].join("/") + span }) : null;
+    return [video, element("div", { class: "frames" }, ...frames), name];
+  }).filter((made) => made !== null);
+}
+function answersOf(group) {
+  const order = group.answers.map((answer, i) => [answer, i]);
+  order.sort((a, b) => (a[0].rank < 0) - (b[0].rank < 0) || a[0].rank - b[0].rank || a[1] - b[1]);
+  return order.map(([answer]) =>
+    element("div", { class: "answer" },
+      element("p", {}, "rank " + (answer.rank < 0 ? "-" : answer.rank) + "  ",
+        element("span", { class: answer.advantage > 0 ? "plus" : "minus" }, "advantage " + number(answer.advantage)),
+        "  " + answer.tokens.length + " tokens" + (answer.score === null ? "" : "  score " + number(answer.score)) + (answer.kl === null ? "" : "  KL " + number(answer.kl))),
+      element("div", { class: "text", dir: "auto" }, ...tokensOf(answer))));
+}
+function tokensOf(answer) {
+  if (answer.logps === null) return [answer.text];
+  return answer.tokens.map((token, i) => {
+    const surprise = Math.min(1, -answer.logps[i] / 6);
+    const made = element("span", { class: "token", title: "log-prob " + number(answer.logps[i]) }, token);
+    made.style.backgroundColor = "rgba(217, 119, 6, " + (0.75 * surprise).toFixed(3) + ")";
+    return made;
+  });
+}
+function wordsOf(group) {
+  return group.exchanges.flatMap((one) => [
+    element("h2", {}, "The judge was asked"), element("pre", { dir: "auto" }, one.asked),
+    element("h2", {}, "and replied"), element("pre", { dir: "auto" }, one.replied)]);
+}
+
+// -------------------------------------------------------------------------------------------------------- start
+
+function drawAll() {
+  $("runs").replaceChildren(...runs.map((run, i) => element("span", { class: "run" + (i % 3) }, run.name + "  ")));
+  $("run").replaceChildren(...runs.map((run, i) => element("option", { value: i }, run.name)));
+  const tasks = [...new Set(runs.flatMap((run) => run.groups.task))].filter(Boolean).sort();
+  $("task").replaceChildren(element("option", { value: "" }, "all"), ...tasks.map((task) => element("option", { value: task }, task)));
+  readAddress();
+  drawSigns();
+  drawCurves();
+  filter();
+  if (state.group !== null && state.group < columns().step.length) open(state.group);
+  document.body.dataset.ready = "yes";
+}
+async function load(again) {
+  runs = embedded ? JSON.parse(embedded.textContent) : await (await fetch("api/runs" + (again ? "?refresh=1" : ""))).json();
+  drawAll();
+}
+for (const key of ["text", "task", "only", "sort"]) {
+  $(key).addEventListener("input", () => { state[key] = $(key).value; writeAddress(); $("rows").scrollTop = 0; filter(); });
+}
+$("run").addEventListener("input", () => { state.run = Number($("run").value); state.group = null; writeAddress(); drawSigns(); filter(); });
+$("filters").addEventListener("submit", (event) => event.preventDefault());
+$("rows").addEventListener("scroll", drawRows);
+$("rows").addEventListener("keydown", (event) => {
+  const by = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9, Enter: 0 }[event.key];
+  if (by === undefined) return;
+  event.preventDefault();
+  move(by);
+});
+$("refresh").addEventListener("click", () => load(true));
+if (embedded) $("refresh").hidden = true;
+window.addEventListener("hashchange", drawAll);
+window.addEventListener("resize", drawRows);
+load(false);

@@ -1,0 +1,216 @@
+"""The page in a real browser: every view, filters, two runs, a video that plays, hostile texts, many groups."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orlaif.view.export import one_file
+from orlaif.view.run import Run
+from tests.view.runs import answer, group, run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+HOSTILE = "<img src=x onerror='document.title=1'><script>document.title='run'</script>\u202eright \x1b[31m to left"
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+        reason="needs Chromium and Playwright; make browser-test",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_videos: Path) -> list[Run]:
+    """Two runs of 120 groups on 40 prompts; of the second, the answers are better."""
+    clip = {"path": str(shared_videos / "nasa_13013.mp4"), "times_s": [1.0, 1.4, 1.8]}
+    told = {"exchanges": [{"asked": "A: red\nB: " + HOSTILE, "replied": '{"ranking": ["A", "B"]}'}]}
+    folders = []
+    for name, word in (("first", "blue"), ("second", "red")):
+        groups = [
+            group(
+                i // 4,
+                f"p{i % 40}",
+                answer(f"{word} it is {i}", 0),
+                answer(HOSTILE if i == 5 else "green", 1),
+                seen=[clip],
+                **(told if i == 5 else {}),
+            )
+            for i in range(120)
+        ]
+        groups[7] = group(1, "p7", answer("same", 0), answer("alike", 0), seen=[clip])
+        folders.append(run(tmp_path_factory.mktemp("runs") / name, groups))
+    return [Run(folder) for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def address(runs: list[Run]) -> Iterator[str]:
+    yield from served(runs)
+
+
+def served(runs: list[Run]) -> Iterator[str]:
+    import socket
+
+    import uvicorn
+
+    from orlaif.view.server import make_app
+
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(runs), log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails the test where a script raises, or the console reports an error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened, wrong = context.new_page(), list[str]()
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    yield opened
+    context.close()
+    assert wrong == []
+
+
+def ready(page: Any, address: str) -> Any:
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait for it to be true. Playwright's own waiting evaluates within the page, which the page forbids."""
+    for _ in range(600):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never true: {expression}")
+
+
+def shot(page: Any, name: str) -> None:
+    """A picture for the docs, where ORLAIF_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("ORLAIF_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+def test_a_group_with_its_video_frames_and_the_other_run(page: Any, address: str) -> None:
+    ready(page, address).locator(".row").nth(2).click()
+    page.wait_for_selector(".answer")
+    until(page, "document.querySelector('video').readyState >= 2")
+    page.evaluate("document.querySelector('video').play()")
+    until(page, "document.querySelector('video').currentTime > 1.05")
+    until(page, "[...document.images].every((one) => one.naturalWidth > 40)")
+    assert page.locator(".frames figure").all_inner_texts() == ["1.00 s", "1.40 s", "1.80 s"]
+    answers = page.locator(".answer .text").all_inner_texts()
+    assert [one.replace(" ", "") for one in answers] == ["blueitis2", "green", "reditis2", "green"]
+    assert page.locator(".answer p").first.inner_text().startswith("rank 0")
+    assert "null" not in page.locator("#group").inner_text()
+    assert "second, step 0" in page.locator("#group h2").all_inner_texts()
+    assert page.locator(".token").first.get_attribute("title") == "log-prob -0.500"
+    shot(page, "group")
+
+
+def test_the_prompt_over_time_and_every_view_has_a_link(page: Any, address: str) -> None:
+    ready(page, address).locator(".row").first.click()
+    page.locator(".others button", has_text="step 20").click()
+    until(page, "document.querySelector('#group p.quiet').textContent.startsWith('step 20')")
+    link = page.url
+    page.goto("about:blank")
+    ready(page, link)
+    page.wait_for_selector(".answer")
+    assert page.locator("#group p.quiet").first.inner_text().startswith("step 20")
+
+
+def test_filters_and_sorting(page: Any, address: str) -> None:
+    count = ready(page, address).locator("#count")
+    assert count.inner_text() == "120 of 120 groups"
+    page.select_option("#only", "tied")
+    assert count.inner_text() == "1 of 120 groups"
+    page.select_option("#only", "")
+    page.fill("#text", "IT IS 11")
+    assert count.inner_text() == "11 of 120 groups"  # 11, 110 to 119
+    page.fill("#text", "")
+    page.select_option("#sort", "-step")
+    assert page.locator(".row").first.inner_text().startswith("step 29")
+    page.select_option("#run", "1")
+    until(page, "document.querySelector('.row').textContent.includes('red it is')")
+
+
+def test_by_keyboard(page: Any, address: str) -> None:
+    ready(page, address).locator("#rows").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("k")
+    page.wait_for_selector(".answer")
+    assert "group=1" in page.url
+    page.keyboard.press("End")
+    until(page, "location.hash.includes('group=119')")
+    assert page.locator(".row.picked").is_visible()
+
+
+def test_hostile_texts_are_texts(page: Any, address: str) -> None:
+    ready(page, address + "#group=5")
+    page.wait_for_selector(".answer")
+    said = page.locator("#group").inner_text()
+    assert (
+        said.count("<script>document.title='run'</script>") == 3
+    )  # an answer of both runs, and what the judge was asked
+    assert page.title() == "orlaif view"
+    assert page.locator("#group script, #group img[onerror]").count() == 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
+def test_in_the_dark_and_on_a_phone(browser: Any, address: str, scheme: str, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    opened = ready(context.new_page(), address)
+    opened.locator(".row").first.click()
+    opened.wait_for_selector(".answer")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    dark = opened.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert dark == (scheme == "dark")
+    shot(opened, scheme if width > 800 else "phone")
+    context.close()
+
+
+def test_one_file_without_a_server(page: Any, runs: list[Run], tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(one_file(runs, most=60), encoding="utf-8")
+    ready(page, path.as_uri()).locator(".row").nth(1).click()
+    page.wait_for_selector(".answer")
+    assert page.locator(".answer").count() == 4
+    assert page.locator("video").count() == 0
+
+
+def test_ten_thousand_groups(page: Any, tmp_path: Path) -> None:
+    """All are listed, only those in view are in the page, and the end is a key away."""
+    many = run(tmp_path / "many", [group(i, f"p{i}", answer(f"a {i}", 0), answer("b", 1)) for i in range(10_000)])
+    for address in served([Run(many)]):
+        ready(page, address)
+        assert page.locator("#count").inner_text() == "10000 of 10000 groups"
+        assert page.locator(".row").count() < 60
+        page.locator("#rows").focus()
+        page.keyboard.press("End")
+        until(page, "location.hash.includes('group=9999')")
+        assert "a 9999" in page.locator(".row.picked").inner_text()
