@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
-_HALVES = re.compile("[\ud800-\udfff]")
+_HALVES = re.compile("[\x00\ud800-\udfff]")
 
 
 def text_lines(path: str, file: Any) -> Iterator[tuple[int, str | ValueError]]:
@@ -46,7 +46,7 @@ def whole_text(path: str, file: Any) -> str:
 
 
 def half_of_a_pair(value: Any) -> str | None:
-    """The first half of a surrogate pair, as JSON spells it, in the texts of a JSON value; None where there is none.
+    """The first half of a surrogate pair, or NUL, as JSON spells it, in the texts of a value; None where there is none.
 
     JSON can spell it (``"\\ud83d"``, an emoji that was cut), but it is no text: no tokenizer and no file takes it.
     """
@@ -58,12 +58,13 @@ def half_of_a_pair(value: Any) -> str | None:
 
 
 def check_texts(row: Any, where: str) -> None:
-    """Raise ValueError, naming ``where`` and the field, for half of a surrogate pair in a row."""
+    """Raise ValueError, naming ``where`` and the field, for half of a surrogate pair or a NUL in a row."""
     fields = row.items() if isinstance(row, dict) else [("", row)]
     for name, value in fields:
         if (half := half_of_a_pair([name, value])) is not None:
             field = f"field {name!r}" if name and half_of_a_pair(name) is None else "a field"
-            raise ValueError(f"{where}: {field} has {half}, half of a surrogate pair, which is no text")
+            kind = "a NUL" if half == "\\u0000" else "half of a surrogate pair"
+            raise ValueError(f"{where}: {field} has {half}, {kind}, which is no text")
 
 
 def _check_width(path: str, content: bytes) -> None:

@@ -70,6 +70,13 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
             JsonlDataset(str(tmp_path / name)).load()
 
 
+@pytest.mark.parametrize(("name", "form"), [("d.jsonl", "%s"), ("d.json", "[%s]")])
+def test_a_nul_is_no_text(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(form % '{"id": "1", "video": "a", "question": "q \\u0000"}')
+    with pytest.raises(ValueError, match=rf"{name}, \w+ 1: field 'question' has \\u0000, a NUL, which is no text"):
+        JsonlDataset(str(tmp_path / name)).load()
+
+
 def test_subtitles_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.srt"
     path.write_bytes("1\r\n00:00:01,500 --> 00:00:02,000\r\ncafé\r\n".encode("utf-8-sig"))
