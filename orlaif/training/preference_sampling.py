@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from orlaif.evaluation.loop import Evaluated, Loop
@@ -15,7 +16,7 @@ from orlaif.evaluation.predictions import Predictions
 from orlaif.oracles import rank_groups
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import CandidateGroup, Delivery
+from orlaif.types import CandidateGroup, Delivery, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,14 @@ class PreferenceSampling(OracleRLAIF):
 class RankedGroups(Loop):
     """Rows ``id, video, question, start_s, end_s, category, answers, ranks``, in ``predictions/preferences.jsonl``."""
 
+    #: Of the file.
+    name = "preferences"
+
     def start(self, module: Evaluated) -> None:
         """Bind the oracle, empty the file of rows, and set the counters to zero."""
         assert isinstance(module, OracleRLAIF)
         module.oracle.bind(module.policy)
-        self._predictions = Predictions(module.run_dir, "preferences", module.global_rank, module.trainer.world_size)
+        self._predictions = Predictions(module.run_dir, self.name, module.global_rank, module.trainer.world_size)
         self._predictions.clear()
         self._written = self._silent = self._asked = self._failed = 0
 
@@ -57,13 +61,17 @@ class RankedGroups(Loop):
         self._failed += len(ranking.failures)
         if ranking.failures:
             module.on_oracle_failure.check(self._failed, self._asked, ranking.failures[-1])
-        folder = os.path.abspath(self._predictions.folder)
-        pairs = zip(groups, ranking.ranks.tolist(), strict=True)
-        rows = [row for group, ranks in pairs if (row := preference_row(group, ranks, folder)) is not None]
+        rows = self.rows_of(groups, ranking)
         self._predictions.append(rows)
         self._written += len(rows)
         self._silent += len(groups) - len(rows)
         return rows
+
+    def rows_of(self, groups: Sequence[CandidateGroup], ranking: Ranking) -> list[dict[str, Any]]:
+        """The rows of P ranked groups, without those that are left out."""
+        folder = os.path.abspath(self._predictions.folder)
+        pairs = zip(groups, ranking.ranks.tolist(), strict=True)
+        return [row for group, ranks in pairs if (row := preference_row(group, ranks, folder)) is not None]
 
     def end(self, module: Evaluated) -> None:
         """Say what was written and what was not."""
