@@ -113,7 +113,17 @@ def test_the_client_of_a_judge(block: Block, tmp_path: Path) -> None:
     assert cli.model.oracle.client.model == "Qwen/Qwen3-VL-8B-Instruct"
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "data:" in b.text], ids=lambda b: b.page)
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.text.startswith("data:")], ids=lambda b: b.page)
+def test_the_filter_of_rows(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(block.text)
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    cli = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"])
+    train = cli.datamodule.datasets["train"]
+    assert (train.min, train.max, train.missing, train.dataset.path) == (0.05, 0.95, "error", "train.jsonl")
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "\ndata:" in b.text], ids=lambda b: b.page)
 def test_the_recipes(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(block.text)
