@@ -1,7 +1,8 @@
-"""Sampling ahead: seconds of a step beside its stages, and what older weights cost.
+"""Sampling ahead: seconds of a step beside its stages, samples per second by actors, and what older weights cost.
 
-    .venv/bin/python -m benchmarks.pipeline steps     a judge that sleeps 1 s; the engine in the step, and on a thread
-                                                      at staleness 1 and 2
+    .venv/bin/python -m benchmarks.pipeline steps     a judge that sleeps 1 s; the engine in the step, on a thread at
+                                                      staleness 1 and 2, and behind Ray with 2 actors
+    .venv/bin/python -m benchmarks.pipeline actors    answers per second of 1 and of 2 actors
     .venv/bin/python -m benchmarks.pipeline accuracy  the demo at staleness 0 and 1, five seeds, each kept as it comes
 
 Each writes JSON below ``--output`` and prints what it found. Timings need a machine that does nothing else.
@@ -18,17 +19,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 
 from benchmarks.harness import about
 from orlaif import OracleRLAIF, VideoDataModule
+from orlaif.data.collator import Collator
 from orlaif.data.video import UniformSampling
 from orlaif.demo.demo import Demo, quiet
 from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.oracles import ReferenceAnswerOracle
 from orlaif.policy import Policy
-from orlaif.rollout import BaseRollout, Pipelined, Rollout, SamplingParams
+from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.rollout import BaseRollout, Pipelined, Remote, Rollout, SamplingParams
 from orlaif.types import CandidateGroup, Ranking
 
 #: Steps that are not counted: of the first, nothing can be ahead.
@@ -74,6 +78,8 @@ ARMS: dict[str, Callable[[], BaseRollout]] = {
     "in the step": engine,
     "on a thread, staleness 1": lambda: Pipelined(engine(), 1),
     "on a thread, staleness 2": lambda: Pipelined(engine(), 2),
+    "2 actors, staleness 1": lambda: Remote(engine(), actors=2, staleness=1),
+    "2 actors, staleness 2": lambda: Remote(engine(), actors=2, staleness=2),
 }
 
 
@@ -109,6 +115,31 @@ def steps(folder: str, number: int = 20) -> dict[str, dict[str, float]]:
         longest = max(stages["time/rollout"], stages["time/oracle"], training)
         found[name] = {"step": statistics.median(whole), "longest": longest, "sum": sum(stages.values()), **stages}
         print(f"{name:28s} step {found[name]['step']:.2f} s, longest {longest:.2f} s, sum {found[name]['sum']:.2f} s")
+    return found
+
+
+def actors(folder: str, calls: int = 10) -> dict[str, float]:
+    """Answers per second of 1 and of 2 actors: batches of 8 prompts, 8 answers each."""
+    model, root = laid_out(folder)
+    policy = Policy(model, dtype="float32").load()
+    train = ShapesDataset(root, "train", size=256)
+    train.load()
+    batch = Collator(ProcessorEncoder(policy.processor), UniformSampling(8))([train[i] for i in range(8)]).batch
+    found = {}
+    for number in (1, 2):
+        rollout = Remote(Rollout(8, SamplingParams(max_new_tokens=64)), actors=number)
+        rollout.begin(policy, whole=False)
+
+        def sample(rollout: Remote = rollout) -> int:
+            generators = [torch.Generator().manual_seed(i) for i in range(len(batch))]
+            return int(rollout(rollout.take_weights(policy, batch), batch, generators).mask.any(-1).sum())
+
+        sample()
+        start = time.perf_counter()
+        answers = sum(sample() for _ in range(calls))
+        found[f"{number} actors"] = answers / (time.perf_counter() - start)
+        rollout.close()
+        print(f"{number} actors: {found[f'{number} actors']:.1f} answers per second")
     return found
 
 
@@ -155,16 +186,19 @@ def accuracy(folder: str, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run one of the two."""
+    """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "accuracy"])
+    parser.add_argument("what", choices=["steps", "actors", "accuracy"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", default="outputs/bench/pipeline")
     arguments = parser.parse_args()
     quiet()
     os.makedirs(arguments.output, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        found: Any = steps(folder) if arguments.what == "steps" else accuracy(arguments.output, arguments.seeds)
+        if arguments.what == "accuracy":
+            found: Any = accuracy(arguments.output, arguments.seeds)
+        else:
+            found = {"steps": steps, "actors": actors}[arguments.what](folder)
     with open(os.path.join(arguments.output, f"{arguments.what}.json"), "w", encoding="utf-8") as file:
         json.dump({"found": found, **about(False)}, file, indent=2)
 

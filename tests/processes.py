@@ -25,7 +25,7 @@ from orlaif.distributed import checkpoint_io, fsdp2
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import PairwiseJudge
 from orlaif.policy import Policy
-from orlaif.rollout import BaseRollout, Pipelined, Rollout, SamplingParams
+from orlaif.rollout import BaseRollout, Pipelined, Remote, Rollout, SamplingParams
 from orlaif.training.base import PolicyModule
 from orlaif.training.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.training.ranker import PreferenceRankerTraining
@@ -77,6 +77,8 @@ class Job:
     #: Ends of clips in seconds, by prompt, and frames per second: clips of unequal lengths.
     ends: dict[str, float] = field(default_factory=dict)
     fps: float | None = None
+    actors: int = 0
+    mark: str = ""
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,7 +132,9 @@ def oracle_of(job: Job) -> Any:
 def build(job: Job) -> PolicyModule:
     sampling = SamplingParams(max_new_tokens=job.max_new_tokens, temperature=1.5)
     rollout: Any = job.rollout or (Scripted if job.scripted else Rollout)(group_size=4, sampling=sampling)
-    if job.staleness:
+    if job.actors:
+        rollout = Remote(rollout, actors=job.actors, staleness=job.staleness)
+    elif job.staleness:
         rollout = Pipelined(rollout, job.staleness)
     kind: Any = torch.optim.SGD if job.optimizer == "sgd" else torch.optim.AdamW
     torch.manual_seed(0)  # PEFT draws the adapter's first weights
@@ -243,6 +247,9 @@ def fit(job: Job, rank: int, world: int) -> None:
 def _child(job: Job, rank: int, world: int, port: int, errors: Any) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    if job.mark:
+        os.environ[job.mark] = "1"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has ignored
     if world > 1:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",

@@ -10,6 +10,7 @@ from orlaif.oracles.pairwise import PairwiseJudge
 from orlaif.oracles.preference import PreferenceRanker
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
+from orlaif.oracles.remote import Remote
 from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PreferenceRanker",
     "RandomOracle",
     "ReferenceAnswerOracle",
+    "Remote",
     "ScoreOracle",
     "TextRewardModel",
     "dense_ranks",

@@ -1,4 +1,4 @@
-"""A policy that stays as it was while the policy trains, so that another thread can sample from it.
+"""A policy that stays as it was while the policy trains, so that another thread, or process, can sample from it.
 
 The twin shares what is not trained (under an adapter, all of the base) and has copies of the rest, which
 :meth:`Twin.follow` brings up to date. What a forward pass keeps between calls (positions, features, caches) and the
@@ -8,6 +8,7 @@ tokenizer, which keeps the padding of its last call, are its own.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -22,6 +23,22 @@ def still(policy: Policy) -> Policy:
     copied._modules = dict(policy._modules)  # a copied module has its dictionary in common with the first
     copied._processor = copy.deepcopy(policy.processor)
     return copied
+
+
+def settings_of(policy: Policy) -> dict[str, Any]:
+    """Arguments of a policy that samples as this one does, from the same checkpoint, in another process."""
+    dtype = policy.sharding.param_dtype if policy.is_sharded else None
+    return {
+        "path": policy.path,
+        "lora": policy.lora,
+        "dtype": dtype or policy.dtype,
+        "prefix": policy.layout,
+        "attn_implementation": policy.attn_implementation,
+        "freeze_vision": policy.freeze_vision,
+        "prefix_attention": policy.prefix_attention,
+        "quantization": policy.quantization,
+        "family": policy.family,
+    }
 
 
 class Twin:

@@ -4,12 +4,14 @@ from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.local import Rollout, generate
 from orlaif.rollout.pipeline import Pipelined
+from orlaif.rollout.remote import Remote
 from orlaif.rollout.vllm import VLLMRollout
 
 __all__ = [
     "BaseRollout",
     "ImportanceCorrection",
     "Pipelined",
+    "Remote",
     "Rollout",
     "SamplingParams",
     "VLLMRollout",

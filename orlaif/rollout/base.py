@@ -69,6 +69,8 @@ class BaseRollout(ABC):
     """
 
     staleness = 0
+    #: Whether it runs the policy that it is called with, not an engine that has its weights.
+    samples_by_policy = True
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class VLLMRollout(BaseRollout):
             and its answer; other tokens of a prompt than the model's processor makes.
     """
 
+    samples_by_policy = False
+
     def __init__(
         self,
         group_size: int = 8,

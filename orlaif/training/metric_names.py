@@ -50,6 +50,7 @@ METRICS = {
     "oracle/mean_score": "mean score, of oracles that have scores",
     "oracle/failure_rate": "share of all groups so far that could not be ranked",
     "oracle/<requests, cache_hits, failures>": "of judges behind a server: what they cost since the last step",
+    "rollout/asked_anew": "prompts of this step that were asked anew, because an actor of `orlaif.rollout.Remote` died",
     "data/bad_videos": "videos left out so far, all processes together (`on_bad_video: skip`)",
     "val/accuracy": "share of validation questions that the greedy answer gets right",
     "val/accuracy/<category>": "the same for one category",
