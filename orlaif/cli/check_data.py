@@ -18,7 +18,8 @@ from typing import Any
 from orlaif.arguments import HelperParser
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
-from orlaif.data.video import beyond_the_end, decode_clip, require_ffmpeg
+from orlaif.data.seen import about_video, decode_seen
+from orlaif.data.video import beyond_the_end, require_ffmpeg
 from orlaif.evaluation.choices import choice
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.ending import answer_ids
@@ -26,7 +27,7 @@ from orlaif.training.preference_sampling import PreferenceSampling
 from orlaif.training.ranker import PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
 from orlaif.training.supervised import SupervisedFineTuning
-from orlaif.types import BringsEncoder, PreferencePrompt, Prompt, VideoError
+from orlaif.types import BringsEncoder, Image, PreferencePrompt, Prompt, Video, VideoClip, VideoError
 
 
 class _Model:
@@ -101,6 +102,14 @@ class _Model:
         return int(module.rollout.sampling.max_new_tokens) if isinstance(module, OracleRLAIF) else 1
 
 
+def _about(prompts: Sequence[Prompt]) -> str:
+    """How many videos, and how many images, if any, prompts show."""
+    shown = {part for prompt in prompts for part in prompt.media}
+    videos = len({part.path for part in shown if isinstance(part, Video)})
+    images = len({part.path for part in shown if isinstance(part, Image)})
+    return f"{videos} videos" + (f" and {images} images" if images else "")
+
+
 def _odd_answer(prompt: Prompt) -> str | None:
     if prompt.options and (twice := [option for option, n in Counter(prompt.options).items() if n > 1]):
         return f"field 'options' has {twice[0]!r} twice, so that no answer can name one of the two"
@@ -155,9 +164,8 @@ def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int
         ]
         wrong += [*broken, *odd, *bad, *long]
         answers = sum(prompt.answer is not None for prompt in prompts)
-        videos = len({prompt.video for prompt in prompts})
         report.append(
-            f"{name}: {len(prompts)} questions about {videos} videos, {answers} with an answer; {len(broken)} broken "
+            f"{name}: {len(prompts)} questions about {_about(prompts)}, {answers} with an answer; {len(broken)} broken "
             f"rows; {len(tried)} clips decoded, {len(bad)} bad"
         )
     return report, wrong
@@ -165,14 +173,18 @@ def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int
 
 def _tried(name: str, prompt: Prompt, data: VideoDataModule, model: _Model) -> VideoError | ValueError | None:
     try:
-        clip = decode_clip(prompt, data.sampling, data.decode_device, data.budget)
-        model.check_length(name, prompt, clip)
+        seen = decode_seen(prompt, data.sampling, data.decode_device, data.budget)
+        model.check_length(name, prompt, seen)
     except VideoError as error:
         return VideoError(f"{prompt.id}: {error.path}", error.cause)
     except ValueError as error:
         return error
-    beyond = beyond_the_end(prompt, clip.duration_s)
-    return None if beyond is None else ValueError(f"{prompt.video}: {beyond}")
+    clips = [item for item in seen.items if isinstance(item, VideoClip)]
+    videos = [part for part in prompt.media if isinstance(part, Video)]
+    for video, clip in zip(videos, clips, strict=True):
+        if (beyond := beyond_the_end(about_video(prompt, video), clip.duration_s)) is not None:
+            return ValueError(f"{video.path}: {beyond}")
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:

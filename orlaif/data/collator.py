@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from orlaif.data.clip_cache import ClipCache
+from orlaif.data.seen import decode_seen
 from orlaif.data.video import PixelBudget, Sampling, decode_clip
-from orlaif.types import Delivery, Prompt, PromptBatch, PromptEncoder, VideoClip, VideoError
+from orlaif.types import Delivery, Prompt, PromptBatch, PromptEncoder, Seen, VideoError
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +71,14 @@ class Collator:
         self._pool = self._threads()
         self._alone = threading.Lock()
 
-    def _decode(self, prompt: Prompt) -> VideoClip | VideoError:
+    def _decode(self, prompt: Prompt) -> Seen | VideoError:
         try:
-            return (self.cache or decode_clip)(prompt, self.sampling, self.device, self.budget)
+            return decode_seen(prompt, self.sampling, self.device, self.budget, self.cache or decode_clip)
         except VideoError as error:
             return error
 
-    def decode(self, prompts: Sequence[Prompt]) -> list[VideoClip | VideoError]:
-        """The clip of each prompt, or why there is none, on threads that batches in work share."""
+    def decode(self, prompts: Sequence[Prompt]) -> list[Seen | VideoError]:
+        """What is seen of each prompt, or why there is none, on threads that batches in work share."""
         return list(self._pool.map(self._decode, prompts))
 
     def __call__(self, prompts: Sequence[Prompt]) -> Delivery:
@@ -94,12 +95,14 @@ class Collator:
         skipped = tuple(result for result in results if isinstance(result, VideoError))
         if skipped and self.on_bad_video == "error":
             raise skipped[0]
-        kept = [(prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if isinstance(clip, VideoClip)]
+        kept = [
+            (prompt, clip) for prompt, clip in zip(prompts, results, strict=True) if not isinstance(clip, VideoError)
+        ]
         with self._alone:
             batch, refused = self._encode(kept)
         return Delivery(batch=batch, skipped=(*skipped, *refused), decode_s=time.perf_counter() - start)
 
-    def _encode(self, kept: Sequence[tuple[Prompt, VideoClip]]) -> tuple[PromptBatch, tuple[VideoError, ...]]:
+    def _encode(self, kept: Sequence[tuple[Prompt, Seen]]) -> tuple[PromptBatch, tuple[VideoError, ...]]:
         """The batch of those that the encoder takes, and why it does not take the others, where these may be left out.
 
         Raises:

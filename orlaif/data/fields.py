@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from orlaif.data.chat import chat_turns, prompt_of
 from orlaif.data.rows import built_from, join
 from orlaif.types import Prompt, VideoPrompt
 
 #: Those of a prompt that is said by its video and its question.
 FIELDS = tuple(field.name for field in dataclasses.fields(Prompt) if field.name != "turns")
 _REQUIRED = ("id", "video", "question")
+_BESIDE_MESSAGES = ("id", "answer", "options", "category", "tags")
 
 
 def _is_text(value: Any) -> bool:
@@ -51,7 +53,7 @@ def parse_row(row: Any, where: str, video_root: str) -> Prompt:
     """One row of the project's own JSONL as a prompt.
 
     Args:
-        row: the parsed JSON value; keys as the fields of :class:`~orlaif.types.Prompt`.
+        row: the parsed JSON value; keys as the fields of :class:`~orlaif.types.Prompt`, or ``messages`` of parts.
         where: file and line, for errors.
         video_root: folder that a relative ``video`` is resolved against.
 
@@ -60,15 +62,11 @@ def parse_row(row: Any, where: str, video_root: str) -> Prompt:
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row must be a JSON object, found {type(row).__name__}")
+    if row.get("messages") is not None:
+        return _of_messages(row, where, video_root)
     if unknown := sorted(set(row) - set(FIELDS)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
-    for name in FIELDS:
-        value, (holds, expected) = row.get(name), _RULES.get(name, _TEXT)
-        if value is None:
-            if name in _REQUIRED:
-                raise ValueError(f"{where}: field {name!r} is missing or null")
-        elif not holds(value):
-            raise ValueError(f"{where}: field {name!r} is {value!r}; it must be {expected}")
+    _check_fields(row, FIELDS, _REQUIRED, where)
     values = {name: value for name, value in row.items() if value is not None}
     values["video"] = join(video_root, row["video"])
     if "frames" in values:
@@ -78,3 +76,32 @@ def parse_row(row: Any, where: str, video_root: str) -> Prompt:
     if "history" in values:
         values["history"] = tuple((question, answer) for question, answer in values["history"])
     return built_from(where, VideoPrompt, **values)
+
+
+def _check_fields(row: dict[str, Any], names: Sequence[str], required: Sequence[str], where: str) -> None:
+    """Raise ValueError for a field that is not what it must be, or one that is required and not there."""
+    for name in names:
+        value, (holds, expected) = row.get(name), _RULES.get(name, _TEXT)
+        if value is None:
+            if name in required:
+                raise ValueError(f"{where}: field {name!r} is missing or null")
+        elif not holds(value):
+            raise ValueError(f"{where}: field {name!r} is {value!r}; it must be {expected}")
+
+
+def _of_messages(row: dict[str, Any], where: str, video_root: str) -> Prompt:
+    """A row that says its question by ``messages``, parts in their order; the assistant's last one is its answer."""
+    media = ("messages", "images", "videos")
+    if unknown := sorted(set(row) - {*_BESIDE_MESSAGES, *media}):
+        known = ", ".join((*_BESIDE_MESSAGES, *media))
+        raise ValueError(f"{where}: field {unknown[0]!r} is unknown beside 'messages'; known are {known}")
+    _check_fields(row, _BESIDE_MESSAGES, ("id",), where)
+    values = {name: row[name] for name in _BESIDE_MESSAGES if row.get(name) is not None}
+    if "options" in values:
+        values["options"] = tuple(values["options"])
+    said = chat_turns(row, "messages", where, video_root)
+    if len(said) % 2 == 0:
+        if "answer" in values:
+            raise ValueError(f"{where}: field 'answer' and the last of 'messages' are two answers; give one")
+        values["answer"] = said.pop().words
+    return prompt_of(where, said, **values)

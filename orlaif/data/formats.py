@@ -8,9 +8,10 @@ that names file, line and field. Compared answers are in ``orlaif.data.preferenc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
+from orlaif.data.chat import Listed, chat_turns, marked_parts, prompt_of
 from orlaif.data.datasets import RowDataset
 from orlaif.data.rows import (
     built_from,
@@ -23,7 +24,7 @@ from orlaif.data.rows import (
     text_field,
     texts_field,
 )
-from orlaif.types import Prompt, VideoPrompt
+from orlaif.types import Prompt, Text, Turn, VideoPrompt
 
 _TAG = r"<(video|image)>"
 _LEADING, _TRAILING = re.compile(rf"\A(?:\s*{_TAG})+"), re.compile(rf"(?:{_TAG}\s*)+\Z")
@@ -45,6 +46,36 @@ def question_text(text: str, where: str) -> str:
     return rest.strip()
 
 
+def spoken(row: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, str, str]]:
+    """The turns of LLaVA's conversation: where each stands, who speaks, and the text as it is written.
+
+    Raises:
+        ValueError: naming ``where`` and the field, where it is none that alternates.
+    """
+    value = row.get(name)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a list of turns")
+    for place, turn in enumerate(value):
+        speaker = ("human", "gpt")[place % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+            raise ValueError(f"{where}: field {name!r}, turn {place + 1} is {turn!r}; it must be from {speaker!r}")
+        place_of = f"{where}: field {name!r}, turn {place + 1}"
+        refuse_others(turn, place_of, ("from", "value"))
+        yield place_of, speaker, turn["value"]
+
+
+def marked_turns(row: dict[str, Any], name: str, where: str, listed: Listed) -> list[Turn]:
+    """LLaVA's conversation as turns of parts, whose marks are ``listed``; raises ValueError as :func:`turns`."""
+    said: list[Turn] = []
+    for place_of, speaker, text in spoken(row, name, where):
+        parts = marked_parts(text, listed) if speaker == "human" else [Text(text.strip())] if text.strip() else []
+        if not any(isinstance(part, Text) for part in parts):
+            raise ValueError(f"{place_of} has no text")
+        said.append(Turn("user" if speaker == "human" else "assistant", tuple(parts)))
+    listed.check(name)
+    return said
+
+
 def turns(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str]]:
     """LLaVA's conversation ``[{"from": "human" | "gpt", "value": ...}, ...]`` as (speaker, text).
 
@@ -53,17 +84,9 @@ def turns(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str]]:
     Raises:
         ValueError: naming ``where`` and the field, where it is none that alternates, or a text is missing.
     """
-    value = row.get(name)
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a list of turns")
     said = []
-    for place, turn in enumerate(value):
-        speaker = ("human", "gpt")[place % 2]
-        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
-            raise ValueError(f"{where}: field {name!r}, turn {place + 1} is {turn!r}; it must be from {speaker!r}")
-        place_of = f"{where}: field {name!r}, turn {place + 1}"
-        refuse_others(turn, place_of, ("from", "value"))
-        text = question_text(turn["value"], place_of) if speaker == "human" else turn["value"].strip()
+    for place_of, speaker, value in spoken(row, name, where):
+        text = question_text(value, place_of) if speaker == "human" else value.strip()
         if not text:
             raise ValueError(f"{place_of} has no text")
         said.append((speaker, text))
@@ -85,12 +108,13 @@ class LLaVAConversations(RowDataset):
     """LLaVA-style rows ``id, video, conversations``, as LLaVA-Video and LLaVA-Hound write them.
 
     Each answer of a conversation is one prompt (``<id>``, then ``<id>#2``, ...), with what came before it as
-    its history. Videos may be named without their extension.
+    its history. Videos may be named without their extension. A row with ``image``, ``images`` or ``videos`` (an empty
+    list, for text alone) names what the marks ``<image>`` and ``<video>`` of its turns stand for, in their order.
     """
 
     media_fields: tuple[str, ...] = ("video",)
     #: Fields besides those of the media that a row may have, and those of ``orlaif.data.rows.BOOKKEEPING``.
-    other_fields: tuple[str, ...] = ("id", "conversations")
+    other_fields: tuple[str, ...] = ("id", "conversations", "image", "images", "videos")
 
     def media(self, row: dict[str, Any], where: str, root: str) -> dict[str, Any]:
         """The fields of a Prompt that say what is seen."""
@@ -100,6 +124,11 @@ class LLaVAConversations(RowDataset):
         """One prompt for each answer of the row's conversation, with the turns before it as history."""
         row = object_row(row, where)
         refuse_unused(row, where, (*self.media_fields, *self.other_fields))
+        if "images" not in self.media_fields and any(name in row for name in ("images", "image", "videos")):
+            listed = Listed(row, where, video_root)
+            said_parts = marked_turns(row, "conversations", where, listed)
+            yield from every_answer(where, id_field(row, "id", where), said_parts, "conversations")
+            return
         said = turns(row, "conversations", where)
         if len(said) % 2:
             raise ValueError(f"{where}: field 'conversations' ends with a question; it must end with an answer")
@@ -153,79 +182,44 @@ class VLMRLAIFPrompts(VLMRLAIFInstructions):
 
 
 class ChatMessages(RowDataset):
-    """Chat messages with one ``{"type": "video", "path": "x.mp4"}`` part (or ``video`` or ``url``), as TRL and others.
+    """Chat messages whose parts are text, images and videos in their order, as TRL and others.
 
-    ``{"id": ..., "messages": [{"role": "user", "content": [...]}, {"role": "assistant", "content": "..."}, ...]}``; the
-    last assistant's message is the reference answer, if it is the last. Rows without ``id`` are numbered.
+    ``{"id": ..., "messages": [{"role": "user", "content": [...]}, {"role": "assistant", "content": "..."}, ...]}`` with
+    parts ``{"type": "video", "path": "x.mp4"}`` (or ``video`` or ``url``; ``image`` alike). A part without a file, and
+    ``<image>`` or ``<video>`` in a text of a row with such lists, is the next one of ``images`` or ``videos``. Rows
+    without ``id`` are numbered.
+
+    Args:
+        path: a JSONL, JSON or Parquet file, or a URL of one.
+        video_root: folder for relative paths; by default the folder of ``path``.
+        answers: ``last``: the last message of the assistant is the reference answer, if it is the last of all. ``all``:
+            each message of the assistant is the answer of a prompt of its own (``<id>``, then ``<id>#2``, ...), with
+            what came before it as its history: what supervised fine-tuning trains on.
     """
 
-    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
-        """One row of chat messages as a prompt: the last turn is the answer, where the assistant has it."""
+    def __init__(self, path: str, video_root: str | None = None, answers: Literal["last", "all"] = "last") -> None:
+        super().__init__(path, video_root)
+        if answers not in ("last", "all"):
+            raise ValueError(f"ChatMessages.answers is {answers!r}; it must be 'last' or 'all'")
+        self.answers = answers
+
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
+        """One row of chat messages as a prompt, or as one for each answer."""
         row = object_row(row, where)
-        refuse_unused(row, where, ("id", "messages"))
-        said, videos = talk(row, "messages", where)
-        if len(videos) != 1:
-            raise ValueError(f"{where}: field 'messages' has {len(videos)} videos; a row has exactly one")
-        answer = said.pop() if len(said) % 2 == 0 else None
-        history = tuple(zip(said[:-1:2], said[1::2], strict=True))
+        refuse_unused(row, where, ("id", "messages", "images", "videos"))
+        said = chat_turns(row, "messages", where, video_root)
         name = id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1]
-        video = join(video_root, videos[0])
-        return built_from(where, VideoPrompt, id=name, video=video, question=said[-1], answer=answer, history=history)
-
-
-def talk(row: dict[str, Any], name: str, where: str) -> tuple[list[str], list[str]]:
-    """What user and assistant say in turn, from a list of chat messages, and the videos of the user's messages.
-
-    Raises:
-        ValueError: naming ``where``, the field and the message, for anything else, which would be left out.
-    """
-    messages = row.get(name)
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: field {name!r} is {messages!r}; it must be a list of messages")
-    said: list[str] = []
-    videos: list[str] = []
-    for place, message in enumerate(messages):
-        place_of = f"{where}: field {name!r}, message {place + 1}"
-        role = message.get("role") if isinstance(message, dict) else None
-        if role == "system":
-            raise ValueError(f"{where}: field {name!r} has a system message; say it as data.system_prompt")
-        if role != ("user", "assistant")[place % 2]:
-            raise ValueError(f"{place_of} is of role {role!r}; user and assistant take turns")
-        refuse_others(message, place_of, ("role", "content"))
-        text, sources = words_and_videos(message.get("content"), place_of)
-        if sources and role == "assistant":
-            raise ValueError(f"{place_of} has a video; only the user shows one")
-        said.append(text)
-        videos += sources
-    return said, videos
-
-
-def words_and_videos(content: Any, where: str) -> tuple[str, list[str]]:
-    """Text and videos of a message's content, a text or a list of parts.
-
-    Raises:
-        ValueError: naming ``where``, without text, or for parts of another kind (images, audio), which would be left
-            out.
-    """
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{where} has a message whose content is {parts!r}")
-    texts: list[str] = []
-    videos: list[str] = []
-    for part in parts:
-        kind = part.get("type")
-        if kind == "text" and isinstance(part.get("text"), str):
-            refuse_others(part, f"{where}, a text part,", ("type", "text"))
-            texts.append(part["text"])
-        elif kind == "video":
-            refuse_others(part, f"{where}, a video part,", ("type", "path", "video", "url"))
-            sources = [part[key] for key in ("path", "video", "url") if part.get(key) is not None]
-            if len(sources) != 1 or not isinstance(sources[0], str):
-                raise ValueError(f"{where} has the video {part!r}; it must name one file, as path, video or url")
-            videos += sources
+        if self.answers == "all":
+            yield from every_answer(where, name, said, "messages")
         else:
-            raise ValueError(f"{where} has a part of type {kind!r}; a prompt is made of text and one video")
-    text = " ".join(texts).strip()
-    if not text:
-        raise ValueError(f"{where} has no text")
-    return text, videos
+            answer = said.pop().words if len(said) % 2 == 0 else None
+            yield prompt_of(where, said, id=name, answer=answer)
+
+
+def every_answer(where: str, name: str, said: Sequence[Turn], field: str) -> Iterator[Prompt]:
+    """A prompt for each answer of a conversation, with the turns before it; ValueError where it ends otherwise."""
+    if len(said) % 2:
+        raise ValueError(f"{where}: field {field!r} ends with a question; it must end with an answer")
+    for number, place in enumerate(range(1, len(said), 2), 1):
+        unique = name if number == 1 else f"{name}#{number}"
+        yield prompt_of(where, said[:place], id=unique, answer=said[place].words)

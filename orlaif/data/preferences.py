@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from orlaif.data.chat import chat_turns, content_parts
 from orlaif.data.datasets import RowDataset
 from orlaif.data.fields import parse_row
-from orlaif.data.formats import VLMRLAIFInstructions, question_text, talk, turns, words_and_videos
+from orlaif.data.formats import VLMRLAIFInstructions, question_text, turns
 from orlaif.data.rows import (
     built_from,
     find_video,
@@ -21,7 +22,8 @@ from orlaif.data.rows import (
     refuse_unused,
     text_field,
 )
-from orlaif.types import PreferencePrompt, Prompt
+from orlaif.prompt import user
+from orlaif.types import PreferencePrompt, Prompt, Text, Turn, Video
 
 
 class PreferenceJsonl(RowDataset):
@@ -64,36 +66,36 @@ class LLaVAHoundPreferences(RowDataset):
 
 
 class TRLPreferences(RowDataset):
-    """TRL's ``prompt, chosen, rejected``, as texts with a ``video`` field, or as messages with a video part.
+    """TRL's ``prompt, chosen, rejected``, as texts with a ``video`` field, or as messages of parts.
 
     Messages: ``[{"role": "user", "content": [{"type": "video", "path": "x.mp4"}, {"type": "text", "text": "..."}]}]``.
     Rows without ``id`` are numbered.
     """
 
     #: The scores are those of the judgement, as TRL's own sets have them.
-    known_fields = ("id", "video", "prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+    known_fields = ("id", "video", "prompt", "chosen", "rejected", "images", "videos", "score_chosen", "score_rejected")
 
     def parse(self, row: Any, where: str, video_root: str) -> PreferencePrompt:
         """One row as a prompt with two answers; a prompt of messages keeps its turns as history."""
         row = object_row(row, where)
         refuse_unused(row, where, self.known_fields)
-        videos: list[str] = []
         if isinstance(row.get("prompt"), str):
-            said = [text_field(row, "prompt", where)]
+            said = [user(text_field(row, "prompt", where))]
         else:
-            said, videos = talk(row, "prompt", where)
+            said = chat_turns(row, "prompt", where, video_root)
         if len(said) % 2 == 0:
             raise ValueError(f"{where}: field 'prompt' ends with the assistant; it must end with a question")
-        videos += [text_field(row, "video", where)] if row.get("video") is not None else []
-        if len(videos) != 1:
-            raise ValueError(f"{where}: {len(videos)} videos in 'prompt' and 'video'; a row has exactly one")
+        shown = sum(len(turn.media) for turn in said)
+        if row.get("video") is not None:
+            video = Video(join(video_root, text_field(row, "video", where)))
+            said[0], shown = user(video, *said[0].parts), shown + 1
+        if shown == 0 or (shown > 1 and row.get("video") is not None):
+            raise ValueError(f"{where}: {shown} videos or images in 'prompt' and 'video'; they must be in one of them")
         return built_from(
             where,
             PreferencePrompt,
             id=id_field(row, "id", where) if row.get("id") is not None else where.rsplit(" ", 1)[-1],
-            video=join(video_root, videos[0]),
-            question=said[-1],
-            history=tuple(zip(said[:-1:2], said[1::2], strict=True)),
+            turns=tuple(said),
             answers=tuple(_answer(row, name, where) for name in ("chosen", "rejected")),
             ranks=(0, 1),
         )
@@ -111,10 +113,10 @@ def _answer(row: dict[str, Any], name: str, where: str) -> str:
             f"{where}: field {name!r} is a message of role {value[0]['role']!r}; it must be the assistant's"
         )
     refuse_others(value[0], f"{where}: field {name!r}", ("role", "content"))
-    text, videos = words_and_videos(value[0].get("content"), f"{where}: field {name!r}")
-    if videos:
-        raise ValueError(f"{where}: field {name!r} has a video; an answer is text")
-    return text
+    parts = content_parts(value[0].get("content"), f"{where}: field {name!r}", "")
+    if not all(isinstance(part, Text) for part in parts):
+        raise ValueError(f"{where}: field {name!r} shows something; an answer is text")
+    return Turn("assistant", tuple(parts)).words
 
 
 class VLMRLAIFRewards(VLMRLAIFInstructions):

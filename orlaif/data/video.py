@@ -54,7 +54,7 @@ def require_ffmpeg() -> None:
         raise RuntimeError(FFMPEG_HELP)
 
 
-def _cause(error: Exception) -> str:
+def plain_cause(error: Exception) -> str:
     """First line of torchcodec's message, without the place in its C++ source."""
     line = str(error).strip().split("\n")[0]
     return re.sub(r"^.*\.cpp:\d+,\s*", "", line) or type(error).__name__
@@ -76,8 +76,8 @@ def _source(path: str) -> Any:
     return path
 
 
-def _file(path: str) -> Any:
-    """The same, as an open binary file."""
+def open_media(path: str) -> Any:
+    """A media file, open for reading; raises VideoError where there is none."""
     source = _source(path)
     return open(source, "rb") if isinstance(source, str) else source
 
@@ -157,7 +157,7 @@ def decode_clip(
     try:
         if prompt.frames is not None:
             return _picture_clip(prompt, prompt.frames, sampling, str(device), budget)
-        with _file(prompt.video) as file:
+        with open_media(prompt.video) as file:
             container = container_of(file)
             missing = cut_off(file, container)
         if missing is not None:
@@ -167,7 +167,7 @@ def decode_clip(
     except VideoError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise VideoError(prompt.video, f"cannot be decoded ({_cause(error)})") from error
+        raise VideoError(prompt.video, f"cannot be decoded ({plain_cause(error)})") from error
 
 
 def _sought_clip(prompt: Prompt, sampling: Sampling, device: str, budget: PixelBudget | None) -> VideoClip | None:
@@ -190,7 +190,7 @@ def _sought_clip(prompt: Prompt, sampling: Sampling, device: str, budget: PixelB
     except (VideoError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        log.debug("%s: seeking fails (%s)", path, _cause(error))
+        log.debug("%s: seeking fails (%s)", path, plain_cause(error))
         return None
     _tell_fallback(decoder, path, device)
     pts = frames.pts_seconds.double().cpu()
@@ -273,7 +273,7 @@ def _picture_clip(
     first: tuple[int, ...] | None = None
     for path in (paths[place] for place in places):
         try:
-            with _file(path) as file:
+            with open_media(path) as file:
                 picture = read_picture(file)
             shape = tuple(picture.shape[1:])
             first = first or shape
@@ -285,6 +285,6 @@ def _picture_clip(
         except VideoError:
             raise
         except Exception as error:  # decoders raise whatever they like
-            raise VideoError(path, f"cannot be decoded ({_cause(error)})") from error
+            raise VideoError(path, f"cannot be decoded ({plain_cause(error)})") from error
     pts_s = torch.tensor(places, dtype=torch.float64) / prompt.frames_fps
     return _clip(prompt, torch.stack(frames).to(device), pts_s, duration_s)

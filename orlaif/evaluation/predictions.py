@@ -85,6 +85,13 @@ def question_key(prompt: Prompt) -> str:
 
     A video counts by its path and its size, so that one that was replaced is asked about again.
     """
+    if prompt.turns:
+        paths = [path for part in prompt.media for path in (getattr(part, "frames", None) or (part.path,))]
+        said = [
+            [turn.role, [[type(part).__name__, *vars(part).values()] for part in turn.parts]] for turn in prompt.turns
+        ]
+        sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
+        return hashlib.sha256(json.dumps([said, sizes]).encode()).hexdigest()[:16]
     files = [prompt.video] if prompt.frames is None else list(prompt.frames)
     sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in files]
     shown = [prompt.question, prompt.history, files, sizes, prompt.frames_fps, prompt.start_s, prompt.end_s]

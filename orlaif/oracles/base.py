@@ -155,7 +155,7 @@ def encoded(oracle: Oracle, groups: Sequence[CandidateGroup], make: Callable[[],
     try:
         return make()
     except VideoError as error:
-        failed = next((group for group in groups if group.prompt.video == error.path), groups[0])
+        failed = next((g for g in groups if error.path in [part.path for part in g.prompt.media]), groups[0])
         raise OracleError(type(oracle).__name__, failed.prompt.id, f"its model cannot be shown {error}") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
 from orlaif.oracles.base import Exchange, Oracle, ranking_of
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
-from orlaif.types import CandidateGroup, OracleError, Ranking, Seen
+from orlaif.types import CandidateGroup, OracleError, Picture, Ranking, Seen, VideoClip
 
 
 class HTTPJudge(Oracle):
@@ -82,21 +83,20 @@ class HTTPJudge(Oracle):
             return torch.zeros(len(group.answers), dtype=torch.float64)  # nothing to decide
         try:
             shown = ballots(group, self.num_ballots, self.seed)
-            frames = await asyncio.to_thread(_data_urls, group.clip, self.num_frames, self.frame_height)
-            rankings = await asyncio.gather(*(self._ballot(ballot, frames) for ballot in shown))
+            shown_media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
+            rankings = await asyncio.gather(*(self._ballot(ballot, shown_media) for ballot in shown))
             return borda_points(torch.tensor(rankings))
         except (ValueError, UnansweredError) as error:
             return OracleError(type(self).__name__, group.prompt.id, str(error))
 
-    async def _ballot(self, ballot: Ballot, frames: list[str]) -> list[int]:
-        images = [{"type": "image_url", "image_url": {"url": url}} for url in frames]
+    async def _ballot(self, ballot: Ballot, media: list[dict[str, Any]]) -> list[int]:
         asked = ballot.asked()
 
         def read(reply: str) -> list[int]:
             self._exchanges.append(Exchange(prompt_id=ballot.group.prompt.id, asked=asked, replied=reply))
             return ballot.ranks(parse_order(reply, ballot.labels))
 
-        return await self.client.ask(self.instructions, [*images, {"type": "text", "text": asked}], read)
+        return await self.client.ask(self.instructions, [*media, {"type": "text", "text": asked}], read)
 
     def take_exchanges(self) -> list[Exchange]:
         """Ballots and replies since this was last called, those from the cache too."""
@@ -112,10 +112,27 @@ class HTTPJudge(Oracle):
         return counts
 
 
-def _data_urls(clip: Seen, num_frames: int, height: int) -> list[str]:
+def _content(seen: Seen, num_frames: int, height: int) -> list[dict[str, Any]]:
+    """What is seen as parts of a message: frames and images, each named where a prompt shows more than one thing."""
+    content: list[dict[str, Any]] = []
+    for number, item in enumerate(seen.items, 1):
+        if len(seen.items) > 1:
+            what = f"{number}: an image" if isinstance(item, Picture) else f"{number}: frames of a video"
+            content.append({"type": "text", "text": f"Shown {what}"})
+        urls = _urls(item.pixels[None], height) if isinstance(item, Picture) else _data_urls(item, num_frames, height)
+        content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return content
+
+
+def _data_urls(clip: VideoClip, num_frames: int, height: int) -> list[str]:
     """Evenly spaced frames as JPEG data URLs."""
     picks = torch.linspace(0, len(clip.frames) - 1, min(num_frames, len(clip.frames))).round().long()
-    frames = clip.frames[picks.to(clip.frames.device)].cpu()
+    return _urls(clip.frames[picks.to(clip.frames.device)], height)
+
+
+def _urls(frames: Tensor, height: int) -> list[str]:
+    """Frames u8[F, 3, H, W] as JPEG data URLs, shrunk to ``height`` where they are higher."""
+    frames = frames.cpu()
     if frames.shape[-2] > height:
         frames = resize(frames, [height, max(1, round(frames.shape[-1] * height / frames.shape[-2]))])
     jpegs = [encode_jpeg(frame, quality=90).numpy().tobytes() for frame in frames]

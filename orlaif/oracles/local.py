@@ -19,7 +19,7 @@ from orlaif.oracles.base import Exchange, Oracle, encoded
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
-from orlaif.types import CandidateGroup, PromptBatch, VideoPrompt
+from orlaif.types import CandidateGroup, PromptBatch
 
 CUT = "\u241e"  # where a rendered prompt is cut in two; no tokenizer needs to know it
 
@@ -102,10 +102,7 @@ class LocalJudge(Oracle):
 
     def _batch(self, groups: Sequence[CandidateGroup], questions: Sequence[str], cut: bool) -> tuple[PromptBatch, str]:
         """Prompts that ask ``questions`` about the groups' clips; with ``cut``, up to the cut, and what follows it."""
-        prompts = [
-            VideoPrompt(id=group.prompt.id, video=group.prompt.video, question=question)
-            for group, question in zip(groups, questions, strict=True)
-        ]
+        prompts = [group.prompt.asking(question) for group, question in zip(groups, questions, strict=True)]
         encoder = ProcessorEncoder(self.judge.processor, family=self.judge.family)
         texts = [encoder.render(prompt) for prompt in prompts]
         tail = ""

@@ -6,6 +6,7 @@ Shapes: P prompts of S tokens.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from transformers.video_utils import VideoMetadata
 
-from orlaif.types import PromptBatch
+from orlaif.types import Picture, PromptBatch, VideoClip
 
 
 def base_of(model: Any) -> Any:
@@ -45,9 +46,23 @@ def per_token(batch: PromptBatch, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def process(
-    processor: Any, prompts: list[str], videos: list[Tensor], metadata: list[VideoMetadata], **more: Any
+    processor: Any,
+    prompts: list[str],
+    videos: list[list[Tensor]],
+    metadata: list[VideoMetadata],
+    images: list[list[Tensor]] | None = None,
+    **more: Any,
 ) -> dict[str, Tensor]:
-    """What a processor returns for the model, as tensors; ``more`` is what one processor is told and others are not."""
+    """What a processor returns for the model, as tensors.
+
+    Args:
+        processor: of transformers.
+        prompts: P, as the chat template renders them.
+        videos: frames u8[F, 3, H, W] of each prompt's videos.
+        metadata: of the videos, one behind the other.
+        images: u8[3, H, W], of each prompt.
+        more: what one processor is told and others are not.
+    """
     begin = processor.tokenizer.bos_token
     # A template that has written the beginning has written all, as in ``apply_chat_template(tokenize=True)``.
     begins = begin is not None and prompts[0].startswith(begin)
@@ -55,12 +70,19 @@ def process(
         more = {"do_resize": True, **more}
     if getattr(processor, "return_mm_token_type_ids", None) is False:  # Cosmos' model wants them all the same
         more = {"return_mm_token_type_ids": True, **more}
+    shown: dict[str, Any] = {}
+    if any(videos):
+        shown = {
+            "videos": videos,  # transformers 5.17 wants it said for SmolVLM whose video it is
+            "video_metadata": metadata,
+            "do_sample_frames": False,
+            "return_metadata": True,  # some read it back to write the times of frames
+        }
+    if images and any(images):
+        shown["images"] = images
     returned = processor(
         text=prompts,
-        videos=[[frames] for frames in videos],  # transformers 5.17 wants it said for SmolVLM whose video it is
-        video_metadata=metadata,
-        do_sample_frames=False,
-        return_metadata=True,  # some read it back to write the times of frames
+        **shown,
         return_tensors="pt",
         **({"add_special_tokens": False} if begins else {}),
         **more,
@@ -72,6 +94,14 @@ def process(
         elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
             inputs[name] = torch.tensor(value)
     return inputs
+
+
+def sorted_out(
+    items: Sequence[Picture | VideoClip], metadata: Sequence[VideoMetadata]
+) -> tuple[list[list[Tensor]], list[VideoMetadata], list[list[Tensor]]]:
+    """What one prompt shows as :func:`process` takes it; copies, since some draw into them."""
+    clips = [item.frames.clone() for item in items if isinstance(item, VideoClip)]
+    return [clips], list(metadata), [[item.pixels.clone() for item in items if isinstance(item, Picture)]]
 
 
 class _CaughtError(Exception):

@@ -18,10 +18,27 @@ from transformers.video_utils import VideoMetadata
 
 from orlaif.policy.families import Family
 from orlaif.policy.joining import Joining
-from orlaif.types import Prompt, PromptBatch, Seen, VideoError
+from orlaif.types import (
+    Image,
+    Media,
+    Picture,
+    Prompt,
+    PromptBatch,
+    Seen,
+    Text,
+    Turn,
+    Video,
+    VideoClip,
+    VideoError,
+    VideoPrompt,
+)
+
+#: Rendered to ask a processor how it lays two of a kind.
+_ONE_VIDEO = VideoPrompt(id="joining", video="joining", question="what is this")
+_ONE_IMAGE = Prompt(id="joining", turns=(Turn("user", (Image("joining"), Text("what is this"))),))
 
 
-def video_metadata(clip: Seen, prompt: Prompt | None = None) -> VideoMetadata:
+def video_metadata(clip: Seen, prompt: Prompt | Video | None = None) -> VideoMetadata:
     """Exact frame times for processors that use them, in their terms: frame numbers of a source of 1000 fps.
 
     Processors take the rate of the frames to be their number by ``total_num_frames``; so that is what was looked at,
@@ -29,7 +46,7 @@ def video_metadata(clip: Seen, prompt: Prompt | None = None) -> VideoMetadata:
 
     Args:
         clip: the frames.
-        prompt: whose segment was sampled, if it names one.
+        prompt: or video of one, whose segment was sampled, if it names one.
     """
     spacing = float(clip.pts_s.diff().mean())
     looked_at = len(clip.pts_s) * spacing
@@ -49,18 +66,23 @@ def video_metadata(clip: Seen, prompt: Prompt | None = None) -> VideoMetadata:
     )
 
 
+def videos_of(prompt: Prompt) -> list[Video]:
+    """The videos that a prompt shows, in their order."""
+    return [part for part in prompt.media if isinstance(part, Video)]
+
+
 def render(processor: Any, prompt: Prompt, system_prompt: str | None = None) -> str:
-    """A prompt by the model's chat template: the video, earlier turns, the question, and the start of an answer."""
+    """A prompt by the model's chat template: its turns, parts in their order, and the start of an answer."""
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
-    video = [{"type": "video"}]
-    for question, answer in prompt.history:
-        messages.append({"role": "user", "content": [*video, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        video = []
-    messages.append({"role": "user", "content": [*video, {"type": "text", "text": prompt.question}]})
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    for turn in prompt.conversation():
+        parts = [
+            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": type(part).__name__.lower()}
+            for part in turn.parts
+        ]
+        messages.append({"role": turn.role, "content": parts})
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 class ProcessorEncoder:
@@ -86,6 +108,8 @@ class ProcessorEncoder:
         self.processor = processor
         self.system_prompt = system_prompt
         self.family = family or Family()
+        #: Kinds of prompts of which nothing is left out by the processor: images and videos, at most 2 of each.
+        self._whole: set[tuple[int, int]] = set()
 
     @property
     def special_texts(self) -> frozenset[str]:
@@ -110,19 +134,21 @@ class ProcessorEncoder:
 
         Args:
             prompts: P prompts, P >= 1.
-            clips: their P clips.
+            clips: their P clips, or media.
             texts: the P prompts as the model is to read them; by default by :meth:`render`.
 
         Returns:
             The batch, padded on the left.
 
         Raises:
-            VideoError: the processor does not take a clip, such as one of a shape that its model cannot see, or makes
-                more tokens of it than the model has positions for.
+            VideoError: the processor does not take a clip, such as one of a shape that its model cannot see, or leaves
+                one of several out, or makes more tokens of it than the model has positions for.
         """
         texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
         if len(prompts) > 1:
-            self.family.learn(self.processor, texts[0])
+            pictures = any(isinstance(item, Picture) for clip in clips for item in clip.items)
+            about_images = {"image": self.render(_ONE_IMAGE)} if pictures else {}
+            self.family.learn(self.processor, self.render(_ONE_VIDEO), **about_images)
         encoded = [self._encoded(prompt, clip, text) for prompt, clip, text in zip(prompts, clips, texts, strict=True)]
         inputs = self.family.collate(encoded, int(self.processor.tokenizer.pad_token_id))
         return PromptBatch(
@@ -136,28 +162,83 @@ class ProcessorEncoder:
 
     def _encoded(self, prompt: Prompt, clip: Seen, text: str) -> dict[str, Any]:
         try:
-            inputs = self.family.encode(self.processor, text, clip, video_metadata(clip, prompt))
+            inputs = self._processed(prompt, clip, text)
+            if isinstance(clip, Media):
+                self._check_whole(prompt, clip, text, inputs)
         except (torch.OutOfMemoryError, MemoryError, ImportError, VideoError):  # no fault of the video, or told already
             raise
         except Exception as error:  # processors raise whatever they like
-            frames, _, height, width = clip.frames.shape
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise VideoError(
-                prompt.video, f"the model's processor does not take {frames} frames of {width} x {height} ({cause})"
+                _file_of(prompt), f"the model's processor does not take {_shown(clip)} ({cause})"
             ) from error
         if self.longest is not None and (number := inputs["input_ids"].shape[-1]) > self.longest:
             raise VideoError(
-                prompt.video,
+                _file_of(prompt),
                 f"prompt {prompt.id!r} has {number} tokens, and the model's context has room for {self.longest} before "
                 "an answer; sample fewer or smaller frames (data.sampling, data.budget)",
             )
         return inputs
 
+    def _processed(self, prompt: Prompt, seen: Seen, text: str) -> dict[str, Any]:
+        if not isinstance(seen, Media):
+            return self.family.encode(self.processor, text, seen, video_metadata(seen, prompt))
+        clips = [item for item in seen.items if isinstance(item, VideoClip)]
+        metadata = [video_metadata(clip, video) for clip, video in zip(clips, videos_of(prompt), strict=True)]
+        return self.family.encode_media(self.processor, text, seen.items, metadata)
+
+    def _check_whole(self, prompt: Prompt, seen: Media, text: str, inputs: dict[str, Any]) -> None:
+        """Refuse a processor that leaves something out of what a prompt shows; each kind of prompt is asked about once.
+
+        Some keep images and videos under one name, so that the one replaces the other: whatever is shown must be seen
+        in what they return once its colours are inverted.
+
+        Raises:
+            VideoError: what is left out, by its file.
+        """
+        clips = sum(isinstance(item, VideoClip) for item in seen.items)
+        kind = min(2, len(seen.items) - clips), min(2, clips)
+        if kind in self._whole:
+            return
+        for i, item in enumerate(seen.items):
+            other = (
+                replace(item, pixels=255 - item.pixels)
+                if isinstance(item, Picture)
+                else replace(item, frames=255 - item.frames)
+            )
+            changed = replace(seen, items=(*seen.items[:i], other, *seen.items[i + 1 :]))
+            if _same(inputs, self._processed(prompt, changed, text)):
+                raise VideoError(
+                    item.path,
+                    f"the model's processor leaves it out of a prompt that shows {prompt.shows} "
+                    f"(prompt {prompt.id!r}), so that this model takes no such prompts",
+                )
+        self._whole.add(kind)
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _file_of(prompt: Prompt) -> str:
+    """A file that errors of a prompt name: the first that it shows, else none."""
+    return prompt.video or next((part.path for part in prompt.media), f"(prompt {prompt.id!r})")
+
+
+def _shown(seen: Seen) -> str:
+    """What is seen, in words."""
+    shown = []
+    for item in seen.items:
+        height, width = (item.pixels if isinstance(item, Picture) else item.frames).shape[-2:]
+        what = "an image" if isinstance(item, Picture) else f"{len(item.frames)} frames"
+        shown.append(f"{what} of {width} x {height}")
+    return ", ".join(shown) or "text alone"
+
 
 def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, PromptBatch]]:
     """Parts of a batch that a model can take in one pass each, with the places i64[p] of their prompts.
 
-    One, the batch itself, unless some inputs come in lists, a tensor for each prompt, whose shapes differ.
+    One, the batch itself, unless some inputs come in lists, a tensor for each prompt, whose shapes differ, or None.
 
     Args:
         batch: P prompts.
@@ -176,7 +257,8 @@ def sub_batches(batch: PromptBatch, family: Family) -> list[tuple[Tensor, Prompt
         at = everything[places]
         mask = batch.attention_mask[at]
         s, kept = mask.shape[1], int(mask.sum(-1).max())
-        inputs: dict[str, Any] = family.joined({name: [value[i] for i in places] for name, value in lists.items()})
+        there = {name: value for name, value in lists.items() if value[places[0]] is not None}
+        inputs: dict[str, Any] = family.joined({name: [value[i] for i in places] for name, value in there.items()})
         for name, value in batch.mm_inputs.items():
             if name in lists:
                 continue

@@ -25,12 +25,13 @@ from orlaif.policy.asking import (
     decoder_positions,
     process,
     same_places,
+    sorted_out,
     speaking,
 )
-from orlaif.policy.joining import Joining, joining_of
+from orlaif.policy.joining import Joining, collated, joining_of, joining_of_images
 from orlaif.policy.positions import behind_the_largest, completion_positions, in_order
 from orlaif.policy.whole import load_part, with_attention
-from orlaif.types import PromptBatch, Seen
+from orlaif.types import Picture, PromptBatch, Seen, VideoClip
 
 #: Of a config: tokens in whose place features are put.
 _PLACEHOLDER = re.compile(r"(image|video|audio|img_context|media|sound_context|video_context)_token_(id|index)")
@@ -71,6 +72,7 @@ class Family:
         self._way = _WAYS[0]
         #: How the processor lays videos; None before it was asked (:meth:`learn`).
         self.joining: Joining | None = None
+        self._knows_images = False
 
     # ------------------------------------------------------------------ loading
 
@@ -119,24 +121,45 @@ class Family:
             ``input_ids`` i64[1, S], ``attention_mask`` i64[1, S], and whatever else the processor returns for the
             model.
         """
-        return process(processor, [prompt], [clip.frames.clone()], [metadata])
+        return process(processor, [prompt], [[clip.frames.clone()]], [metadata])
 
-    def learn(self, processor: Any, prompt: str) -> None:
-        """Ask the processor, once, how it lays the videos of two prompts one behind the other.
+    def encode_media(
+        self, processor: Any, prompt: str, items: Sequence[Picture | VideoClip], metadata: Sequence[VideoMetadata]
+    ) -> dict[str, Any]:
+        """As :meth:`encode`, for a prompt that shows something else than one video.
+
+        Args:
+            processor: of transformers.
+            prompt: as the chat template renders it.
+            items: pictures and clips in the order of the prompt; none for text.
+            metadata: of the clips.
+
+        Returns:
+            As :meth:`encode`.
+        """
+        return process(processor, [prompt], *sorted_out(items, metadata))
+
+    def learn(self, processor: Any, prompt: str, image: str | None = None) -> None:
+        """Ask the processor, once, how it lays the videos, and the images, of two prompts one behind the other.
 
         Args:
             processor: of transformers.
             prompt: as the chat template renders it; its video is replaced by a small synthetic one.
+            image: the same with an image, where images are to be laid.
         """
         if self.joining is None:
             self.joining = joining_of(processor, prompt)
+        if image is not None and not self._knows_images:
+            self._knows_images = True
+            self.joining = self.joining.beside(joining_of_images(processor, image))
 
     def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
         """P encoded prompts as one batch.
 
         What has a value for each token is padded on the left. All else lies one behind the other where shapes allow it;
-        where they do not (stacked frames of clips that have unequally many), each prompt keeps its tensors, in
-        lists, and passes through the model go by prompts whose shapes agree (``orlaif.policy.encoding.sub_batches``).
+        where they do not, or where some prompts show images or videos and others do not, each prompt keeps its
+        tensors, in lists with None for one that has none, and passes through the model go by prompts that agree
+        (``orlaif.policy.encoding.sub_batches``).
 
         Args:
             encoded: P results of :meth:`encode`.
@@ -144,28 +167,8 @@ class Family:
 
         Returns:
             ``input_ids`` i64[P, S], ``attention_mask`` i64[P, S], and the rest, tensors or lists of P tensors.
-
-        Raises:
-            ValueError: the processor returned a value for some of the prompts only.
         """
-        lengths = [one["input_ids"].shape[1] for one in encoded]
-        longest = max(lengths)
-        batch: dict[str, Any] = {}
-        rest: dict[str, list[Tensor]] = {}
-        for name in dict.fromkeys(name for one in encoded for name in one):
-            if any(name not in one for one in encoded):
-                raise ValueError(f"the processor returned {name!r} for some prompts of a batch only")
-            values = [one[name] for one in encoded]
-            if all(v.shape == (1, n) and not v.is_floating_point() for v, n in zip(values, lengths, strict=True)):
-                fill = pad_id if name == "input_ids" else 0
-                padded = [nn.functional.pad(v, (longest - v.shape[1], 0), value=fill) for v in values]
-                batch[name] = torch.cat(padded)
-            else:
-                rest[name] = [v.reshape(1) if v.ndim == 0 else v for v in values]
-        joining = self.joining or Joining()
-        if any(len({joining.shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
-            return batch | rest
-        return batch | self.joined(rest)
+        return collated(encoded, pad_id, self.joining or Joining())
 
     def joined(self, values: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
         """The inputs of several prompts, a tensor for each, as one tensor for all.
@@ -173,8 +176,7 @@ class Family:
         Args:
             values: by name; those of a name have the same shape beside the dimension along which they are joined.
         """
-        joining = self.joining or Joining()
-        return {name: joining.joined(name, given) for name, given in joining.counted_on(values).items()}
+        return (self.joining or Joining()).joined_all(values)
 
     def inputs(self, model: Any, batch: PromptBatch) -> dict[str, Any]:
         """Those of ``batch.mm_inputs`` that the model's ``forward`` takes."""

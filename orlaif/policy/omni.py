@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.video_utils import VideoMetadata
 
-from orlaif.policy.asking import process
+from orlaif.policy.asking import process, sorted_out
 from orlaif.policy.families import SYNTHETIC, Family, overrides
-from orlaif.types import PromptBatch, Seen, VideoError
+from orlaif.types import Picture, PromptBatch, Seen, VideoClip, VideoError
 
 #: Inputs of the sound, padded to the longest of a batch: f[1, mels, n] and i64[1, n].
 _FEATURES, _MASK = "input_features", "feature_attention_mask"
@@ -51,10 +51,27 @@ class Omni(Family):
                 more |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
             else:
                 more["use_audio_in_video"] = True
-        inputs = process(processor, [prompt], [clip.frames.clone()], [metadata], **more)
+        inputs = process(processor, [prompt], [[clip.frames.clone()]], [metadata], **more)
         if self.sound:
             inputs["audio_feature_lengths"] = inputs[_MASK].sum(-1)
         return inputs
+
+    def encode_media(
+        self, processor: Any, prompt: str, items: Sequence[Picture | VideoClip], metadata: Sequence[VideoMetadata]
+    ) -> dict[str, Any]:
+        """As any family; its processor is told one spacing of frames, and hears one video.
+
+        Raises:
+            ValueError: ``sound`` with anything but one video, or videos whose frames are unequally far apart.
+        """
+        if self.sound:
+            raise ValueError("with policy.family: sound, a prompt shows one video and nothing else")
+        spacings = {round(float(item.pts_s.diff().mean()), 6) for item in items if isinstance(item, VideoClip)}
+        if len(spacings) > 1:
+            raise ValueError(f"frames of its videos are {sorted(spacings)} s apart; this processor takes one spacing")
+        more: dict[str, Any] = {"fps": 1 / spacings.pop()} if spacings else {}
+        videos, about, images = sorted_out(items, metadata)
+        return process(processor, [prompt], videos, about, images, **more)
 
     def collate(self, encoded: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
         """As any family, and sounds padded to the longest: never as long as the prompts, to be told from tokens."""

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
+from transformers.video_utils import VideoMetadata
 
 from orlaif.policy import Policy
-from orlaif.policy.encoding import video_metadata
-from orlaif.types import Completions, PromptBatch
+from orlaif.policy.encoding import video_metadata, videos_of
+from orlaif.types import Completions, Picture, PromptBatch, VideoClip
 
 
 def requests_of(policy: Policy, batch: PromptBatch) -> list[dict[str, Any]]:
@@ -23,24 +25,40 @@ def requests_of(policy: Policy, batch: PromptBatch) -> list[dict[str, Any]]:
         batch: P prompts.
     """
     requests = []
-    for prompt, text, clip in zip(batch.prompts, batch.texts, batch.clips, strict=True):
-        metadata = video_metadata(clip, prompt)
-        about = {
-            "total_num_frames": metadata.total_num_frames,
-            "fps": metadata.fps,
-            "duration": metadata.duration,
-            "frames_indices": metadata.frames_indices,
-            "video_backend": "torchcodec",
-            "do_sample_frames": False,
-        }
-        requests.append(
-            {
-                "prompt": begun_once(policy.processor.tokenizer, text),
-                "multi_modal_data": {"video": [(clip.frames.permute(0, 2, 3, 1).cpu().numpy(), about)]},
-                "mm_processor_kwargs": {"do_sample_frames": False, "fps": metadata.sampled_fps},
-            }
-        )
+    for prompt, text, seen in zip(batch.prompts, batch.texts, batch.clips, strict=True):
+        request: dict[str, Any] = {"prompt": begun_once(policy.processor.tokenizer, text)}
+        clips = [item for item in seen.items if isinstance(item, VideoClip)]
+        pictures = [item.pixels.permute(1, 2, 0).cpu().numpy() for item in seen.items if isinstance(item, Picture)]
+        shown: dict[str, Any] = {}
+        if clips:
+            abouts = [video_metadata(clip, about) for clip, about in zip(clips, videos_of(prompt), strict=True)]
+            rates = {about.sampled_fps for about in abouts}
+            if len(rates) > 1:
+                raise ValueError(
+                    f"prompt {prompt.id!r} shows videos of {sorted(rates)} frames per second, and vLLM is told one "
+                    "rate per prompt; use orlaif.rollout.Rollout, or a sampling by frames per second"
+                )
+            shown["video"] = [_with_times(clip, about) for clip, about in zip(clips, abouts, strict=True)]
+            request["mm_processor_kwargs"] = {"do_sample_frames": False, "fps": rates.pop()}
+        if pictures:
+            shown["image"] = [Image.fromarray(pixels) for pixels in pictures]
+        if shown:
+            request["multi_modal_data"] = shown
+        requests.append(request)
     return requests
+
+
+def _with_times(clip: VideoClip, metadata: VideoMetadata) -> tuple[Any, dict[str, Any]]:
+    """Frames u8[F, H, W, 3] as an array, and when they are."""
+    about = {
+        "total_num_frames": metadata.total_num_frames,
+        "fps": metadata.fps,
+        "duration": metadata.duration,
+        "frames_indices": metadata.frames_indices,
+        "video_backend": "torchcodec",
+        "do_sample_frames": False,
+    }
+    return clip.frames.permute(0, 2, 3, 1).cpu().numpy(), about
 
 
 def begun_once(tokenizer: Any, text: str) -> str:

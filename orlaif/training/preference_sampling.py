@@ -16,7 +16,7 @@ from orlaif.evaluation.predictions import Predictions
 from orlaif.oracles import rank_groups
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import CandidateGroup, Delivery, Ranking
+from orlaif.types import CandidateGroup, Delivery, Prompt, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,28 @@ def preference_row(group: CandidateGroup, ranks: list[int], folder: str) -> dict
     prompt = group.prompt
     row = {
         "id": prompt.id,
-        "video": os.path.relpath(prompt.video, folder),
-        "question": prompt.question,
-        "start_s": prompt.start_s,
-        "end_s": prompt.end_s,
+        **_asked(prompt, folder),
         "category": prompt.category,
         "answers": list(by_answer),
         "ranks": [levels.index(rank) for rank in by_answer.values()],
     }
     return {name: value for name, value in row.items() if value is not None}
+
+
+def _asked(prompt: Prompt, folder: str) -> dict[str, Any]:
+    """What is asked, and about what, as fields of a row of a file in ``folder``."""
+    if prompt.video and not prompt.turns:
+        video = os.path.relpath(prompt.video, folder)
+        return {"video": video, "question": prompt.question, "start_s": prompt.start_s, "end_s": prompt.end_s}
+    messages = []
+    for turn in prompt.conversation():
+        parts: list[dict[str, Any]] = []
+        for part in turn.parts:
+            about = {name: value for name, value in vars(part).items() if value is not None}
+            if "path" in about:
+                about["path"] = os.path.relpath(about["path"], folder)
+            if "frames" in about:
+                about["frames"] = [os.path.relpath(frame, folder) for frame in about["frames"]]
+            parts.append({"type": type(part).__name__.lower(), **about})
+        messages.append({"role": turn.role, "content": parts})
+    return {"messages": messages}

@@ -61,7 +61,7 @@ def test_trl(tmp_path: Path) -> None:
         (PreferenceJsonl, [1], "must be a JSON object, found list"),
         (LLaVAHoundPreferences, {**HOUND, "chosen": None}, "field 'chosen' is None"),
         (LLaVAHoundPreferences, {**HOUND, "prompt": "<video>"}, "PreferencePrompt.question is empty"),
-        (TRLPreferences, {**TRL, "prompt": "Who?"}, "0 videos in 'prompt' and 'video'"),
+        (TRLPreferences, {**TRL, "prompt": "Who?"}, "0 videos or images in 'prompt' and 'video'"),
         (TRLPreferences, {**TRL, "video": "c.mp4"}, "2 videos"),
         (TRLPreferences, {**TRL, "chosen": []}, "field 'chosen' is"),
         (TRLPreferences, {**TRL, "rejected": [{"role": "assistant", "content": 3}]}, "whose content is 3"),

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 
@@ -17,7 +18,7 @@ from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import AsksQuestions, OracleError, Prompt, Seen
+from orlaif.types import AsksQuestions, OracleError, Picture, Prompt, Seen, VideoClip
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def draw_board(
 
     Args:
         prompt: what was asked.
-        clip: the frames that the policy saw; at most 16 of them are shown.
+        clip: the frames that the policy saw, or its media; at most 16 frames of each video are shown.
         answers: G texts.
         ranks: i64[G].
         advantages: f32[G].
@@ -42,13 +43,11 @@ def draw_board(
     Returns:
         An RGB image, as high as the texts need it (``board_text``).
     """
-    picks = torch.linspace(0, len(clip.frames) - 1, min(16, len(clip.frames))).round().long()
-    width = max(1, round(clip.frames.shape[-1] * _FRAME_HEIGHT / clip.frames.shape[-2]))
-    frames = resize(clip.frames[picks].cpu(), [_FRAME_HEIGHT, width])
-    sheet = to_pil_image(make_grid(frames, nrow=8, padding=2, pad_value=255))
+    sheet = contact_sheet(clip)
     rows = board_rows(answers, ranks, advantages, lengths)
     wide = max(sheet.width, _WIDTH)
-    header = [f"{prompt.id}   {clip.pts_s[0]:.2f} to {clip.pts_s[-1]:.2f} s", f"Q: {prompt.question}"]
+    times = [f"{one.pts_s[0]:.2f} to {one.pts_s[-1]:.2f} s" for one in clip.items if isinstance(one, VideoClip)]
+    header = [f"{prompt.id}   {', '.join(times)}".rstrip(), f"Q: {prompt.question}"]
     if prompt.answer is not None:
         header.append(f"reference: {prompt.answer}")
     head = [line for text in header for line in wrapped(text, wide - 2 * _MARGIN)]
@@ -67,6 +66,21 @@ def draw_board(
             draw_lines(draw, (x, y), lines, color)
         y += LINE_HEIGHT * height
     return image
+
+
+def contact_sheet(seen: Seen) -> Image.Image:
+    """Frames and images in their order, all of one height; nothing where nothing was shown."""
+    tiles: list[Tensor] = []
+    for item in seen.items:
+        frames = item.pixels[None] if isinstance(item, Picture) else item.frames
+        picks = torch.linspace(0, len(frames) - 1, min(16, len(frames))).round().long()
+        width = max(1, round(frames.shape[-1] * _FRAME_HEIGHT / frames.shape[-2]))
+        tiles += resize(frames[picks].cpu(), [_FRAME_HEIGHT, width]).unbind()
+    if not tiles:
+        return Image.new("RGB", (0, 0))
+    widest = max(tile.shape[-1] for tile in tiles)
+    same = [pad(tile, (0, widest - tile.shape[-1]), value=255) for tile in tiles]
+    return to_pil_image(make_grid(torch.stack(same), nrow=8, padding=2, pad_value=255))
 
 
 def board_rows(
