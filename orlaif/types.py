@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from orlaif.answer_format import AnswerFormat, Read, Sees, shown
 from orlaif.media import Media as Media
 from orlaif.media import Picture as Picture
 from orlaif.media import Seen as Seen
@@ -274,14 +275,58 @@ class Completions:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateGroup:
-    """What an oracle is shown: one prompt, its clip (or media), and all G candidate answers."""
+    """What an oracle is shown: one prompt, its clip (or media), and all G candidate answers.
+
+    Args:
+        prompt: the question.
+        clip: what is seen of it.
+        answers: G texts; empty where a completion holds no answer.
+        completions: the G texts that they were read from; by default the answers.
+        reads: how; by default each answer is the whole of its completion.
+
+    Raises:
+        ValueError: fewer than 2 answers, or the parts disagree.
+    """
 
     prompt: Prompt
     clip: Seen
     answers: tuple[str, ...]
+    completions: tuple[str, ...] = ()
+    reads: tuple[Read, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.reads:
+            object.__setattr__(self, "completions", self.answers)
+            object.__setattr__(self, "reads", tuple(Read(answer, None, True) for answer in self.answers))
+        told = tuple(read.answer or "" for read in self.reads)
+        name = f"CandidateGroup of prompt {self.prompt.id!r}"
+        _check(
+            told == self.answers, f"{name} has answers that are not those of its reads; make it by CandidateGroup.of"
+        )
+        _check(len(self.completions) == len(told), f"{name} has {len(self.completions)} completions, {len(told)} reads")
         _check(len(self.answers) >= 2, f"CandidateGroup of prompt {self.prompt.id!r} has fewer than 2 answers")
+
+    @classmethod
+    def of(cls, prompt: Prompt, clip: Seen, completions: Sequence[str], answer_format: AnswerFormat) -> CandidateGroup:
+        """The group of G completions, read by the policy's format."""
+        reads = tuple(answer_format.read(text) for text in completions)
+        answers = tuple(read.answer or "" for read in reads)
+        return cls(prompt=prompt, clip=clip, answers=answers, completions=tuple(completions), reads=reads)
+
+    def reordered(self, order: Sequence[int]) -> CandidateGroup:
+        """The same candidates, at place i the one that was at ``order[i]``."""
+        return replace(
+            self,
+            answers=tuple(self.answers[i] for i in order),
+            completions=tuple(self.completions[i] for i in order),
+            reads=tuple(self.reads[i] for i in order),
+        )
+
+    def seen(self, sees: Sees) -> CandidateGroup:
+        """As a judge sees it that is shown ``answer``, ``thoughts`` or ``both`` (``orlaif.answer_format.shown``)."""
+        if sees == "answer":
+            return self
+        return CandidateGroup(prompt=self.prompt, clip=self.clip, answers=shown(sees, self.completions, self.reads))
 
 
 @dataclass(frozen=True, kw_only=True)

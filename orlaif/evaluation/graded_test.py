@@ -19,6 +19,7 @@ import shutil
 from glob import escape, glob
 from typing import Any
 
+from orlaif.answer_format import AnswerFormat, WholeAnswer
 from orlaif.distributed.sync import raise_together
 from orlaif.evaluation.loop import Evaluated, Loop
 from orlaif.evaluation.predictions import (
@@ -29,6 +30,7 @@ from orlaif.evaluation.predictions import (
     read_object,
     record_of,
     write_object,
+    written,
 )
 from orlaif.evaluation.report import GRADED, PAGE, PLOT, RESULTS, write_results
 from orlaif.evaluation.suite import ExactMatch, Record, Suite
@@ -36,6 +38,7 @@ from orlaif.types import AsksQuestions, Delivery, Prompt
 
 log = logging.getLogger(__name__)
 STALE = "stale"
+UNREADABLE = "answer/unreadable"
 
 
 class GradedTest(Loop):
@@ -49,6 +52,7 @@ class GradedTest(Loop):
         self.suite = suite or ExactMatch()
         #: Of the current test, from :meth:`setup` on: what answers depend on, questions by id, and their keys.
         self._made_by: dict[str, Any] = {}
+        self._format: AnswerFormat = WholeAnswer()
         self._questions: dict[str, Prompt] = {}
         self._keys: dict[str, str] = {}
 
@@ -63,6 +67,7 @@ class GradedTest(Loop):
         self._labels = labels_key(prompts)
         self._questions = {prompt.id: prompt for prompt in (prompts[i] for i in range(len(prompts)))}
         self._keys = {name: question_key(prompt) for name, prompt in self._questions.items()}
+        self._format = module.policy.answer_format
         self._made_by = made_by(module, data)
         process = module.global_rank, module.trainer.world_size
         self._predictions = Predictions(module.run_dir, "test", *process)
@@ -98,7 +103,7 @@ class GradedTest(Loop):
         if batch := delivery.batch:
             answers = module.answer(batch)
             self._predictions.append(
-                {**record_of(prompt, answer), "key": self._keys[prompt.id]}
+                {**record_of(prompt, answer, self._format), "key": self._keys[prompt.id]}
                 for prompt, answer in zip(batch.prompts, answers, strict=True)
             )
 
@@ -130,16 +135,25 @@ class GradedTest(Loop):
 
     def _depends_on(self) -> dict[str, Any]:
         """What results depend on besides the answers: how they were made, the labels, the suite and its judge."""
-        return {**self.suite.about(), "made_by": self._made_by, "labels": self._labels}
+        return {
+            **self.suite.about(),
+            "answer_format": repr(self._format),
+            "made_by": self._made_by,
+            "labels": self._labels,
+        }
 
     def _grade(self, run_dir: str) -> dict[str, float]:
         answered = self._answered()
-        records = [
-            record_of(p, answered[name]["prediction"]) for name, p in self._questions.items() if name in answered
-        ]
+        texts = {name: written(record) for name, record in answered.items()}
+        records = [record_of(p, texts[name], self._format) for name, p in self._questions.items() if name in texts]
         graded = self.suite.grade(records)
         counts = {"answered": len(graded), "asked": len(self._questions), "skipped": self._skipped.read()}
-        metrics = write_results(run_dir, self.suite, graded, {**self._depends_on(), **counts})
+        unreadable = {}
+        if texts and not isinstance(self._format, WholeAnswer):
+            unreadable = {UNREADABLE: sum(self._format.read(t).answer is None for t in texts.values()) / len(texts)}
+        metrics = (
+            write_results(run_dir, self.suite, graded, {**self._depends_on(), **counts, **unreadable}) | unreadable
+        )
         shutil.rmtree(os.path.join(run_dir, STALE), ignore_errors=True)
         if len(graded) < len(self._questions):
             log.warning("only %d of %d questions are answered and graded", len(graded), len(self._questions))
@@ -177,6 +191,7 @@ def made_by(module: Evaluated, data: AsksQuestions) -> dict[str, Any]:
         "checkpoint": None if ckpt is None else [str(ckpt), os.stat(ckpt).st_mtime_ns if there else None],
         "global_step": module.global_step,
         "max_new_tokens": module.greedy.max_new_tokens,
+        "chat": repr(policy.chat),
         **data.answers_depend_on(),
     }
     return json.loads(json.dumps(settings))  # as it will be read again: JSON has no tuples
@@ -189,7 +204,9 @@ def _put_aside(run_dir: str, depends_on: dict[str, Any]) -> None:
         return
     before = (read_object(os.path.join(run_dir, RESULTS)) or {}).get("about")
     if isinstance(before, dict):
-        before = {name: value for name, value in before.items() if name not in ("answered", "asked", "skipped")}
+        before = {
+            name: value for name, value in before.items() if name not in ("answered", "asked", "skipped", UNREADABLE)
+        }
         if changed := changed_names(before, json.loads(json.dumps(depends_on))):
             log.info("%s: results were made with another %s; graded anew", run_dir, ", ".join(changed))
     stale = os.path.join(run_dir, STALE)

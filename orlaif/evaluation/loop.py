@@ -70,10 +70,13 @@ class Evaluated(LightningModule):
         """The encoder that the DataModule calls on its threads: :class:`~orlaif.types.BringsEncoder`."""
         limit = context_limit(self.policy.config)
         longest = None if limit is None else limit - self.longest_answer
-        if processor is not None:
-            return ProcessorEncoder(load_processor(processor), system_prompt, self.policy.family, longest)
         # A tokenizer keeps the last call's padding in itself; the step's calls must not meet those of a thread.
-        return ProcessorEncoder(copy.deepcopy(self.policy.processor), system_prompt, self.policy.family, longest)
+        own = copy.deepcopy(self.policy.processor) if processor is None else load_processor(processor)
+        encoder = ProcessorEncoder(own, system_prompt, self.policy.family, longest, self.policy.chat)
+        template = self.policy.chat.prompt_template
+        if spelled := [text for text in sorted(encoder.special_texts) if text in template]:
+            raise ValueError(f"policy.chat.prompt_template spells {spelled[0]!r}, which is no text to this model")
+        return encoder
 
     @property
     def longest_answer(self) -> int:

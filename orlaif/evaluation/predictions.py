@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from glob import escape, glob
 from typing import Any
 
+from orlaif.answer_format import AnswerFormat
 from orlaif.evaluation.suite import Record
 from orlaif.types import Prompt, Prompts
 
@@ -107,12 +108,29 @@ def labels_key(prompts: Prompts) -> str:
     return hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
 
 
-def record_of(prompt: Prompt, answer: str) -> Record:
-    """A prediction as suites grade it (``orlaif.evaluation.suite``), with the labels that the data has now."""
+def as_read(text: str, answer_format: AnswerFormat) -> Record:
+    """``prediction``: the answer, empty where the text holds none; the text itself as ``completion``, if it is more."""
+    answer = answer_format.read(text).answer
+    return {"prediction": text} if answer == text else {"prediction": answer or "", "completion": text}
+
+
+def written(record: Record) -> str:
+    """The text that a prediction was read from."""
+    return str(record.get("completion", record["prediction"]))
+
+
+def record_of(prompt: Prompt, text: str, answer_format: AnswerFormat) -> Record:
+    """A prediction as suites grade it (``orlaif.evaluation.suite``), with the labels that the data has now.
+
+    Args:
+        prompt: the question.
+        text: what the model wrote.
+        answer_format: of the policy.
+    """
     record: Record = {
         "id": prompt.id,
         "question": prompt.question,
-        "prediction": answer,
+        **as_read(text, answer_format),
         "category": prompt.category,
         "tags": dict(prompt.tags),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -191,10 +191,7 @@ def order_consistency(
     """
     size = len(groups[0].answers)
     orders = [torch.randperm(size, generator=generator) for _ in groups]
-    shuffled = [
-        replace(group, answers=tuple(group.answers[i] for i in order))
-        for group, order in zip(groups, orders, strict=True)
-    ]
+    shuffled = [group.reordered(order.tolist()) for group, order in zip(groups, orders, strict=True)]
     again = checked_ranking(oracle, shuffled).ranks
     same = [bool((row == first[order]).all()) for row, first, order in zip(again, ranking.ranks, orders, strict=True)]
     return sum(same) / len(same)

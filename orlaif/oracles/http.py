@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2.functional import resize
 
+from orlaif.answer_format import Sees, checked_sees
 from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
 from orlaif.oracles.base import Exchange, Oracle, ranking_of
@@ -35,6 +36,7 @@ class HTTPJudge(Oracle):
         frame_height: pixels to which larger frames are shrunk.
         instructions: what the judge is told; it must ask for the reply that ``parse_order`` reads.
         seed: of the ballots.
+        sees: what of a completion the judge is shown: ``answer``, ``thoughts``, or ``both`` (the text as it is).
 
     Raises:
         ValueError: a setting is out of its range.
@@ -50,13 +52,14 @@ class HTTPJudge(Oracle):
         frame_height: int = 336,
         instructions: str = LISTWISE_INSTRUCTIONS,
         seed: int = 0,
+        sees: Sees = "answer",
     ) -> None:
         for name, value in (("num_ballots", num_ballots), ("num_frames", num_frames), ("frame_height", frame_height)):
             if value < 1:
                 raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
         self.client = client
         self.num_ballots, self.num_frames, self.frame_height = num_ballots, num_frames, frame_height
-        self.instructions, self.seed = instructions, seed
+        self.instructions, self.seed, self.sees = instructions, seed, checked_sees(sees)
         self._failures = 0
         self._exchanges: list[Exchange] = []
 
@@ -69,6 +72,7 @@ class HTTPJudge(Oracle):
         Returns:
             Dense ranks i64[P, G]; groups of which a request failed or a reply could not be read in ``failures``.
         """
+        groups = [group.seen(self.sees) for group in groups]
         outcomes = self.client.run(self._rank_all(groups))
         ranking = ranking_of(outcomes, len(groups[0].answers))
         self._failures += len(ranking.failures)

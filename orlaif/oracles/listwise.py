@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from orlaif.answer_format import Sees
 from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import Exchange, ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
@@ -40,6 +41,7 @@ class ListwiseJudge(LocalJudge):
         device: where it runs; by default CUDA where there is one.
         batch_size: ballots in one forward pass.
         seed: of the ballots.
+        sees: what of a completion the judge is shown: ``answer``, ``thoughts``, or ``both`` (the text as it is).
 
     Raises:
         ValueError: settings that contradict each other.
@@ -57,8 +59,9 @@ class ListwiseJudge(LocalJudge):
         device: str | None = None,
         batch_size: int = 16,
         seed: int = 0,
+        sees: Sees = "answer",
     ) -> None:
-        super().__init__(model, dtype, device, batch_size)
+        super().__init__(model, dtype, device, batch_size, sees)
         if output not in get_args(Output):
             raise ValueError(f"oracle.output is {output!r}; it must be 'constrained' or 'parsed'")
         if method not in get_args(Method):
@@ -80,6 +83,7 @@ class ListwiseJudge(LocalJudge):
         Returns:
             Dense ranks i64[P, G]; groups with a reply that could not be read in ``failures``.
         """
+        groups = [group.seen(self.sees) for group in groups]
         shown: list[tuple[int, Ballot]] = []
         failures: dict[int, OracleError] = {}
         for i, group in enumerate(groups):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orlaif.answer_format import Sees, checked_sees
 from orlaif.evaluation.quoting import special_tokens
 from orlaif.oracles.base import Exchange, Oracle, encoded
 from orlaif.policy import Policy
@@ -32,14 +33,20 @@ class LocalJudge(Oracle):
         dtype: of its weights.
         device: where it runs; by default CUDA where there is one.
         batch_size: prompts in one forward pass.
+        sees: what of a completion the judge is shown: ``answer``, ``thoughts``, or ``both`` (the text as it is).
     """
 
     def __init__(
-        self, model: str | None, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 16
+        self,
+        model: str | None,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+        batch_size: int = 16,
+        sees: Sees = "answer",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"oracle.batch_size is {batch_size}; it must be 1 or more")
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size, self.sees = model, batch_size, checked_sees(sees)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._judge = None if model is None else Policy(model, dtype=dtype)
         self._borrowed: Policy | None = None

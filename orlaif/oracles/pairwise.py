@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from orlaif.answer_format import Sees
 from orlaif.evaluation.quoting import quoted
 from orlaif.oracles.aggregate import bradley_terry, copeland
 from orlaif.oracles.base import dense_ranks, no_score_failures
@@ -41,6 +42,7 @@ class PairwiseJudge(LocalJudge):
         dtype: of the judge's weights.
         device: where it runs; by default CUDA where there is one.
         batch_size: groups in one forward pass.
+        sees: what of a completion the judge is shown: ``answer``, ``thoughts``, or ``both`` (the text as it is).
 
     Raises:
         ValueError: settings that contradict each other.
@@ -55,8 +57,9 @@ class PairwiseJudge(LocalJudge):
         dtype: str = "bfloat16",
         device: str | None = None,
         batch_size: int = 4,
+        sees: Sees = "answer",
     ) -> None:
-        super().__init__(model, dtype, device, batch_size)
+        super().__init__(model, dtype, device, batch_size, sees)
         if pairs not in ("all", "network"):
             raise ValueError(f"oracle.pairs is {pairs!r}; it must be 'all' or 'network'")
         if method not in get_args(PairMethod):
@@ -74,6 +77,7 @@ class PairwiseJudge(LocalJudge):
             Dense ranks i64[P, G], and for ``bradley_terry`` over all pairs the log-strengths f32[P, G] as scores;
             groups whose verdicts are NaN in ``failures``.
         """
+        groups = [group.seen(self.sees) for group in groups]
         rows: list[Tensor] = []
         for start in range(0, len(groups), self.batch_size):
             rows += self._rank_part(groups[start : start + self.batch_size])

@@ -6,10 +6,12 @@ equal. By default: right before right kind before wrong kind, all answers of a c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from orlaif.answer_format import Read
 from orlaif.evaluation.choices import choice, same_choice
 from orlaif.evaluation.text_metrics import is_correct, normalize_answer, rouge_l, same_number, token_f1
 from orlaif.oracles.base import Oracle, dense_ranks
@@ -36,6 +38,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "shortest": lambda answer, prompt: -float(len(answer.split())),
     **TASK_CRITERIA,
 }
+#: A criterion of how a completion is written, whatever it says.
+FORMAT = "format"
 _NEEDS_OPTIONS = ("choice", "names_an_option")
 
 
@@ -46,19 +50,22 @@ class ReferenceAnswerOracle(Oracle):
         criteria: of :data:`CRITERIA`, the deciding one first: ``exact`` (after SQuAD's normalisation), ``kind`` (at
             least one of the prompt's options: it understood the question), ``f1`` (of words), ``rouge_l``, ``numeric``
             (the same number, in digits or words), ``choice`` (the same option, by letter or text),
-            ``names_an_option``, ``shortest`` (fewest words); of time spans ``tiou``, of boxes ``iou``, of numbers with
+            ``names_an_option``, ``shortest`` (fewest words), ``format`` (the completion keeps to
+            ``policy.answer_format`` to the letter); of time spans ``tiou``, of boxes ``iou``, of numbers with
             units ``closeness`` (by relative error), of events ``order`` (pairs as the reference has them), of captions
             ``chrf``; and ``names_a_span``, ``names_a_box``, ``names_a_number``, ``names_an_order``. The scores of a
-            ranking are the means of the criteria but ``shortest``.
+            ranking are the means of the criteria but ``shortest``. A completion without an answer is lowest by all.
 
     Raises:
         ValueError: an unknown criterion, or none.
     """
 
     def __init__(self, criteria: Sequence[str] = ("exact", "kind")) -> None:
-        unknown = [name for name in criteria if name not in CRITERIA]
+        unknown = [name for name in criteria if name not in (*CRITERIA, FORMAT)]
         if unknown or not criteria:
-            raise ValueError(f"oracle.criteria is {list(criteria)}; it must be one or more of {', '.join(CRITERIA)}")
+            raise ValueError(
+                f"oracle.criteria is {list(criteria)}; it must be one or more of {', '.join((*CRITERIA, FORMAT))}"
+            )
         self.criteria = tuple(criteria)
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
@@ -98,5 +105,13 @@ class ReferenceAnswerOracle(Oracle):
         prompt = group.prompt
         if (lack := self.lacks(prompt)) is not None:
             raise OracleError(type(self).__name__, prompt.id, lack)
-        criteria = [CRITERIA[criterion] for criterion in self.criteria]
-        return [tuple(grade(answer, prompt) for grade in criteria) for answer in group.answers]
+        return [tuple(_value(name, read, prompt) for name in self.criteria) for read in group.reads]
+
+
+def _value(criterion: str, read: Read, prompt: Prompt) -> float:
+    """By a criterion; a completion without an answer has the lowest there is."""
+    if criterion == FORMAT:
+        return float(read.well_formed)
+    if read.answer is None:
+        return -math.inf if criterion == "shortest" else 0.0
+    return CRITERIA[criterion](read.answer, prompt)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from orlaif.answer_format import Sees, checked_sees
 from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy.hub import find_source
@@ -27,16 +28,19 @@ class ScoreOracle(Oracle):
         score: from a group to G numbers; in a recipe the dotted name of a function, or a ``class_path`` of something
             callable, such as :class:`TextRewardModel`.
         margin: scores that differ by no more than this from the best of their rank tie with it.
+        sees: what of a completion the score is given as ``answers``: ``answer``, ``thoughts``, or ``both``, the text as
+            it was written.
 
     Raises:
         ValueError: a negative margin.
     """
 
-    def __init__(self, score: Score, margin: float = 0.0) -> None:
+    def __init__(self, score: Score, margin: float = 0.0, sees: Sees = "answer") -> None:
         if margin < 0:
             raise ValueError(f"oracle.margin is {margin}; it must be 0 or more")
         self.score = score
         self.margin = margin
+        self.sees = checked_sees(sees)
 
     def held_models(self) -> tuple[str, ...]:
         """Those of a score that holds one."""
@@ -57,7 +61,7 @@ class ScoreOracle(Oracle):
         name = type(self).__name__
         rows = []
         for group in groups:
-            given = self.score(group)
+            given = self.score(group.seen(self.sees))
             try:
                 scores = torch.as_tensor(given, dtype=torch.float32)
             except (TypeError, ValueError, RuntimeError) as error:

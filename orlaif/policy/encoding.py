@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from orlaif.policy.chat import Chat
 from orlaif.policy.families import Family
 from orlaif.policy.joining import Joining
 from orlaif.types import (
@@ -71,18 +72,20 @@ def videos_of(prompt: Prompt) -> list[Video]:
     return [part for part in prompt.media if isinstance(part, Video)]
 
 
-def render(processor: Any, prompt: Prompt, system_prompt: str | None = None) -> str:
+def render(processor: Any, prompt: Prompt, system_prompt: str | None = None, chat: Chat | None = None) -> str:
     """A prompt by the model's chat template: its turns, parts in their order, and the start of an answer."""
+    chat = chat or Chat()
     messages: list[dict[str, Any]] = []
     if system_prompt:
         messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
-    for turn in prompt.conversation():
+    for turn in chat.asked(prompt).conversation():
         parts = [
             {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": type(part).__name__.lower()}
             for part in turn.parts
         ]
         messages.append({"role": turn.role, "content": parts})
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    kwargs = chat.chat_template_kwargs
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs))
 
 
 class ProcessorEncoder:
@@ -95,6 +98,7 @@ class ProcessorEncoder:
         system_prompt: goes before every question, if given.
         family: where its model differs from others (``orlaif.policy.families``); by default generic behaviour.
         longest: tokens that a prompt may have, so that the model has positions for its answer too; None takes any.
+        chat: what stands around a question; by default nothing.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class ProcessorEncoder:
         system_prompt: str | None = None,
         family: Family | None = None,
         longest: int | None = None,
+        chat: Chat | None = None,
     ) -> None:
         self.longest = longest
         self.processor = processor
@@ -110,6 +115,7 @@ class ProcessorEncoder:
         self.family = family or Family()
         #: Kinds of prompts of which nothing is left out by the processor: images and videos, at most 2 of each.
         self._whole: set[tuple[int, int]] = set()
+        self.chat = chat or Chat()
 
     @property
     def special_texts(self) -> frozenset[str]:
@@ -121,11 +127,11 @@ class ProcessorEncoder:
 
     def render(self, prompt: Prompt) -> str:
         """The prompt by the model's chat template."""
-        return render(self.processor, prompt, self.system_prompt)
+        return render(self.processor, prompt, self.system_prompt, self.chat)
 
     def without_limit(self) -> ProcessorEncoder:
         """The same encoder, which takes prompts of any length."""
-        return ProcessorEncoder(self.processor, self.system_prompt, self.family)
+        return ProcessorEncoder(self.processor, self.system_prompt, self.family, chat=self.chat)
 
     def __call__(
         self, prompts: Sequence[Prompt], clips: Sequence[Seen], texts: Sequence[str] | None = None

@@ -20,9 +20,11 @@ import torch
 from orlaif_kernels import linear_logps, token_statistics
 from torch import Tensor, nn
 
+from orlaif.answer_format import AnswerFormat, FormatName, named_format
 from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy.asking import base_of
+from orlaif.policy.chat import Chat
 from orlaif.policy.checkpoint import Checkpoint
 from orlaif.policy.context import check_context
 from orlaif.policy.ending import end_ids
@@ -62,6 +64,8 @@ class Policy(Checkpoint):
         sharding: how FSDP2 treats the weights, under ``--trainer.strategy fsdp2``.
         family: what this model does otherwise than others (``orlaif.policy.families``), by ``class_path``; by default
             what its model type asks for.
+        answer_format: what of a completion is the answer (``orlaif.answer_format``), for oracles and evaluation alike.
+        chat: how the model is asked: prompt template, arguments of its chat template.
 
     Raises:
         ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
@@ -81,16 +85,17 @@ class Policy(Checkpoint):
         quantization: dict[str, Any] | None = None,
         sharding: Sharding | None = None,
         family: Family | None = None,
+        answer_format: AnswerFormat | FormatName = "whole",
+        chat: Chat | None = None,
     ) -> None:
         super().__init__(path, family)
-        self.lora = lora
-        self.quantization = quantization
+        self.answer_format, self.chat = named_format(answer_format), chat or Chat()
+        self.lora, self.quantization = lora, quantization
         self.sharding = sharding or Sharding()
         self.dtype = dtype
         self.prefix: Prefix = prefix
         self.attn_implementation = attn_implementation
-        self.gradient_checkpointing = gradient_checkpointing
-        self.freeze_vision = freeze_vision
+        self.gradient_checkpointing, self.freeze_vision = gradient_checkpointing, freeze_vision
         self.prefix_attention: PrefixAttention = prefix_attention
         check_settings(self)
         #: How often the weights have changed since they were loaded.

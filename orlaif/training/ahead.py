@@ -214,7 +214,8 @@ class Ahead:
 
     def _ask(self, batch: PromptBatch, completions: Completions) -> Asked:
         module = self.module
-        return Asked(module.oracle, candidate_groups(batch, completions), module.on_oracle_failure, self.turns)
+        groups = candidate_groups(batch, completions, module.policy.answer_format)
+        return Asked(module.oracle, groups, module.on_oracle_failure, self.turns)
 
     # ------------------------------------------------------- checkpoints
 

@@ -90,7 +90,8 @@ class Gathering:
     def encode_by(self, encoder: ProcessorEncoder) -> None:
         """Encode as the data does, by a processor of its own: the other is called on other threads."""
         processor = copy.deepcopy(encoder.processor)
-        self._encoder = ProcessorEncoder(processor, encoder.system_prompt, encoder.family, encoder.longest)
+        self._encoder = copy.copy(encoder)
+        self._encoder.processor = processor
 
     def begin_run(self) -> None:
         """Have Lightning ask here whether enough has been accumulated.

@@ -22,6 +22,7 @@ from orlaif.oracles import Asked
 from orlaif.training.ahead import Answered, Sampled
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.judged import JudgedBatch, show, whole
+from orlaif.training.lengths import by_length, cut_off, note_answers
 from orlaif.training.log_probs import LogProbs, log_probs
 from orlaif.training.metrics import note_completions, note_order_consistency
 from orlaif.training.mismatch import importance_weights
@@ -151,9 +152,11 @@ def judge(
         ranking = rank_together(module, asked)
     if ranking is None:
         ranking = Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
+    said, ranking = ranking, by_length(module, ranking, completions)
     advantages = module.advantages(ranking, completions)
     if counts:
         note_completions(module, completions, ranking, advantages)
+        note_answers(module, completions)
         show(
             module,
             JudgedBatch(
@@ -174,7 +177,8 @@ def judge(
     if every and module.global_step % every == 0:
         with borrowed(module):
             if counts and not ranking.failures:
-                note_order_consistency(module, candidate_groups(batch, completions), ranking, batch_idx)
+                groups = candidate_groups(batch, completions, module.policy.answer_format)
+                note_order_consistency(module, groups, said, batch_idx)
     if module.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
         module.policy.forget_features()
     return Ranked(batch=batch, completions=completions, ranking=ranking, advantages=advantages)
@@ -186,6 +190,8 @@ def as_experience(module: OracleRLAIF, ranked: Ranked, logps: LogProbs) -> Exper
     # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
     is_ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
     mask = completions.mask & is_ranked[:, None, None]
+    if module.truncated == "mask":
+        mask &= ~cut_off(completions, module.policy.eos_ids).unsqueeze(-1)
     parts, old = completions.split(module.microbatch), logps.old
     weights: list[Tensor | None] = [None] * len(parts)
     if module.rollout.correction is not None:
@@ -211,7 +217,7 @@ def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.
     start = time.perf_counter()
     completions = module.rollout(module.policy, batch, generators)
     seconds = elapsed(start, module.device)
-    groups = candidate_groups(batch, completions)
+    groups = candidate_groups(batch, completions, module.policy.answer_format)
     asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None
     return Sampled(completions=completions, asked=asked, seconds=seconds)
 

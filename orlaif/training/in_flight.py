@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from orlaif.answer_format import AnswerFormat
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch, Ranking
 
 
@@ -58,11 +59,11 @@ class Group:
 Groups: TypeAlias = dict[tuple[int, str], Group]
 
 
-def candidate_groups(batch: PromptBatch, completions: Completions) -> list[CandidateGroup]:
-    """What the oracle is shown: P groups."""
+def candidate_groups(batch: PromptBatch, completions: Completions, answer_format: AnswerFormat) -> list[CandidateGroup]:
+    """What the oracle is shown: P groups, each completion read by the policy's format."""
     return [
-        CandidateGroup(prompt=prompt, clip=clip, answers=answers)
-        for prompt, clip, answers in zip(batch.prompts, batch.clips, completions.texts, strict=True)
+        CandidateGroup.of(prompt, clip, texts, answer_format)
+        for prompt, clip, texts in zip(batch.prompts, batch.clips, completions.texts, strict=True)
     ]
 
 

@@ -55,7 +55,7 @@ class RankedGroups(Loop):
         if not len(batch):
             return []
         completions = module.rollout(module.policy, batch, module.seed_step(batch, batch_idx))
-        groups = candidate_groups(batch, completions)
+        groups = candidate_groups(batch, completions, module.policy.answer_format)
         ranking = rank_groups(module.oracle, groups, module.on_oracle_failure)
         self._asked += len(groups)
         self._failed += len(ranking.failures)

@@ -33,6 +33,7 @@ from orlaif.training.experience import (
     make_experience,
     rank_together,
 )
+from orlaif.training.lengths import Overlong, Truncated, check_lengths
 from orlaif.training.log_probs import log_probs
 from orlaif.training.sampling_ahead import SamplesAhead
 from orlaif.training.step_state import Given
@@ -81,6 +82,9 @@ class OracleRLAIF(SamplesAhead):
             1 the ratio is to the log-probs of the policy that sampled, which one more forward pass computes.
         dynamic_sampling: sets groups aside that teach nothing, and samples further prompts before the optimizer steps;
             by default every group is trained on.
+        truncated: what becomes of an answer that ``max_new_tokens`` cut off: ``keep`` = as the oracle says, ``mask`` =
+            left out (TRL's ``mask_truncated_completions``), ``last`` = ranked behind all that ended.
+        overlong: DAPO's soft penalty of answers that come close to ``max_new_tokens``; None = none.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -103,20 +107,22 @@ class OracleRLAIF(SamplesAhead):
         microbatch: int | None = None,
         num_updates: int = 1,
         dynamic_sampling: DynamicSampling | None = None,
+        truncated: Truncated = "keep",
+        overlong: Overlong | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
         self.oracle, self.rollout = oracle, rollout or Rollout()
         self.advantage = advantage or DCG()
         self.loss: Loss = loss or GRPORankLoss()
-        self.reference = reference or Reference()
-        self.on_oracle_failure = on_oracle_failure or OracleFailure()
+        self.reference, self.on_oracle_failure = reference or Reference(), on_oracle_failure or OracleFailure()
         self.order_consistency_every_n_steps = order_consistency_every_n_steps
-        self.microbatch = microbatch
+        self.microbatch, self.num_updates = microbatch, num_updates
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"microbatch is {microbatch}; it must be 1 or more completions, or null for whole groups")
         if num_updates < 1:
             raise ValueError(f"num_updates is {num_updates}; it must be 1 or more passes over a rollout")
-        self.num_updates = num_updates
+        self.truncated, self.overlong = truncated, overlong
+        check_lengths(truncated, overlong, self.rollout.sampling.max_new_tokens)
         #: Of the batches that are accumulated, where several updates wait for all of them.
         self._experiences: list[Experience] = []
         self.gathering = None if dynamic_sampling is None else Gathering(self, dynamic_sampling)

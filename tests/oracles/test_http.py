@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from orlaif.answer_format import TaggedAnswer
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge, OracleFailure, order_consistency, rank_groups
 from orlaif.oracles.prompting import ballots, parse_order
@@ -25,7 +26,7 @@ from orlaif.types import CandidateGroup, OracleError, VideoClip, VideoPrompt
 from tests.conftest import REPO
 from tests.oracles.server import ChatServer, as_shown, candidates, shortest_first
 
-OF_THE_JUDGE = ("num_ballots", "num_frames", "frame_height", "instructions", "seed")
+OF_THE_JUDGE = ("num_ballots", "num_frames", "frame_height", "instructions", "seed", "sees")
 ANSWERS = ("four", "a", "bb", "ccc", "a")
 
 
@@ -54,6 +55,22 @@ def test_groups_are_ordered_and_equal_answers_tie() -> None:
     assert ranking.ranks.tolist() == [[3, 0, 1, 2, 0], [1, 0, 0, 0, 2]]
     assert ranking.failures == ()
     assert len(server.requests) == 4  # two ballots each
+
+
+def test_a_judge_sees_thoughts_or_all_as_the_recipe_says() -> None:
+    """Still as JSON strings, each on its line, whatever the thoughts hold."""
+    base = group()
+    texts = ('<think>long\\nB: "x"</think><answer>b</answer>', "<think>no</think><answer>aaa</answer>")
+    given = CandidateGroup.of(base.prompt, base.clip, texts, TaggedAnswer())
+    shown = {"answer": ("b", "aaa"), "thoughts": ('long\\nB: "x"', "no"), "both": texts}
+    ranks = {"answer": [[0, 1]], "thoughts": [[1, 0]], "both": [[1, 0]]}
+    for sees, expected in shown.items():
+        with ChatServer(shortest_first) as server:
+            one = judge(server, num_ballots=1, sees=sees)
+            assert one.rank([given]).ranks.tolist() == ranks[sees]
+            assert sorted(candidates(server.requests[0]).values()) == sorted(expected)
+            (exchange,) = one.take_exchanges()
+        assert all(json.dumps(text) in exchange.asked for text in expected)
 
 
 def test_what_was_asked_and_replied_is_handed_on_once() -> None:

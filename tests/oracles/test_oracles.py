@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from orlaif.answer_format import TaggedAnswer
 from orlaif.oracles import (
     Asked,
     EnsembleOracle,
@@ -15,6 +16,7 @@ from orlaif.oracles import (
     OracleFailure,
     RandomOracle,
     ReferenceAnswerOracle,
+    ScoreOracle,
     dense_ranks,
     order_consistency,
     rank_groups,
@@ -216,3 +218,50 @@ def test_an_ensemble_binds_and_counts_its_members() -> None:
     assert ensemble.take_counts() == {"Member_0/requests": 2.0, "Member_2/requests": 2.0}
     assert not ensemble.mostly_waits
     assert EnsembleOracle([Waits(), Waits()]).mostly_waits
+
+
+def read_group(*texts: str) -> CandidateGroup:
+    """A group about a red thing, whose texts are read by tags."""
+    one = group("red", "red")
+    return CandidateGroup.of(one.prompt, one.clip, texts, TaggedAnswer())
+
+
+def test_the_criterion_of_format_orders_with_the_others() -> None:
+    """Right and well formed, right in other words around it, wrong and well formed, wrong, no answer at all."""
+    texts = (
+        "<think>a</think><answer>red</answer>",
+        "so <think>a</think><answer>red</answer>",
+        "<think>a</think><answer>blue</answer>",
+        "<answer>blue</answer>",
+        "red",
+    )
+    given = read_group(*texts)
+    assert given.answers == ("red", "red", "blue", "blue", "")
+    assert ReferenceAnswerOracle(["exact", "format"]).rank([given]).ranks.tolist() == [[0, 1, 2, 3, 3]]
+    assert ReferenceAnswerOracle(["format", "exact"]).rank([given]).ranks.tolist() == [[0, 2, 1, 3, 3]]
+    assert ReferenceAnswerOracle(["exact", "shortest"]).rank([given]).ranks.tolist() == [[0, 0, 1, 1, 2]]
+    ranking = ReferenceAnswerOracle(["exact", "format"]).rank([given])
+    assert ranking.scores is not None
+    assert ranking.scores.tolist() == [[1.0, 0.5, 0.5, 0.0, 0.0]]
+
+
+def test_candidates_keep_what_they_were_read_from_when_they_are_shuffled() -> None:
+    given = read_group("<think>a</think><answer>red</answer>", "blue", "<answer>green</answer>")
+    turned = given.reordered([2, 0, 1])
+    assert turned.answers == ("green", "red", "")
+    assert turned.completions == ("<answer>green</answer>", "<think>a</think><answer>red</answer>", "blue")
+    assert [read.thoughts for read in turned.reads] == [None, "a", None]
+    with pytest.raises(ValueError, match="has answers that are not those of its reads"):
+        replace(given, answers=("x", "y", "z"))
+
+
+def test_a_score_is_given_what_the_recipe_says() -> None:
+    given = read_group("<think>aaa</think><answer>red</answer>", "blue")
+    lengths = {"answer": [[3.0, 0.0]], "thoughts": [[3.0, 0.0]], "both": [[38.0, 4.0]]}
+    for sees, expected in lengths.items():
+        oracle = ScoreOracle(lambda one: [float(len(answer)) for answer in one.answers], sees=sees)  # type: ignore[arg-type]
+        scores = oracle.rank([given]).scores
+        assert scores is not None
+        assert scores.tolist() == expected
+    with pytest.raises(ValueError, match=r"oracle.sees is 'all'; it must be 'answer', 'thoughts' or 'both'"):
+        ScoreOracle(lambda one: [], sees="all")  # type: ignore[arg-type]

@@ -137,7 +137,8 @@ class CompletionsBoard(Callback):
         if not trainer.is_global_zero and not pl_module.oracle.borrows_policy:
             return
         try:
-            ranking = rank_groups(pl_module.oracle, candidate_groups(batch, completions), pl_module.on_oracle_failure)
+            groups = candidate_groups(batch, completions, pl_module.policy.answer_format)
+            ranking = rank_groups(pl_module.oracle, groups, pl_module.on_oracle_failure)
         except OracleError as error:
             log.warning("no completions board this time: %s", error)
             return

@@ -118,8 +118,9 @@ class WinRate(Callback):
             elif old is not None and (prompt.id, new) not in self._told:
                 pairs.append((prompt, clip, old, new))
         if pairs:
-            groups = [CandidateGroup(prompt=p, clip=c, answers=(old, new)) for p, c, old, new in pairs]
-            groups += [CandidateGroup(prompt=p, clip=c, answers=(new, old)) for p, c, old, new in pairs]
+            kind = module.policy.answer_format
+            groups = [CandidateGroup.of(p, c, (old, new), kind) for p, c, old, new in pairs]
+            groups += [CandidateGroup.of(p, c, (new, old), kind) for p, c, old, new in pairs]
             with module.ahead.turns if module.ahead is not None else nullcontext():
                 ranks = rank_groups(module.oracle, groups, module.on_oracle_failure).ranks.tolist()
             for (prompt, _, _, new), (old_1, new_1), (new_2, old_2) in zip(
