@@ -41,11 +41,13 @@ class Demo:
         seed: of data, model and training.
         output: folder of the runs.
         recipes: folder of the recipes.
+        think: answers in tags, behind thoughts.
     """
 
     seed: int
     output: str
     recipes: str = "recipes"
+    think: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -73,13 +75,13 @@ class Demo:
 
     def prepare(self) -> None:
         """Render the clips and make the model."""
-        from orlaif.demo.tiny import make_tiny_model
+        from orlaif.demo.tiny import TAGS, make_tiny_model
 
         with self.timed("render"):
             for split in SIZES:
                 ShapesDataset(self.path("data"), split, self.seed).prepare()
         with self.timed("model"):
-            make_tiny_model(self.path("model"), words(), seed=self.seed)
+            make_tiny_model(self.path("model"), words(), seed=self.seed, tags=TAGS if self.think else ())
 
     def fit(self, recipe: str, run: str, start: str, extra: Sequence[str] = ()) -> str:
         """Train; returns the folder of the exported model."""
@@ -99,19 +101,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="outputs/demo")
     parser.add_argument("--recipes", default="recipes")
+    parser.add_argument("--think", action="store_true", help="answers in tags (recipes/demo_think.yaml)")
     arguments = parser.parse_args()
     quiet()
     demo = Demo(**vars(arguments))
+    warm_start = "demo_think_sft.yaml" if demo.think else "demo_sft.yaml"
+    recipe = "demo_think.yaml" if demo.think else "demo_rlaif.yaml"
 
     demo.prepare()
     with demo.timed("warm_start"):
-        demo.fit("demo_sft.yaml", "sft", demo.path("model"))
+        demo.fit(warm_start, "sft", demo.path("model"))
     with demo.timed("test"):
-        before = demo.test("demo_sft.yaml", "sft")
+        before = demo.test(warm_start, "sft")
     with demo.timed("rlaif"):
-        demo.fit("demo_rlaif.yaml", "rlaif", demo.path("sft", "export"))
+        demo.fit(recipe, "rlaif", demo.path("sft", "export"))
     with demo.timed("test"):
-        after = demo.test("demo_rlaif.yaml", "rlaif")
+        after = demo.test(recipe, "rlaif")
 
     total = "test/accuracy"
     gain = after[total] - before[total]

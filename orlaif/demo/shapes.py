@@ -19,12 +19,14 @@ import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from orlaif.data.datasets import JsonlDataset
 from orlaif.data.video import require_ffmpeg
+from orlaif.types import Prompt
 
 RENDERING = 1  # raise it whenever the same seed would give other clips or questions
 
@@ -47,6 +49,8 @@ QUESTIONS = {
     "order": "which color came first ?",
     "count": "how many shapes are there ?",
 }
+#: What a model that reasons should find out first, by kind of question, in words of the questions.
+THOUGHTS = {"color": "color", "shape": "shape", "direction": "way", "order": "first color", "count": "how many"}
 SIZES = {"train": 3200, "validation": 100, "test": 500}
 SIDE, FRAMES, FPS = 48, 8, 4.0
 RADIUS = {"color": (13, 16), "shape": (18, 21), "direction": (9, 11), "order": (11, 11), "count": (10, 10)}  # pixels
@@ -139,18 +143,19 @@ class ShapesDataset(JsonlDataset):
         split: ``train``, ``validation`` or ``test``.
         seed: of the whole data set.
         size: clips of this split; by default 3200, 100 and 500.
+        thoughts: answers are what a model that reasons should write, ``<think> way </think> <answer> left </answer>``.
 
     Raises:
         ValueError: an unknown split, or a size below 1.
     """
 
-    def __init__(self, root: str, split: str, seed: int = 0, size: int | None = None) -> None:
+    def __init__(self, root: str, split: str, seed: int = 0, size: int | None = None, thoughts: bool = False) -> None:
         if split not in SIZES:
             raise ValueError(f"ShapesDataset.split is {split!r}; it must be one of {', '.join(SIZES)}")
         self.size = SIZES[split] if size is None else size
         if self.size < 1:
             raise ValueError(f"ShapesDataset.size is {size}; it must be 1 or more")
-        self.split = split
+        self.split, self.thoughts = split, thoughts
         self.seed = seed
         self.folder = os.path.join(root, f"shapes-v{RENDERING}-seed{seed}")
         super().__init__(os.path.join(self.folder, f"{split}-{self.size}.jsonl"))
@@ -172,6 +177,13 @@ class ShapesDataset(JsonlDataset):
             "options": list(OPTIONS[kind]),
             "category": kind,
         }
+
+    def __getitem__(self, index: int) -> Prompt:
+        prompt = super().__getitem__(index)
+        if not self.thoughts:
+            return prompt
+        thought = THOUGHTS[str(prompt.category)]
+        return replace(prompt, answer=f"<think> {thought} </think> <answer> {prompt.answer} </answer>")
 
     def prepare(self) -> None:
         """Render what is missing; does nothing where the index is there."""

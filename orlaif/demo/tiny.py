@@ -9,11 +9,12 @@ in a minute. Nothing outside this file knows that a model is tiny. From the shel
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from transformers import (
+    AddedToken,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -23,14 +24,21 @@ from transformers import (
 
 from orlaif.tiny.tokens import CHAT_TEMPLATE, tiny_tokenizer
 
+#: As Qwen3's tokenizer has them: tokens of their own, and no special ones, so that they are read as text.
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-def tiny_processor(words: Iterable[str], side: int = 48, patch_size: int = 12) -> Qwen3VLProcessor:
+
+def tiny_processor(
+    words: Iterable[str], side: int = 48, patch_size: int = 12, tags: Sequence[str] = ()
+) -> Qwen3VLProcessor:
     """Qwen3-VL's processor around a word-level tokenizer, for frames of about ``side`` x ``side`` pixels."""
+    tokenizer = tiny_tokenizer(words, template=CHAT_TEMPLATE)
+    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in tags])
     size = {"shortest_edge": 2 * side * side, "longest_edge": 64 * side * side}
     patches: dict[str, Any] = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches),
-        tokenizer=tiny_tokenizer(words, template=CHAT_TEMPLATE),
+        tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(**patches, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )
@@ -44,6 +52,7 @@ def make_tiny_model(
     hidden_size: int = 96,
     num_layers: int = 3,
     patch_size: int = 12,
+    tags: Sequence[str] = (),
 ) -> None:
     """Write model, tokenizer and processor to ``folder`` in Hugging Face format.
 
@@ -54,8 +63,9 @@ def make_tiny_model(
         hidden_size: of decoder and vision tower, a multiple of 32.
         num_layers: decoder layers.
         patch_size: pixels of a vision patch.
+        tags: texts that are a token each, such as :data:`TAGS`.
     """
-    processor = tiny_processor(words, patch_size=patch_size)
+    processor = tiny_processor(words, patch_size=patch_size, tags=tags)
     ids = processor.tokenizer.convert_tokens_to_ids
     config = Qwen3VLConfig(
         text_config={
@@ -114,9 +124,10 @@ def main() -> None:
     parser.add_argument(
         "--letters", action="store_true", help="its tokenizer knows A to H and words in quotes, as a judge's"
     )
+    parser.add_argument("--tags", action="store_true", help="its tokenizer knows the tags of thoughts and answers")
     arguments = parser.parse_args()
     known = [*words(), *(f'"{word}"' for word in words()), *"ABCDEFGH"] if arguments.letters else words()
-    make_tiny_model(arguments.folder, known, seed=arguments.seed)
+    make_tiny_model(arguments.folder, known, seed=arguments.seed, tags=TAGS if arguments.tags else ())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def test_every_logged_metric_has_a_meaning(recipe: str, tmp_path: Path, tiny_mod
     if "rlaif" in recipe:
         init = "--model.init_args"
         steps += [f"{init}.rollout.init_args.correction.high=2", f"{init}.num_updates=2"]
+        steps += [f"{init}.policy.init_args.answer_format=last_line", f"{init}.truncated=mask"]
         steps += [f"{init}.order_consistency_every_n_steps=1"]
     cli = run(small(recipe, "fit", tmp_path, tiny_model, data_root, *steps))
     logged = set(cli.trainer.callback_metrics)

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from orlaif.answer_format import Read
 from orlaif.cli.recipe import read_recipe, run
 from orlaif.data.datasets import JsonlDataset
 from orlaif.policy import Policy
@@ -130,6 +131,36 @@ def test_the_recipes(block: Block, tmp_path: Path) -> None:
     cli = read_recipe(["--config", str(path), f"--run_dir={tmp_path}"])
     assert cli.model.policy.lora == {"r": 16, "target_modules": "all-linear"}
     assert cli.trainer_settings["accumulate_grad_batches"] == 4
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "answer_format:" in b.text], ids=lambda b: b.page)
+def test_the_format_of_answers(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(block.text)
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    model = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"]).model
+    assert model.policy.answer_format.read("<think>a</think><answer>red</answer>") == Read("red", "a", True)
+    asked = model.policy.chat.asked(VideoPrompt(id="1", video="a.mp4", question="What?")).question
+    assert asked == "What? Think in <think> </think>, then answer in <answer> </answer>."
+    assert model.policy.chat.chat_template_kwargs == {"enable_thinking": False}
+    assert model.oracle.criteria == ("exact", "kind", "format")
+    assert (model.truncated, model.overlong.buffer) == ("last", 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ("boxed", r"so \boxed{red}"),
+        ("{class_path: orlaif.answer_format.PatternAnswer, init_args: {pattern: 'A: *(.+)'}}", "A: red"),
+        ("{class_path: orlaif.answer_format.FunctionAnswer, init_args: {function: textwrap.dedent}}", "red"),
+        ("{class_path: orlaif.answer_format.TaggedAnswer, init_args: {answer: a, thoughts: null}}", "<a>red</a>"),
+    ],
+)
+def test_other_formats_of_answers(settings: str, text: str, tmp_path: Path) -> None:
+    recipe = str(REPO / "recipes" / "demo_think.yaml")
+    given = f"--model.init_args.policy.init_args.answer_format={settings}"
+    model = read_recipe(["--config", recipe, given, f"--run_dir={tmp_path}"]).model
+    assert model.policy.answer_format.read(text).answer == "red"
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda b: b.page)

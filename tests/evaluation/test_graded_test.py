@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 
 from orlaif import VideoDataModule
+from orlaif.answer_format import named_format
 from orlaif.data.datasets import JsonlDataset
 from orlaif.data.video import UniformSampling
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
@@ -99,6 +100,29 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path, tiny_model: str, data_root: str) -> Lab:
     return Lab(tmp_path, tiny_model, data_root)
+
+
+def test_answers_are_read_by_the_policys_format_and_texts_are_kept(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another format is another reading of the same texts."""
+    text = "<think>a</think><answer>purple</answer>"
+    monkeypatch.setattr(Parrot, "answer", lambda self, batch: [text, *["red"] * (len(batch) - 1)])
+    first = lab.test(batch_size=6)
+    assert first.metrics["test/accuracy"] == 0.0
+    assert "test/answer/unreadable" not in first.metrics
+    setattr_of = Parrot.__init__
+
+    def tagged(self: Parrot, *args: Any, **settings: Any) -> None:
+        setattr_of(self, *args, **settings)
+        self.policy.answer_format = named_format("think_answer")
+
+    monkeypatch.setattr(Parrot, "__init__", tagged)
+    monkeypatch.setattr(Parrot, "answer", lambda self, batch: pytest.fail("asked again"))
+    again = lab.test(batch_size=6)
+    assert again.metrics["test/accuracy"] == pytest.approx(1 / 6)
+    assert again.metrics["test/answer/unreadable"] == pytest.approx(5 / 6)
+    graded = [json.loads(line) for line in (lab.run / "graded.jsonl").read_text().splitlines()]
+    assert (graded[0]["prediction"], graded[0]["completion"]) == ("purple", text)
+    assert (graded[1]["prediction"], graded[1]["completion"]) == ("", "red")
 
 
 def test_corrected_labels_are_graded_and_nothing_is_asked_again(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from orlaif.training import rlaif as rlaif_file
+from orlaif.training.experience import Experience, make_experience
 from orlaif.training.lengths import Overlong, behind, check_lengths, cut_off, mean_places, penalised, without
 from orlaif.types import Completions, Ranking
+from tests.training.test_rlaif import ByText, Scripted, data, rlaif, trainer
 
 END = 9
 
@@ -73,3 +78,21 @@ def test_settings_that_cannot_be() -> None:
         Overlong(buffer=0)
     with pytest.raises(ValueError, match=r"overlong.penalty is 0; it must be above 0"):
         Overlong(buffer=1, penalty=0)
+
+
+def test_masked_answers_carry_no_weight(
+    tiny_model: str, data_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the loss nor in what it is divided by; those of three tokens are the ones cut off."""
+    made: list[Experience] = []
+    monkeypatch.setattr(rlaif_file, "make_experience", lambda *a: made.append(make_experience(*a)) or made[-1])
+    module = rlaif(tiny_model, oracle=ByText(), rollout=Scripted(group_size=4), truncated="mask")
+    monkeypatch.setattr("orlaif.training.experience.cut_off", lambda completions, eos_ids: completions.lengths == 3)
+    monkeypatch.setattr("orlaif.training.lengths.cut_off", lambda completions, eos_ids: completions.lengths == 3)
+    trainer(tmp_path, max_steps=1).fit(module, data(data_root, 4))
+    ((part,), (experience,)) = made[0].parts, made
+    lengths = part.completions.lengths
+    assert bool((lengths == 3).any())
+    assert part.mask.sum(-1).tolist() == torch.where(lengths == 3, 0, lengths).tolist()
+    assert float(experience.normalizer) == float(part.mask.sum())
+    assert bool((part.advantages[lengths == 3] == 0).all())
