@@ -168,10 +168,11 @@ def test_the_rows(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(block.text)
     dataset = JsonlDataset(str(path))
-    assert [prompt.answer for prompt in dataset.prompts] == [
-        json.loads(row)["answer"] for row in block.text.splitlines()
-    ]
-    assert dataset[1].end_s == 20.5
+    rows = [json.loads(row) for row in block.text.splitlines()]
+    answers = [row["answer"] if "answer" in row else row["messages"][-1]["content"] for row in rows]
+    assert [prompt.answer for prompt in dataset.prompts] == answers
+    if "messages" not in rows[1]:
+        assert dataset[1].end_s == 20.5
 
 
 # ------------------------------------------------------------------------------------------- docs/extend/examples
