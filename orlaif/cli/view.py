@@ -49,6 +49,7 @@ def serve(runs: Sequence[object], host: str, port: int) -> int:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         raise ValueError(
             f"--port {port} at {host} cannot be had: {error.strerror}; --port 0 takes a free one"

@@ -36,12 +36,14 @@ class Listed:
     def __init__(self, row: dict[str, Any], where: str, root: str) -> None:
         self.where = where
         self.files: dict[str, list[str]] = {}
+        self.named: dict[str, str] = {}
         self.taken = {"image": 0, "video": 0}
         for kind, find in (("image", join), ("video", find_video)):
             names = [name for name in (_LISTS[kind], kind) if row.get(name) is not None]
             if len(names) > 1:
                 raise ValueError(f"{where}: fields {names[0]!r} and {names[1]!r} say the same; give one of them")
             values = row[names[0]] if names else []
+            self.named[kind] = names[0] if names else _LISTS[kind]
             values = [values] if isinstance(values, str) else values
             if not isinstance(values, list) or not all(isinstance(one, str) and one.strip() for one in values):
                 raise ValueError(f"{where}: field {names[0]!r} is {values!r}; it must be a list of paths")
@@ -63,7 +65,7 @@ class Listed:
         for kind, files in self.files.items():
             if self.taken[kind] != len(files):
                 raise ValueError(
-                    f"{self.where}: field {_LISTS[kind]!r} names {len(files)}, and field {name!r} has "
+                    f"{self.where}: field {self.named[kind]!r} names {len(files)}, and field {name!r} has "
                     f"{self.taken[kind]} places for {kind}s without a file"
                 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from orlaif.data.chat import chat_turns, content_parts
+from orlaif.data.chat import Listed, chat_turns, content_parts, marked_parts
 from orlaif.data.datasets import RowDataset
 from orlaif.data.fields import parse_row
 from orlaif.data.formats import VLMRLAIFInstructions, question_text, turns
@@ -80,7 +80,10 @@ class TRLPreferences(RowDataset):
         row = object_row(row, where)
         refuse_unused(row, where, self.known_fields)
         if isinstance(row.get("prompt"), str):
-            said = [user(text_field(row, "prompt", where))]
+            text = text_field(row, "prompt", where)
+            listed = Listed({name: row.get(name) for name in ("images", "videos")}, where, video_root)
+            said = [user(*(marked_parts(text, listed) if listed.given else (text,)))]
+            listed.check("prompt")
         else:
             said = chat_turns(row, "prompt", where, video_root)
         if len(said) % 2 == 0:

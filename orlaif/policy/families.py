@@ -168,7 +168,7 @@ class Family:
         Returns:
             ``input_ids`` i64[P, S], ``attention_mask`` i64[P, S], and the rest, tensors or lists of P tensors.
         """
-        return collated(encoded, pad_id, self.joining or Joining())
+        return collated(encoded, pad_id, (self.joining or Joining()).shape_beside, self.joined)
 
     def joined(self, values: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
         """The inputs of several prompts, a tensor for each, as one tensor for all.

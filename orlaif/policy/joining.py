@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,13 +62,19 @@ class Joining:
         return moved
 
 
-def collated(encoded: Sequence[Mapping[str, Tensor]], pad_id: int, joining: Joining) -> dict[str, Any]:
+def collated(
+    encoded: Sequence[Mapping[str, Tensor]],
+    pad_id: int,
+    shape_beside: Callable[[str, Tensor | None], Any],
+    joined: Callable[[dict[str, list[Tensor]]], dict[str, Tensor]],
+) -> dict[str, Any]:
     """Encoded prompts as a batch; see :meth:`orlaif.policy.families.Family.collate`.
 
     Args:
         encoded: the inputs of each of P prompts.
         pad_id: fills ``input_ids``.
-        joining: how prompts lie one behind the other.
+        shape_beside: of an input's name and tensor, the shape beside the dimension in which prompts are joined.
+        joined: from a tensor for each prompt to one for all (:meth:`orlaif.policy.families.Family.joined`).
     """
     lengths = [one["input_ids"].shape[1] for one in encoded]
     longest = max(lengths)
@@ -82,9 +88,9 @@ def collated(encoded: Sequence[Mapping[str, Tensor]], pad_id: int, joining: Join
             batch[name] = torch.cat([nn.functional.pad(v, (longest - v.shape[1], 0), value=fill) for v in whole])
         else:
             rest[name] = [v.reshape(1) if v is not None and v.ndim == 0 else v for v, _ in values]
-    if any(len({joining.shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
+    if any(len({shape_beside(name, v) for v in values}) > 1 for name, values in rest.items()):
         return batch | rest
-    return batch | joining.joined_all({name: [v for v in values if v is not None] for name, values in rest.items()})
+    return batch | joined({name: [v for v in values if v is not None] for name, values in rest.items()})
 
 
 def joining_of(processor: Any, prompt: str) -> Joining:

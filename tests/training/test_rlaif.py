@@ -136,7 +136,7 @@ def test_one_step_decodes_once_encodes_once_and_logs_everything(
 
     (metrics,) = recorder.metrics
     assert set(metrics) == {
-        *(f"train/{m}" for m in ("loss", "kl", "entropy", "num_tokens", "grad_norm")),
+        *(f"train/{m}" for m in ("loss", "kl", "entropy", "num_tokens", "grad_norm", "lr")),
         *(f"train/clip_ratio/{m}" for m in ("low_mean", "high_mean", "region_mean", "runaway_mean")),
         *(f"train/completions/{m}" for m in ("mean_length", "clipped_ratio")),
         *(f"time/{m}" for m in ("decode", "data_wait", "rollout", "oracle", "oracle_wait", "reference", "policy")),

@@ -74,6 +74,7 @@ def served(runs: list[Run]) -> Iterator[str]:
 
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()  # so that who comes before the server waits for it
     server = uvicorn.Server(uvicorn.Config(make_app(runs), log_level="error"))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
