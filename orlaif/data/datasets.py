@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, IterableDataset
 
 from orlaif.data.curriculum import AnswerLengthCurriculum
 from orlaif.data.fields import parse_row
-from orlaif.data.prompts import PromptDataset
+from orlaif.data.prompts import HeldPrompts, PromptDataset
 from orlaif.data.rows import folder_of, read_rows
 from orlaif.data.share import Share, StreamedRows, fingerprint
 from orlaif.types import Prompt
 
 
-class RowDataset(PromptDataset):
+class RowDataset(HeldPrompts):
     """A file of rows, each of which says one or more prompts; adapters say how.
 
     Args:
@@ -38,7 +38,6 @@ class RowDataset(PromptDataset):
         self.video_root = video_root
         #: Where the prompts stand that have been read, by their ids.
         self.places: dict[str, str] = {}
-        self._prompts: list[Prompt] | None = None
 
     def parse(self, row: Any, where: str, video_root: str) -> Prompt:
         """One row as a prompt.
@@ -122,20 +121,6 @@ class RowDataset(PromptDataset):
     def readable(self) -> list[Prompt]:
         """Those that were read, without the broken ones."""
         return list(self._prompts or ())
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        """All prompts, loaded on first use."""
-        if self._prompts is None:
-            self.load()
-        assert self._prompts is not None
-        return self._prompts
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
 
 
 class JsonlDataset(RowDataset):

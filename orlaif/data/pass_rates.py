@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from glob import glob
 from typing import Literal
 
-from orlaif.data.prompts import PromptDataset
+from orlaif.data.prompts import HeldPrompts, PromptDataset
 from orlaif.data.rows import read_rows
 from orlaif.types import Prompt
 
@@ -41,7 +41,7 @@ def read_pass_rates(file: str, what: str, field: str = "pass_rate") -> dict[str,
     return rates
 
 
-class MeasuredDataset(PromptDataset):
+class MeasuredDataset(HeldPrompts):
     """A data set beside what was measured of its prompts; what is not said here is as of the data set inside.
 
     Args:
@@ -58,7 +58,6 @@ class MeasuredDataset(PromptDataset):
         if missing not in ("error", "keep", "leave_out"):
             raise ValueError(f"{name}.missing is {missing!r}; it must be 'error', 'keep' or 'leave_out'")
         self.dataset, self.file, self.field, self.missing = dataset, file, field, missing
-        self._prompts: list[Prompt] | None = None
 
     def prepare(self) -> None:
         """As the data set inside."""
@@ -98,20 +97,6 @@ class MeasuredDataset(PromptDataset):
     def where(self, prompt: Prompt) -> str:
         """As the data set inside."""
         return self.dataset.where(prompt)
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        """All rows, loaded on first use."""
-        if self._prompts is None:
-            self.load()
-        assert self._prompts is not None
-        return self._prompts
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
 
 
 class PassRateFilter(MeasuredDataset):

@@ -96,3 +96,23 @@ class PromptDataset(Dataset[Prompt], ABC):
         else:  # as torch's DistributedSampler does
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed + number)).tolist()
         return Subset(self, share.of(order))
+
+
+class HeldPrompts(PromptDataset):
+    """A data set whose :meth:`load` leaves all of its prompts in ``_prompts``."""
+
+    _prompts: list[Prompt] | None = None
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts, loaded on first use."""
+        if self._prompts is None:
+            self.load()
+        assert self._prompts is not None
+        return self._prompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]

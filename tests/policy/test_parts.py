@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from orlaif.policy import Policy
-from orlaif.policy.asking import per_token
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.prompt import assistant, user
 from orlaif.types import (
@@ -30,7 +29,6 @@ from orlaif.types import (
     VideoPrompt,
 )
 from tests import zoo
-from tests.families import original_numbering
 
 
 def noise(path: str, *shape: int) -> Tensor:
@@ -92,16 +90,7 @@ def encoded(policy: Policy, *kinds: str) -> PromptBatch:
 
 def alone(policy: Policy, kind: str, ids: Tensor) -> Tensor:
     """Log-probs f[T] of a completion i64[T] behind one prompt, by transformers' own forward and numbering."""
-    batch, t = encoded(policy, kind), len(ids)
-    given = policy.family.inputs(policy.network, batch)
-    given |= {name: torch.nn.functional.pad(value, (0, t)) for name, value in per_token(batch, given).items()}
-    tokens = torch.cat([batch.input_ids[0], ids])[None]
-    with original_numbering(policy):
-        logits = policy.network(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **given
-        ).logits
-    logits = policy.mask_placeholders(logits[0, -t - 1 : -1])
-    return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    return zoo.alone(policy, encoded(policy, kind), ids)
 
 
 def gradients(policy: Policy, logps: Tensor, mask: Tensor) -> dict[str, Tensor]:
