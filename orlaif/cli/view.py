@@ -7,8 +7,12 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orlaif.arguments import HelperParser
+
+if TYPE_CHECKING:
+    from orlaif.view.run import Run
 
 
 def main(words: Sequence[str]) -> int:
@@ -37,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     return serve(runs, given.host, given.port)
 
 
-def serve(runs: Sequence[object], host: str, port: int) -> int:
+def serve(runs: Sequence[Run], host: str, port: int) -> int:
     """Serve until Ctrl-C; says where."""
     try:
         import uvicorn
@@ -60,7 +64,7 @@ def serve(runs: Sequence[object], host: str, port: int) -> int:
     threading.Thread(
         target=lambda: __import__("torchcodec.decoders"), daemon=True
     ).start()  # seconds, at the first frame
-    config = uvicorn.Config(make_app(runs, hosts), log_level="warning")  # type: ignore[arg-type]
+    config = uvicorn.Config(make_app(runs, hosts), log_level="warning")
     uvicorn.Server(config).run([listening])
     return 0
 

@@ -8,7 +8,7 @@ an order up: a group that it cannot rank is an :class:`~orlaif.types.OracleError
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class Oracle(ABC):
     """
 
     mostly_waits = False
+    #: Kept, and not taken yet.
+    _exchanges: tuple[Exchange, ...] = ()
 
     @abstractmethod
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
@@ -83,8 +85,13 @@ class Oracle(ABC):
         return {}
 
     def take_exchanges(self) -> list[Exchange]:
-        """What a judge was asked and replied since this was last called, readable or not; by default nothing."""
-        return []
+        """What a judge was asked and replied since this was last called, readable or not."""
+        taken, self._exchanges = self._exchanges, ()
+        return list(taken)
+
+    def keep_exchanges(self, exchanges: Iterable[Exchange]) -> None:
+        """For oracles that ask in words: keep what they asked and were replied, until it is taken."""
+        self._exchanges += tuple(exchanges)
 
 
 def dense_ranks(scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orlaif.oracles.aggregate import Method, by_method
-from orlaif.oracles.base import Exchange, Oracle, ranking_of
+from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.failure import Asked, OracleFailure
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
@@ -46,7 +46,6 @@ class EnsembleOracle(Oracle):
         self.weights = torch.tensor(weights or [1.0] * len(oracles), dtype=torch.float64)
         self.method = method
         self.min_opinions = min_opinions or len(oracles)
-        self._exchanges: list[Exchange] = []
         self.mostly_waits = all(oracle.mostly_waits for oracle in oracles)
 
     def lacks(self, prompt: Prompt) -> str | None:
@@ -81,11 +80,6 @@ class EnsembleOracle(Oracle):
             for name, value in oracle.take_counts().items()
         }
 
-    def take_exchanges(self) -> list[Exchange]:
-        """Those of all members since this was last called."""
-        exchanges, self._exchanges = self._exchanges, []
-        return exchanges
-
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group by what the oracles say together.
 
@@ -98,7 +92,7 @@ class EnsembleOracle(Oracle):
         lenient = OracleFailure(action="drop_group", retries=0)
         asked = [Asked(oracle, groups, lenient) for oracle in self.oracles]  # those that wait do so together
         opinions = [each.result() for each in asked]
-        self._exchanges += [exchange for each in asked for exchange in each.exchanges]
+        self.keep_exchanges(exchange for each in asked for exchange in each.exchanges)
         causes = {error.prompt_id: error for opinion in opinions for error in opinion.failures}
         stacked = torch.stack([opinion.ranks for opinion in opinions])  # [N, P, G]
         outcomes: list[Tensor | OracleError] = []

@@ -61,7 +61,6 @@ class HTTPJudge(Oracle):
         self.num_ballots, self.num_frames, self.frame_height = num_ballots, num_frames, frame_height
         self.instructions, self.seed, self.sees = instructions, seed, checked_sees(sees)
         self._failures = 0
-        self._exchanges: list[Exchange] = []
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group.
@@ -97,15 +96,10 @@ class HTTPJudge(Oracle):
         asked = ballot.asked()
 
         def read(reply: str) -> list[int]:
-            self._exchanges.append(Exchange(prompt_id=ballot.group.prompt.id, asked=asked, replied=reply))
+            self.keep_exchanges([Exchange(prompt_id=ballot.group.prompt.id, asked=asked, replied=reply)])
             return ballot.ranks(parse_order(reply, ballot.labels))
 
         return await self.client.ask(self.instructions, [*media, {"type": "text", "text": asked}], read)
-
-    def take_exchanges(self) -> list[Exchange]:
-        """Ballots and replies since this was last called, those from the cache too."""
-        exchanges, self._exchanges = self._exchanges, []
-        return exchanges
 
     def take_counts(self) -> dict[str, float]:
         """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""

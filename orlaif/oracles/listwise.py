@@ -98,7 +98,8 @@ class ListwiseJudge(LocalJudge):
             part = shown[start : start + self.batch_size]
             for (i, ballot), reply in zip(part, self._replies([ballot for _, ballot in part]), strict=True):
                 prompt_id = ballot.group.prompt.id
-                self._exchanges.append(Exchange(prompt_id=prompt_id, asked=ballot.asked(self.markup), replied=reply))
+                asked = ballot.asked(self.markup)
+                self.keep_exchanges([Exchange(prompt_id=prompt_id, asked=asked, replied=reply)])
                 try:
                     opinions.setdefault(i, []).append(ballot.ranks(self._order(reply, ballot)))
                 except ValueError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orlaif.answer_format import Sees, checked_sees
 from orlaif.evaluation.quoting import special_tokens
-from orlaif.oracles.base import Exchange, Oracle, encoded
+from orlaif.oracles.base import Oracle, encoded
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
@@ -51,7 +51,6 @@ class LocalJudge(Oracle):
         self._judge = None if model is None else Policy(model, dtype=dtype)
         self._borrowed: Policy | None = None
         self._counts: Counter[str] = Counter()
-        self._exchanges: list[Exchange] = []
         self._markup: frozenset[str] | None = None
 
     def take_counts(self) -> dict[str, float]:
@@ -59,11 +58,6 @@ class LocalJudge(Oracle):
         counts = {name: float(value) for name, value in self._counts.items()}
         self._counts.clear()
         return counts
-
-    def take_exchanges(self) -> list[Exchange]:
-        """What was asked and written since this was last called, by judges that write."""
-        exchanges, self._exchanges = self._exchanges, []
-        return exchanges
 
     def bind(self, policy: Policy) -> None:
         """Use the policy's base; called by the training module."""

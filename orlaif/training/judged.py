@@ -63,6 +63,11 @@ def whole(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known, 1) if known else None
 
 
+def of_answers(advantages: Tensor, completions: Completions) -> Tensor:
+    """f32[P, G] of advantages f32[P, G], or of f32[P, G, T]: the sum over the tokens of an answer, on its device."""
+    return advantages if advantages.ndim == 2 else advantages.masked_fill(~completions.mask, 0.0).sum(-1)
+
+
 def show(module: OracleRLAIF, judged: JudgedBatch) -> None:
     """Show a batch to all callbacks that watch groups."""
     for callback in module.trainer.callbacks:  # type: ignore[attr-defined]

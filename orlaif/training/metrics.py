@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
 from orlaif.oracles import order_consistency
+from orlaif.training.lengths import cut_off
 from orlaif.types import CandidateGroup, Completions, OracleError, Ranking
 
 if TYPE_CHECKING:
@@ -93,10 +94,9 @@ def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ran
         advantages: f32[P, G] or f32[P, G, T].
     """
     lengths = completions.lengths
-    last = completions.ids.gather(-1, (lengths - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    ended = torch.isin(last, torch.tensor(module.policy.eos_ids, device=last.device)) & (lengths > 0)
+    cut = cut_off(completions, module.policy.eos_ids)
     module.notes.note("train/completions/mean_length", lengths.float().mean(), lengths.numel())
-    module.notes.note("train/completions/clipped_ratio", 1 - ended.float().mean(), lengths.numel())
+    module.notes.note("train/completions/clipped_ratio", cut.float().mean(), lengths.numel())
     sequence_logps = None if completions.logps is None else (completions.logps * completions.mask).sum(-1).cpu()
     metrics = rank_metrics(ranking.ranks.cpu(), advantages.cpu(), lengths.cpu(), sequence_logps)
     for name, value in metrics.items():

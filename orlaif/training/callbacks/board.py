@@ -17,6 +17,7 @@ from orlaif.oracles import rank_groups
 from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
 from orlaif.training.in_flight import candidate_groups
+from orlaif.training.judged import of_answers
 from orlaif.training.rlaif import OracleRLAIF
 from orlaif.types import AsksQuestions, OracleError, Picture, Prompt, Seen, VideoClip
 
@@ -142,9 +143,7 @@ class CompletionsBoard(Callback):
         except OracleError as error:
             log.warning("no completions board this time: %s", error)
             return
-        advantages = pl_module.advantages(ranking, completions)
-        if advantages.ndim == 3:  # of tokens: their sum
-            advantages = advantages.masked_fill(~completions.mask, 0.0).sum(-1)
+        advantages = of_answers(pl_module.advantages(ranking, completions), completions)
         for i, (prompt, clip) in enumerate(zip(batch.prompts, batch.clips, strict=True)):
             board = draw_board(
                 prompt, clip, completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu()

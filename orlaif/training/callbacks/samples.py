@@ -16,7 +16,7 @@ from torch import Tensor
 from orlaif.distributed.sync import exchange, num_processes, process_index
 from orlaif.media import Picture, VideoClip
 from orlaif.samples.shards import ShardWriter, next_attempt
-from orlaif.training.judged import JudgedBatch
+from orlaif.training.judged import JudgedBatch, of_answers
 from orlaif.training.rlaif import OracleRLAIF
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,7 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
     if not places:
         return []
     completions, ranking = judged.completions.to("cpu"), judged.ranking.to("cpu")
-    advantages = judged.advantages.detach().cpu()
-    if advantages.ndim == 3:
-        advantages = advantages.masked_fill(~completions.mask, 0.0).sum(-1)
+    advantages = of_answers(judged.advantages.detach().cpu(), completions)
     failures = {failure.prompt_id: str(failure) for failure in ranking.failures}
     kl = None
     if judged.reference is not None and completions.logps is not None:
