@@ -63,7 +63,7 @@ def _take(file: TextIO, run_dir: str) -> None:
     file.flush()
 
 
-def make_ready(run_dir: str, goes_on: bool, overwrite: bool, read: dict[str, Any]) -> None:
+def make_ready(run_dir: str, goes_on: bool, overwrite: bool, read: dict[str, Any]) -> Path | None:
     """Make sure that a run may start in this folder, and move aside what must go.
 
     Args:
@@ -72,14 +72,17 @@ def make_ready(run_dir: str, goes_on: bool, overwrite: bool, read: dict[str, Any
         overwrite: the user has allowed to start over what is there.
         read: names and values of the recipe, whose paths may lie in the folder.
 
+    Returns:
+        Where what was there lies now; None where nothing was moved.
+
     Raises:
         ValueError: it holds another run, or files that this one reads.
     """
     if is_remote(run_dir) or goes_on:
-        return
+        return None
     folder, checkpoint = Path(run_dir), newest_checkpoint(run_dir)
     if checkpoint is None and not (folder / "export").exists():
-        return  # nothing that anyone could miss
+        return None  # nothing that anyone could miss
     if not (_is_finished(folder) or overwrite):
         begun = f"its newest checkpoint is {checkpoint}" if checkpoint is not None else "it has an export"
         raise ValueError(
@@ -95,6 +98,18 @@ def make_ready(run_dir: str, goes_on: bool, overwrite: bool, read: dict[str, Any
         if entry.name not in (_LOCK, ANSWERS_LOCK):
             entry.rename(aside / entry.name)
     log.warning("%s held another run; it was moved to %s", run_dir, aside)
+    return aside
+
+
+def put_back(run_dir: str, aside: Path) -> None:
+    """Undo :func:`make_ready` where the run that it made room for never began, and so wrote nothing."""
+    folder, moved = Path(run_dir), list(aside.iterdir())
+    if (folder / _STATE).exists() or any((folder / entry.name).exists() for entry in moved):
+        return
+    for entry in moved:
+        entry.rename(folder / entry.name)
+    aside.rmdir()
+    log.warning("%s: the new run did not begin; what was moved aside lies there again", run_dir)
 
 
 def lies_in(value: Any, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from orlaif.cli.run_folder import ANSWERS_LOCK, lies_in, locked, make_ready, write_state
+from orlaif.cli.run_folder import ANSWERS_LOCK, lies_in, locked, make_ready, put_back, write_state
 from orlaif.distributed.changes import check_changes, is_allowed
 from orlaif.distributed.checkpoint_io import is_remote, newest_checkpoint, read_about
 from orlaif.distributed.sync import flattened
@@ -107,8 +107,6 @@ class RunOnceCLI(LightningCLI):
             recipe = recipe_of(self.config[self.subcommand])
             inputs = {name: value for name, value in recipe.items() if name.partition(".")[0] in ("model", "data")}
             is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
-            if not is_trial:
-                make_ready(run_dir, goes_on, overwrite, inputs)
             about = None
             if path is not None and path not in ("best", "hpc") and not is_remote(path):
                 about = read_about(path)
@@ -119,7 +117,13 @@ class RunOnceCLI(LightningCLI):
                     log.info("resumed with another %s", line)
             elif about is not None:
                 log.warning("checkpoint %s does not say by which recipe it was written; it is taken on trust", path)
-            super()._run_subcommand("fit")  # notes in the folder that a run has begun once its first step is due
+            aside = None if is_trial else make_ready(run_dir, goes_on, overwrite, inputs)
+            try:
+                super()._run_subcommand("fit")  # notes in the folder that a run has begun once its first step is due
+            except BaseException:
+                if aside is not None:
+                    put_back(run_dir, aside)
+                raise
             if not is_trial:
                 write_state(run_dir, finished=True)
 

@@ -87,6 +87,18 @@ def test_a_finished_run_is_moved_aside_unless_it_is_read(tmp_path: Path, caplog:
     assert "was moved to" in caplog.text
 
 
+def test_a_run_that_never_begins_leaves_the_finished_one(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    folder = tmp_path / "run"
+    (folder / "export").mkdir(parents=True)
+    write_state(str(folder), finished=True)
+    left = contents(folder)
+    with pytest.raises(ValueError, match="learning rate"):
+        run(small("demo_sft.yaml", "fit", folder, tiny_model, data_root, "--model.init_args.optimizer.init_args.lr=-1"))
+    assert contents(folder) == left
+    assert (folder / "export").is_dir()
+    assert not (tmp_path / "run.old-1").exists()
+
+
 def test_what_a_run_left_before_its_first_checkpoint_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("")
     ready(tmp_path)
