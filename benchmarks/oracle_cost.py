@@ -37,8 +37,8 @@ from orlaif.evaluation.quoting import quoted
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge, PreferenceRanker
 from orlaif.oracles.local import letter_ids
-from orlaif.oracles.preference import Ranker
 from orlaif.oracles.prompting import opening
+from orlaif.oracles.ranker_model import Ranker
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.types import CandidateGroup, VideoPrompt

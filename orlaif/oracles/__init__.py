@@ -1,6 +1,6 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
-from orlaif.oracles.base import Exchange, Oracle, dense_ranks, order_consistency
+from orlaif.oracles.base import Exchange, Judge, Oracle, dense_ranks, order_consistency
 from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.failure import Asked, OracleFailure, rank_groups
 from orlaif.oracles.function import FunctionOracle
@@ -11,6 +11,7 @@ from orlaif.oracles.preference import PreferenceRanker
 from orlaif.oracles.random import RandomOracle
 from orlaif.oracles.reference_answer import ReferenceAnswerOracle
 from orlaif.oracles.remote import Remote
+from orlaif.oracles.rubric import Rubric, RubricJudge
 from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Exchange",
     "FunctionOracle",
     "HTTPJudge",
+    "Judge",
     "ListwiseJudge",
     "Oracle",
     "OracleFailure",
@@ -27,6 +29,8 @@ __all__ = [
     "RandomOracle",
     "ReferenceAnswerOracle",
     "Remote",
+    "Rubric",
+    "RubricJudge",
     "ScoreOracle",
     "TextRewardModel",
     "dense_ranks",

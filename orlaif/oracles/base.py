@@ -94,6 +94,22 @@ class Oracle(ABC):
         self._exchanges += tuple(exchanges)
 
 
+class Judge(Oracle):
+    """An oracle that can also be asked yes/no questions about single answers, as ``RubricJudge`` does."""
+
+    @abstractmethod
+    def verdicts(self, groups: Sequence[CandidateGroup], questions: Sequence[str]) -> list[Tensor | OracleError]:
+        """Answer every question about every answer of each group.
+
+        Args:
+            groups: P groups.
+            questions: Q questions to be answered with yes or no.
+
+        Returns:
+            Of each group f64[G, Q], 1 = yes and 0 = no, the same for equal answers; or why there is none.
+        """
+
+
 def dense_ranks(scores: Tensor) -> Tensor:
     """Ranks from scores: the largest is 0, equal scores share a rank, infinite ones are the best or the worst.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,22 @@ from torchvision.transforms.v2.functional import resize
 from orlaif.answer_format import Sees, checked_sees
 from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
-from orlaif.oracles.base import Exchange, Oracle, ranking_of
-from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
+from orlaif.oracles.base import Exchange, Judge, ranking_of
+from orlaif.oracles.prompting import (
+    LISTWISE_INSTRUCTIONS,
+    VERDICT_INSTRUCTIONS,
+    Ballot,
+    ballots,
+    inquiry,
+    parse_order,
+    parse_verdicts,
+)
 from orlaif.types import CandidateGroup, OracleError, Picture, Ranking, Seen, VideoClip
 
+T = TypeVar("T")
 
-class HTTPJudge(Oracle):
+
+class HTTPJudge(Judge):
     """Asks a server to order the candidates of each group, as a list.
 
     Args:
@@ -93,13 +103,58 @@ class HTTPJudge(Oracle):
             return OracleError(type(self).__name__, group.prompt.id, str(error))
 
     async def _ballot(self, ballot: Ballot, media: list[dict[str, Any]]) -> list[int]:
-        asked = ballot.asked()
-
         def read(reply: str) -> list[int]:
-            self.keep_exchanges([Exchange(prompt_id=ballot.group.prompt.id, asked=asked, replied=reply)])
             return ballot.ranks(parse_order(reply, ballot.labels))
 
-        return await self.client.ask(self.instructions, [*media, {"type": "text", "text": asked}], read)
+        return await self._ask(ballot.group, self.instructions, ballot.asked(), media, read)
+
+    def verdicts(self, groups: Sequence[CandidateGroup], questions: Sequence[str]) -> list[Tensor | OracleError]:
+        """Answer every question about every answer, one request for each different answer with all questions.
+
+        Args:
+            groups: P groups.
+            questions: Q questions to be answered with yes or no.
+
+        Returns:
+            Of each group f64[G, Q], 1 = yes and 0 = no; or why there is none.
+        """
+
+        async def every() -> list[Tensor | OracleError]:
+            return list(await asyncio.gather(*(self._verdicts_of(group, questions) for group in groups)))
+
+        groups = [group.seen(self.sees) for group in groups]
+        outcomes = self.client.run(every())
+        self._failures += sum(isinstance(outcome, OracleError) for outcome in outcomes)
+        return outcomes
+
+    async def _verdicts_of(self, group: CandidateGroup, questions: Sequence[str]) -> Tensor | OracleError:
+        def read(reply: str) -> list[bool]:
+            return parse_verdicts(reply, len(questions))
+
+        texts = list(dict.fromkeys(group.answers))
+        asked = [inquiry(group.prompt.question, text, questions) for text in texts]
+        try:
+            media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
+            said = await asyncio.gather(*(self._ask(group, VERDICT_INSTRUCTIONS, one, media, read) for one in asked))
+        except (ValueError, UnansweredError) as error:
+            return OracleError(type(self).__name__, group.prompt.id, str(error))
+        return torch.tensor(said, dtype=torch.float64)[[texts.index(answer) for answer in group.answers]]
+
+    async def _ask(
+        self,
+        group: CandidateGroup,
+        instructions: str,
+        asked: str,
+        media: list[dict[str, Any]],
+        read: Callable[[str], T],
+    ) -> T:
+        """What ``read`` makes of the reply; the reply is kept, readable or not."""
+
+        def kept(reply: str) -> T:
+            self.keep_exchanges([Exchange(prompt_id=group.prompt.id, asked=asked, replied=reply)])
+            return read(reply)
+
+        return await self.client.ask(instructions, [*media, {"type": "text", "text": asked}], kept)
 
     def take_counts(self) -> dict[str, float]:
         """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from orlaif.answer_format import Sees, checked_sees
-from orlaif.evaluation.quoting import special_tokens
-from orlaif.oracles.base import Oracle, encoded
-from orlaif.policy import Policy
+from orlaif.evaluation.quoting import QUOTED_NOTE, quoted, special_tokens
+from orlaif.oracles.base import Judge, encoded
+from orlaif.policy import Policy, evaluating
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
-from orlaif.types import CandidateGroup, PromptBatch
+from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch
 
+VERDICT_INSTRUCTIONS = (
+    "You are shown a video, a question about it, a candidate answer, and a question about that candidate. Answer that "
+    "last question by what the video shows. Reply with the letter alone."
+)
 CUT = "\u241e"  # where a rendered prompt is cut in two; no tokenizer needs to know it
 
 
-class LocalJudge(Oracle):
+class LocalJudge(Judge):
     """What the local judges share: a model, loaded on first use.
 
     Args:
@@ -113,6 +117,65 @@ class LocalJudge(Oracle):
             texts = [text.rpartition(CUT)[0] for text in texts]
         clips = [group.clip for group in groups]
         return encoded(self, groups, lambda: encoder(prompts, clips, texts)).to(self.judge.device), tail
+
+    def _says_a(self, batch: PromptBatch, rows: Sequence[Sequence[str]]) -> Tensor:
+        """f64[P, R]: how surely the judge says A rather than B behind each of its prompts' texts; R of the most."""
+        judge = self.judge
+        tokenizer, letters, most = judge.processor.tokenizer, letter_ids(judge, 2), max(map(len, rows))
+        ids = [
+            [[*tokenizer(text, add_special_tokens=False).input_ids, int(letters[0])] for text in own] for own in rows
+        ]
+        # Groups with fewer texts than others are filled up with rows of no token.
+        filled = [[*own, *[[]] * (most - len(own))] for own in ids]
+        completions = Completions.padded(filled, (("",) * most,) * len(batch), judge.pad_id, judge.device)
+        with evaluating(judge.network), self._adapter_off():
+            hidden, head = judge.completion_hidden(batch, completions)
+        last = (completions.lengths - 1).clamp(min=0).flatten()
+        verdict = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        scores = verdict.float() @ head["weight"][letters].float().T
+        if head["bias"] is not None:
+            scores = scores + head["bias"][letters].float()
+        return torch.sigmoid((scores[:, 0] - scores[:, 1]).double()).cpu().view(len(batch), most)
+
+    @torch.no_grad()
+    def verdicts(self, groups: Sequence[CandidateGroup], questions: Sequence[str]) -> list[Tensor | OracleError]:
+        """Answer every question about every answer by the log-probs of yes and no, with either of them named first.
+
+        All questions about a group are completions behind one prompt, so that the video is paid once.
+
+        Args:
+            groups: P groups.
+            questions: Q questions to be answered with yes or no.
+
+        Returns:
+            Of each group f64[G, Q], 1 = yes and 0 = no; or why there is none.
+        """
+        groups = [group.seen(self.sees) for group in groups]
+        outcomes: list[Tensor | OracleError] = []
+        for start in range(0, len(groups), self.batch_size):
+            part = groups[start : start + self.batch_size]
+            texts = [list(dict.fromkeys(group.answers)) for group in part]
+            asked = [f"{VERDICT_INSTRUCTIONS}\n\nQuestion: {group.prompt.question}\n\n{CUT}" for group in part]
+            batch, tail = self._batch(part, asked, cut=True)
+            rows = [
+                [
+                    f"Candidate, {QUOTED_NOTE}:\n{quoted(text, self.markup)}\n\n{question}\n{choices}{tail}"
+                    for text in own
+                    for question in questions
+                    for choices in ("A: yes\nB: no", "A: no\nB: yes")
+                ]
+                for own in texts
+            ]
+            for group, own, first in zip(part, texts, self._says_a(batch, rows), strict=True):
+                said = first[: len(own) * len(questions) * 2].view(len(own), len(questions), 2)
+                self._counts["verdicts"] += said.numel()
+                if bool(said.isnan().any()):
+                    cause = "a verdict is NaN; its model computes no numbers (weights, or a dtype too narrow for them?)"
+                    outcomes.append(OracleError(type(self).__name__, group.prompt.id, cause))
+                    continue
+                yes = (said[..., 0] + 1 - said[..., 1] > 1).double()
+                outcomes.append(yes[[own.index(answer) for answer in group.answers]])
+        return outcomes
 
 
 def letter_ids(judge: Policy, number: int) -> Tensor:

@@ -16,11 +16,10 @@ from orlaif.answer_format import Sees
 from orlaif.evaluation.quoting import quoted
 from orlaif.oracles.aggregate import bradley_terry, copeland
 from orlaif.oracles.base import dense_ranks, no_score_failures
-from orlaif.oracles.local import CUT, LocalJudge, letter_ids
+from orlaif.oracles.local import CUT, LocalJudge
 from orlaif.oracles.prompting import opening
 from orlaif.oracles.sorting import sorting_network
-from orlaif.policy import evaluating
-from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
+from orlaif.types import CandidateGroup, PromptBatch, Ranking
 
 PairMethod = Literal["copeland", "bradley_terry"]
 
@@ -137,31 +136,13 @@ class PairwiseJudge(LocalJudge):
         most = max(len(asked) for asked in pairs)
         if not most:
             return wins
-        judge, (batch, tail) = self.judge, prompts
-        letters = letter_ids(judge, 2)
-        tokenizer = judge.processor.tokenizer
+        batch, tail = prompts
         shown = [[quoted(text, self.markup) for text in members] for members in texts]
         rows = [
-            [
-                [
-                    *tokenizer(f"A: {members[i]}\nB: {members[j]}{tail}", add_special_tokens=False).input_ids,
-                    int(letters[0]),
-                ]
-                for i, j in asked
-            ]
+            [f"A: {members[i]}\nB: {members[j]}{tail}" for i, j in asked]
             for members, asked in zip(shown, pairs, strict=True)
         ]
-        # Groups with fewer pairs than others are filled up with rows of no token.
-        filled = [[*members, *[[]] * (most - len(members))] for members in rows]
-        completions = Completions.padded(filled, (("",) * most,) * len(batch), judge.pad_id, judge.device)
-        with evaluating(judge.network), self._adapter_off():
-            hidden, head = judge.completion_hidden(batch, completions)
-        last = (completions.lengths - 1).clamp(min=0).flatten()
-        verdict = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        scores = verdict.float() @ head["weight"][letters].float().T
-        if head["bias"] is not None:
-            scores = scores + head["bias"][letters].float()
-        first = torch.sigmoid((scores[:, 0] - scores[:, 1]).double()).cpu().view(len(batch), most)
+        first = self._says_a(batch, rows)
         for i, asked in enumerate(pairs):
             for j, (a, b) in enumerate(asked):
                 wins[i][a, b] += first[i, j]

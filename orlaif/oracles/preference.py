@@ -1,36 +1,23 @@
 """The paper's oracle: a ranker trained on preferences between answers to questions about videos.
 
-A video-language model with a scalar head on its last hidden state scores an answer; preferences train it by the
+A video-language model with a scalar head (``orlaif.oracles.ranker_model``) scores answers; preferences train it by the
 Bradley-Terry model (pairs; Bradley & Terry 1952) or the Plackett-Luce model (whole rankings; Plackett 1975, Luce 1959).
 
-The answers to a question are completions behind one prompt, so the video is paid once, in training and in use.
-
-Shapes: P groups, G answers, T tokens, H hidden size.
+Shapes: P groups, G answers.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
-from orlaif.distributed.sync import process_index
-from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks, encoded, no_score_failures
-from orlaif.policy import Policy
+from orlaif.oracles.ranker_model import Ranker, load_ranker
 from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.ending import answer_ids
-from orlaif.policy.export import check_export, published, write_policy
-from orlaif.types import CandidateGroup, Completions, PromptBatch, Ranking
-
-HEAD_FILE, ABOUT_FILE = "ranker_head.safetensors", "ranker.json"
+from orlaif.types import CandidateGroup, Ranking
 
 
 def bradley_terry_loss(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,91 +57,6 @@ def plackett_luce_loss(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     return losses.where(chosen, losses.new_zeros(())).sum(), chosen.sum()
 
 
-class Ranker(nn.Module):
-    """A video-language model with a scalar head.
-
-    Args:
-        policy: the backbone; its LM head is not used.
-        head: f32 weights of the scalar head, by default random ones.
-        system_prompt: goes before every question, if given.
-    """
-
-    def __init__(self, policy: Policy, head: nn.Linear | None = None, system_prompt: str | None = None) -> None:
-        super().__init__()
-        self.policy = policy
-        self.head = head
-        self.system_prompt = system_prompt
-
-    def load(self) -> Ranker:
-        """Load the backbone and make the head, if that has not been done; returns self."""
-        self.policy.load()
-        if self.head is None:
-            size = self.policy.config.get_text_config(decoder=True).hidden_size
-            self.head = nn.Linear(size, 1, bias=False, dtype=torch.float32)
-            nn.init.normal_(self.head.weight, std=size**-0.5)
-        return self
-
-    def forward(self, batch: PromptBatch, answers: Sequence[Sequence[str]]) -> Tensor:
-        """Scores f32[P, G] of each prompt's answers; NaN where a prompt has fewer than the one with the most."""
-        assert self.head is not None
-        completions, real = answer_completions(self.policy, answers, batch.input_ids.device)
-        hidden, _ = self.policy.completion_hidden(batch, completions)
-        # The place that predicts what would follow the end of the answer.
-        last = (completions.lengths - 1).flatten()
-        read = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        scores = self.head(read.to(self.head.weight.dtype)).view(completions.ids.shape[:2])
-        return scores.masked_fill(~real, torch.nan)
-
-    def export(self, folder: str) -> None:
-        """Write a folder for :class:`PreferenceRanker`: a Hugging Face model (an adapter merged) and the head.
-
-        All processes must call it where the weights are sharded; process 0 writes.
-        """
-        assert self.head is not None
-        check_export(self.policy, folder, merge=True)
-        with published(folder) as part:
-            write_policy(self.policy, part, merge=True)
-            weight = self.head.weight.detach()
-            weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
-            if process_index() > 0:
-                return
-            save_file({"weight": weight.cpu().contiguous()}, os.path.join(part, HEAD_FILE))
-            with open(os.path.join(part, ABOUT_FILE), "w", encoding="utf-8") as file:
-                json.dump({"system_prompt": self.system_prompt}, file)
-
-    @classmethod
-    def from_folder(cls, folder: str, **settings: Any) -> Ranker:
-        """What :meth:`export` wrote, with settings of the policy; raises ValueError for another folder."""
-        path = os.path.join(folder, HEAD_FILE)
-        if not os.path.exists(path):
-            raise ValueError(f"{folder} has no {HEAD_FILE}: it is no ranker that orlaif trained")
-        weight = load_file(path)["weight"]
-        head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
-        head.load_state_dict({"weight": weight})
-        with open(os.path.join(folder, ABOUT_FILE), encoding="utf-8") as file:
-            about = json.load(file)
-        return cls(Policy(folder, **settings), head, about["system_prompt"]).load()
-
-
-def answer_completions(
-    policy: Policy, answers: Sequence[Sequence[str]], device: torch.device
-) -> tuple[Completions, Tensor]:
-    """Answers as completions, each closed as in training, and by the same token once more, which nothing reads.
-
-    Returns:
-        Completions [P, G, T], and bool[P, G], which of them are answers; the rest fill the groups up.
-    """
-    markup = special_tokens(policy.processor.tokenizer, policy.placeholder_ids)
-    most = max(len(members) for members in answers)
-    filled = tuple((*members, *[""] * (most - len(members))) for members in answers)
-    closed = [[answer_ids(policy, without_tokens(text, markup)) for text in members] for members in filled]
-    rows = [[[*ids, ids[-1]] for ids in members] for members in closed]
-    real = (
-        torch.arange(most, device=device) < torch.tensor([len(members) for members in answers], device=device)[:, None]
-    )
-    return Completions.padded(rows, filled, policy.pad_id, device), real
-
-
 class PreferenceRanker(Oracle):
     """Ranks by the scores of a trained ranker.
 
@@ -163,14 +65,25 @@ class PreferenceRanker(Oracle):
         dtype: of the backbone's weights.
         device: where it runs; by default CUDA where there is one.
         batch_size: groups in one forward pass.
+        num_orders: of a listwise ranker (the folder says whether it is one), in how many orders a group is read and
+            its scores averaged; by default 2, a drawn order and its reverse.
 
     Raises:
-        ValueError: a batch size below 1; on first use, a folder that holds no ranker.
+        ValueError: a number below 1; on first use, a folder that holds no ranker, or ``num_orders`` for a pairwise one.
     """
 
-    def __init__(self, path: str, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 8) -> None:
-        if batch_size < 1:
-            raise ValueError(f"oracle.batch_size is {batch_size}; it must be 1 or more")
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+        batch_size: int = 8,
+        num_orders: int | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("num_orders", num_orders)):
+            if value is not None and value < 1:
+                raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
+        self.num_orders = num_orders
         self.path, self.dtype, self.batch_size = path, dtype, batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._ranker: Ranker | None = None
@@ -183,7 +96,8 @@ class PreferenceRanker(Oracle):
     def ranker(self) -> Ranker:
         """The ranker, loaded and on its device."""
         if self._ranker is None:
-            self._ranker = Ranker.from_folder(self.path, dtype=self.dtype).to(self.device).eval()
+            ranker = load_ranker(self.path, self.num_orders, dtype=self.dtype)
+            self._ranker = ranker.to(self.device).eval()
         return self._ranker
 
     @torch.no_grad()

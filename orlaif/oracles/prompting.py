@@ -19,10 +19,22 @@ LISTWISE_INSTRUCTIONS = (
     'from best to worst, equals in a list of their own: {"ranking": ["B", ["A", "D"], "C"]}'
 )
 
+VERDICT_INSTRUCTIONS = (
+    "You are shown frames of a video, a question about it, one candidate answer, and numbered questions about that "
+    "candidate. Answer each numbered question with yes or no, by what the video shows. Reply with one JSON object and "
+    'nothing else, a verdict for each question in their order: {"verdicts": ["yes", "no"]}'
+)
+
 
 def opening(question: str) -> str:
     """The text that a judge reads before the candidates: the question, and how they are quoted."""
     return f"Question: {question}\n\nCandidates, {QUOTED_NOTE}:"
+
+
+def inquiry(question: str, answer: str, questions: Sequence[str]) -> str:
+    """What a judge is asked about one answer: the question it answers, the answer quoted, and numbered questions."""
+    numbered = "\n".join(f"{i}. {one}" for i, one in enumerate(questions, 1))
+    return f"Question: {question}\n\nCandidate, {QUOTED_NOTE}:\n{quoted(answer)}\n\nAbout the candidate:\n{numbered}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,24 +110,7 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     Raises:
         ValueError: nothing, or more than one thing, to read; a letter missing, twice or unknown.
     """
-    reply = without_thoughts(reply)
-    rankings = []
-    decoder = json.JSONDecoder(object_pairs_hook=_once)
-    start = reply.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(reply, start)
-        except RecursionError:
-            raise ValueError(f"objects without end in the reply {_short(reply)}") from None
-        except ValueError:
-            end = start + 1
-        else:
-            if isinstance(value, dict) and "ranking" in value:
-                rankings.append(value["ranking"])
-        start = reply.find("{", end)
-    if len(rankings) != 1:
-        raise ValueError(f"{len(rankings)} rankings in the reply {_short(reply)}")
-    levels = rankings[0]
+    levels = _only(reply, "ranking")
     if not isinstance(levels, list):
         raise ValueError(f"the ranking is no list in the reply {_short(reply)}")
     order = [[level] if isinstance(level, str) else level for level in levels]
@@ -125,6 +120,50 @@ def parse_order(reply: str, labels: Sequence[str]) -> list[list[int]]:
     if sorted(named) != sorted(labels):
         raise ValueError(f"the ranking has {', '.join(named) or 'nothing'} instead of each of {', '.join(labels)} once")
     return [[labels.index(label.strip().upper()) for label in level] for level in order if level]
+
+
+def parse_verdicts(reply: str, number: int) -> list[bool]:
+    """The verdicts in a judge's reply.
+
+    Args:
+        reply: text with exactly one JSON object that has ``verdicts``; thoughts and prose around it do not matter.
+        number: of questions.
+
+    Returns:
+        Whether it said yes, for each question.
+
+    Raises:
+        ValueError: nothing, or more than one thing, to read; another number of verdicts; one that is not yes or no.
+    """
+    said = _only(reply, "verdicts")
+    if not isinstance(said, list) or len(said) != number:
+        raise ValueError(f"the verdicts are no list of {number} in the reply {_short(reply)}")
+    words = [one.strip().lower() if isinstance(one, str) else one for one in said]
+    if not all(isinstance(word, bool) or word in ("yes", "no") for word in words):
+        raise ValueError(f"a verdict is neither yes nor no in the reply {_short(reply)}")
+    return [word is True or word == "yes" for word in words]
+
+
+def _only(reply: str, name: str) -> object:
+    """What the one JSON object in ``reply`` that has ``name`` says there."""
+    text = without_thoughts(reply)
+    found = []
+    decoder = json.JSONDecoder(object_pairs_hook=_once)
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except RecursionError:
+            raise ValueError(f"objects without end in the reply {_short(text)}") from None
+        except ValueError:
+            end = start + 1
+        else:
+            if isinstance(value, dict) and name in value:
+                found.append(value[name])
+        start = text.find("{", end)
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} {name.rstrip('s')}s in the reply {_short(text)}")
+    return found[0]
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -57,6 +57,8 @@ METRICS = {
     "val/accuracy": "share of validation questions that the greedy answer gets right",
     "val/accuracy/<category>": "the same for one category",
     "val/answer/unreadable": "share of validation answers in which `policy.answer_format` finds none",
+    "oracle/rubric/<name>/decided": "share of groups that are ranked otherwise without this rubric (`RubricJudge`)",
+    "oracle/rubric/<name>/yes": "share of answers of which the judge said yes to this rubric",
     "val/win_rate": "share of validation prompts whose answer the oracle prefers to the first (`WinRate`)",
     "val/win_rate/<low, high>": "its 95 % interval, by a bootstrap over the prompts",
     "val/pair_accuracy": "ranker: share of held-out pairs that its scores order rightly",

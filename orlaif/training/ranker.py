@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -15,7 +15,8 @@ from orlaif.distributed import sharding
 from orlaif.distributed.sharding import Sharding
 from orlaif.distributed.sync import exchange
 from orlaif.evaluation.loop import Evaluated, Loop
-from orlaif.oracles.preference import Ranker, bradley_terry_loss, plackett_luce_loss
+from orlaif.oracles.preference import bradley_terry_loss, plackett_luce_loss
+from orlaif.oracles.ranker_model import ListwiseRanker, Ranker
 from orlaif.policy import Policy
 from orlaif.training.base import PolicyModule
 from orlaif.types import Delivery, PreferencePrompt, PromptBatch
@@ -88,14 +89,20 @@ class PreferenceRankerTraining(PolicyModule):
         """Write the folder that ``PreferenceRanker`` loads; an adapter is merged in any case."""
         self.ranker.export(folder)
 
-    def scored(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+    def scores_of(
+        self, batch: PromptBatch, answers: Sequence[Sequence[str]], generators: Sequence[torch.Generator] | None
+    ) -> Tensor:
+        """Scores f32[P, G], NaN where there is no answer; ``generators`` of the prompts in training only."""
+        return self.ranker(batch, answers)
+
+    def scored(self, batch: PromptBatch, generators: Sequence[torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
         """Scores f32[P, G] and ranks i64[P, G], -1 where there is no answer."""
         prompts: list[PreferencePrompt] = []
         for prompt in batch.prompts:
             if not isinstance(prompt, PreferencePrompt):
                 raise ValueError(f"prompt {prompt.id!r} has no compared answers; train a ranker on preference data")
             prompts.append(prompt)
-        scores = self.ranker(batch, [prompt.answers for prompt in prompts])
+        scores = self.scores_of(batch, [prompt.answers for prompt in prompts], generators)
         ranks = torch.full(scores.shape, -1, dtype=torch.int64)
         for row, prompt in zip(ranks, prompts, strict=True):
             row[: len(prompt.ranks)] = torch.tensor(prompt.ranks)
@@ -108,7 +115,7 @@ class PreferenceRankerTraining(PolicyModule):
         if given is None:
             return self.empty_step(batch_idx)
         self.step_state.begin_policy()
-        scores, ranks = self.scored(given.batch)
+        scores, ranks = self.scored(given.batch, given.generators)
         likelihood = bradley_terry_loss if self.loss == "bradley_terry" else plackett_luce_loss
         total, count = given.weigh(*likelihood(scores, ranks))
         self.notes.note("train/loss", total.detach() / count.clamp(min=1), count)
@@ -124,6 +131,53 @@ class PreferenceRankerTraining(PolicyModule):
         batch = super().stand_in()
         compared = [PreferencePrompt(**vars(prompt), answers=("a", "b"), ranks=(0, 1)) for prompt in batch.prompts]
         return replace(batch, prompts=tuple(compared))
+
+
+class ListwiseRankerTraining(PreferenceRankerTraining):
+    """Fits a ranker that reads a group as one row, each answer in sight of those before it.
+
+    In training each group is read once, in an order drawn anew each time; validation and test read it as the oracle
+    does, in two orders. Settings as of :class:`PreferenceRankerTraining`, but for the default of ``loss``.
+
+    Args:
+        policy: the backbone.
+        loss: ``plackett_luce`` (the ranking as a whole) or ``bradley_terry`` (all pairs that the ranks order).
+        optimizer: from parameters to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler, stepped once per optimizer step.
+        system_prompt: goes before every question in the oracle, if given; the same as in the data's recipe.
+        seed: of everything random in a training step; by default that of ``seed_everything``.
+
+    Raises:
+        ValueError: an unknown loss.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: PreferenceLoss = "plackett_luce",
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        system_prompt: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(policy, loss, optimizer, lr_scheduler, system_prompt, seed)
+
+    @property
+    def ranker(self) -> ListwiseRanker:
+        """The model that is trained: backbone and head, as the oracle will run them."""
+        return ListwiseRanker(self.policy, self.head, self.system_prompt)
+
+    def scores_of(
+        self, batch: PromptBatch, answers: Sequence[Sequence[str]], generators: Sequence[torch.Generator] | None
+    ) -> Tensor:
+        """Scores f32[P, G], of mean 0 in a group, NaN where there is no answer; in training from one drawn order."""
+        if generators is None:
+            return self.ranker(batch, answers)
+        orders = [
+            [torch.randperm(len(members), generator=one, device=one.device).tolist()]
+            for members, one in zip(answers, generators, strict=True)
+        ]
+        return self.ranker(batch, answers, orders)
 
 
 class PairAccuracy(Loop):

@@ -23,7 +23,7 @@ from orlaif.demo.shapes import ShapesDataset, words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.distributed.sharding import Sharding
 from orlaif.oracles import OracleFailure
-from orlaif.oracles.preference import Ranker
+from orlaif.oracles.ranker_model import load_ranker
 from orlaif.policy.families import Family
 from orlaif.tiny import tiny_model as write_tiny_model
 from tests.processes import LORA, Job, errors_of, kill, run, start
@@ -204,7 +204,7 @@ def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path
     alone, together = run(job("alone", **settings)), run(job("scored", strategy=strategy, **settings), world=2)
     assert alone[0]["val/pair_accuracy"] == pytest.approx(together[0]["val/pair_accuracy"], abs=1e-6)
     if export:
-        ranker = Ranker.from_folder(str(tmp_path / "two" / "export"), dtype="float32")
+        ranker = load_ranker(str(tmp_path / "two" / "export"), dtype="float32")
         assert ranker.head is not None
         torch.testing.assert_close(ranker.head.weight.detach(), one["weights"]["head"], atol=1e-6, rtol=0)
 

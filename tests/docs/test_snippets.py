@@ -111,7 +111,8 @@ def test_the_client_of_a_judge(block: Block, tmp_path: Path) -> None:
     path.write_text(block.text)
     recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
     cli = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"])
-    assert cli.model.oracle.client.model == "Qwen/Qwen3-VL-8B-Instruct"
+    judge = getattr(cli.model.oracle, "judge", cli.model.oracle)  # a rubric judge asks one
+    assert judge.client.model == "Qwen/Qwen3-VL-8B-Instruct"
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.text.startswith("data:")], ids=lambda b: b.page)

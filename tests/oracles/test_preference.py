@@ -14,7 +14,8 @@ from orlaif import VideoDataModule
 from orlaif.data.datasets import PromptDataset
 from orlaif.data.video import UniformSampling, decode_clip
 from orlaif.demo.shapes import ShapesDataset
-from orlaif.oracles.preference import PreferenceRanker, Ranker, bradley_terry_loss, plackett_luce_loss
+from orlaif.oracles.preference import PreferenceRanker, bradley_terry_loss, plackett_luce_loss
+from orlaif.oracles.ranker_model import Ranker
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.callbacks import ExportHuggingFace

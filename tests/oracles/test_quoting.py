@@ -16,8 +16,8 @@ from orlaif.evaluation.open_ended import OpenEndedSuite
 from orlaif.evaluation.quoting import quoted, special_tokens, without_tokens
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge, ListwiseJudge, PairwiseJudge, listwise
-from orlaif.oracles.preference import Ranker, answer_completions
 from orlaif.oracles.prompting import ballots
+from orlaif.oracles.ranker_model import Ranker, answer_completions
 from orlaif.policy import Policy
 from orlaif.types import CandidateGroup
 from tests.oracles.hostile import HOSTILE

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from orlaif.cli.recipe import run
 from orlaif.data.preferences import PreferenceJsonl
-from orlaif.oracles.preference import Ranker
+from orlaif.oracles.ranker_model import Ranker
 from orlaif.policy import Policy
 from tests.cli.test_cli import small
 from tests.conftest import REPO
@@ -54,6 +54,7 @@ def test_a_recipe_of_each_oracle_trains(
     named = {
         "listwise_judge": [f"{ORACLE}.model={letters}"],
         "pairwise_judge": [f"{ORACLE}.model={letters}"],
+        "rubric_judge": [f"{ORACLE}.judge.init_args.model={letters}"],
         "http_judge": [f"{CLIENT}.base_url={server.url}", f"{CLIENT}.cache_dir={tmp_path / 'cache'}"],
         "preference_ranker": [f"{ORACLE}.path={ranker}"],
     }.get(recipe.stem, [])
@@ -70,6 +71,9 @@ def test_a_recipe_of_each_oracle_trains(
     if recipe.stem == "http_judge":
         # two ballots for each of 8 groups, unless all its answers are the same
         assert 8 <= events.Scalars("oracle/requests")[0].value <= 16
+    if recipe.stem == "rubric_judge":
+        shares = [events.Scalars(f"oracle/rubric/{name}/decided") for name in ("seen", "answers", "rambles")]
+        assert all(0 <= event.value <= 1 for share in shares for event in share)
     policy = cli.model.policy
     before = Policy(letters, dtype="float32").load().network.state_dict()
     after = {name: value for name, value in policy.network.state_dict().items() if name in before}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from orlaif.oracles.preference import answer_completions
+from orlaif.oracles.ranker_model import answer_completions
 from orlaif.policy import Policy, ending
 from orlaif.policy.ending import closing_id
 from orlaif.training.supervised import reference_completions
