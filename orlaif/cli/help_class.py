@@ -121,12 +121,12 @@ def page(path: str, kind: Any) -> str:
 
 #: What recipes name, by where it stands in them: classes, and bases whose public subclasses are meant.
 LISTED = {
-    "model": "OracleRLAIF SupervisedFineTuning PreferenceSampling PreferenceRankerTraining Evaluation",
+    "model": "OracleRLAIF SupervisedFineTuning PreferenceSampling PreferenceRankerTraining ListwiseRankerTraining Evaluation",
     "policy": "Policy",
     "rollout": "BaseRollout+ SamplingParams",
     "loss": "GRPORankLoss",
     "advantage": "Advantage+",
-    "oracle": "Oracle+ OracleFailure TextRewardModel",
+    "oracle": "Oracle+ OracleFailure Rubric TextRewardModel",
     "data": "VideoDataModule AnswerLengthCurriculum ClipCache",
     "data sets": "PromptDataset+ StreamingDataset ShapesDataset",
     "sampling": "Sampling+ PixelBudget",
@@ -135,7 +135,7 @@ LISTED = {
     "callbacks": "Checkpointing CompletionsBoard ExportHuggingFace KeepSamples StopSignals WinRate",
 }
 #: Subclasses that only others are made of.
-_UNFINISHED = ("RowDataset", "LocalJudge")
+_UNFINISHED = ("RowDataset", "Judge", "LocalJudge")
 
 
 def listing() -> str:
