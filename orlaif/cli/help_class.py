@@ -121,7 +121,8 @@ def page(path: str, kind: Any) -> str:
 
 #: What recipes name, by where it stands in them: classes, and bases whose public subclasses are meant.
 LISTED = {
-    "model": "OracleRLAIF SupervisedFineTuning PreferenceSampling PreferenceRankerTraining ListwiseRankerTraining Evaluation",
+    "model": "OracleRLAIF SupervisedFineTuning PreferenceSampling Evaluation",
+    "rankers": "PreferenceRankerTraining ListwiseRankerTraining",
     "policy": "Policy",
     "rollout": "BaseRollout+ SamplingParams",
     "loss": "GRPORankLoss",
