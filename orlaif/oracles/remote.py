@@ -8,13 +8,29 @@ Shapes: P groups, G completions per group.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from orlaif.distributed.actors import ActorLostError, Call, Placement, Pool
-from orlaif.oracles.base import Oracle, checked_ranking
+from orlaif.oracles.base import Exchange, Oracle, checked_ranking
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What comes back from an actor.
+
+    Args:
+        said: the ranking of its groups, or why there is none.
+        counts: what has happened to its oracle meanwhile.
+        exchanges: what a judge was asked and replied meanwhile.
+    """
+
+    said: Ranking | OracleError
+    counts: Mapping[str, float]
+    exchanges: tuple[Exchange, ...]
 
 
 class OracleHost:
@@ -27,10 +43,13 @@ class OracleHost:
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
 
-    def rank(self, groups: Sequence[CandidateGroup]) -> tuple[Ranking, dict[str, float]]:
-        """What it says of P groups, and what has happened to it since."""
-        ranking = checked_ranking(self.oracle, groups).to("cpu")
-        return ranking, self.oracle.take_counts()
+    def rank(self, groups: Sequence[CandidateGroup]) -> Told:
+        """What it says of P groups, and what has happened to it meanwhile, whether it could rank them or not."""
+        try:
+            said: Ranking | OracleError = checked_ranking(self.oracle, groups).to("cpu")
+        except OracleError as error:
+            said = error
+        return Told(said=said, counts=self.oracle.take_counts(), exchanges=tuple(self.oracle.take_exchanges()))
 
 
 class Remote(Oracle):
@@ -100,13 +119,19 @@ class Remote(Oracle):
             share = self._pool.put([groups[i] for i in places])
             calls.append(Call(actor=actor, method="rank", arguments=(share,), weight=len(places)))
         try:
-            answers = self._pool.ask(calls)
+            answers: list[Told] = self._pool.ask(calls)
         except ActorLostError as error:
             raise OracleError(type(self.oracle).__name__, groups[0].prompt.id, str(error)) from error
-        for _, counts in answers:
-            for name, number in counts.items():
+        rankings = []
+        for told in answers:
+            for name, number in told.counts.items():
                 self._counts[name] = self._counts.get(name, 0.0) + number
-        return together([ranking for ranking, _ in answers])
+            self.keep_exchanges(told.exchanges)
+        for told in answers:
+            if isinstance(told.said, OracleError):
+                raise told.said
+            rankings.append(told.said)
+        return together(rankings)
 
 
 def together(rankings: Sequence[Ranking]) -> Ranking:

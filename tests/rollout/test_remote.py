@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orlaif.distributed.checkpoint_io import newest_checkpoint
-from orlaif.oracles import PairwiseJudge, ReferenceAnswerOracle
+from orlaif.oracles import Exchange, PairwiseJudge, ReferenceAnswerOracle
 from orlaif.oracles import Remote as RemoteOracle
 from orlaif.policy import Policy
 from orlaif.rollout import Pipelined, Remote, Rollout, SamplingParams
@@ -166,6 +166,8 @@ def test_an_actor_that_dies_too_often_ends_the_run(policy: Any, batch: Any) -> N
 
 class Slow(ReferenceAnswerOracle):
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+        said = [Exchange(prompt_id=one.prompt.id, asked=" or ".join(one.answers), replied="well") for one in groups]
+        self.keep_exchanges(said)
         if any("poison" in answer for group in groups for answer in group.answers):
             raise OracleError("Slow", groups[0].prompt.id, "poison")
         time.sleep(0.3)
@@ -183,9 +185,13 @@ def test_an_oracle_elsewhere_says_what_it_says_here(shapes: Any, policy: Any, ba
     ranking = oracle.rank(groups)
     assert torch.equal(ranking.ranks, ReferenceAnswerOracle().rank(groups).ranks)
     assert oracle.take_counts() == {"asked_anew": 2.0}
+    told = [(one.prompt_id, one.asked, one.replied) for one in oracle.take_exchanges()]
+    assert told == [(one.prompt.id, " or ".join(one.answers), "well") for one in groups]
+    assert oracle.take_exchanges() == []
     bad = CandidateGroup(prompt=groups[0].prompt, clip=groups[0].clip, answers=("poison", "x"))
     with pytest.raises(OracleError, match="poison"):
         oracle.rank([bad])
+    assert [one.asked for one in oracle.take_exchanges()] == ["poison or x"]
     kill_one(oracle._pool, 0)
     with pytest.raises(OracleError, match="died more often than max_restarts allows"):
         oracle.rank(groups)
