@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from orlaif_kernels.mappings import borda, dcg, ndcg_penalty, zscore
+from orlaif_kernels.arguments import one_of
+from orlaif_kernels.mappings import Gain, Quotient, borda, dcg, ndcg_penalty, zscore
 from torch import Tensor
 
 from orlaif.types import Completions, Ranking
@@ -46,7 +47,20 @@ class Borda(Advantage):
 
 
 class NDCGPenalty(Advantage):
-    """:func:`ndcg_penalty` of the ranks and the log-probs recorded when the answers were sampled."""
+    """:func:`ndcg_penalty` of the ranks and the log-probs recorded when the answers were sampled.
+
+    Args:
+        gain: ``text``, the gain that the paper's text defines, or ``appendix``, the one of its appendix's values.
+        quotient: ``literal``, as the paper divides, or ``reversed``.
+
+    Raises:
+        ValueError: another gain or quotient.
+    """
+
+    def __init__(self, gain: Gain = "text", quotient: Quotient = "literal") -> None:
+        one_of("gain", gain, Gain)
+        one_of("quotient", quotient, Quotient)
+        self.gain, self.quotient = gain, quotient
 
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
         """Advantages f32[P, G]; raises ValueError for completions without log-probs."""
@@ -54,7 +68,7 @@ class NDCGPenalty(Advantage):
             raise ValueError(
                 "NDCGPenalty needs Completions.logps, the log-probs recorded when the answers were sampled"
             )
-        return ndcg_penalty(ranking.ranks, (completions.logps * completions.mask).sum(-1))
+        return ndcg_penalty(ranking.ranks, (completions.logps * completions.mask).sum(-1), self.gain, self.quotient)
 
 
 class ZScore(Advantage):

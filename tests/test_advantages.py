@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orlaif_kernels.mappings import disagreement, gain_of
 
 from orlaif.advantages import DCG, Borda, NDCGPenalty, ZScore, borda, dcg, ndcg_penalty, zscore
 from orlaif.types import Completions, Ranking
@@ -56,6 +57,33 @@ def test_ndcg_penalty_can_push_the_best_answer_down() -> None:
     """Why it is not the default: the best answer, ranked low by the policy, is punished."""
     logps = torch.tensor([[-9.0, -1.0, -2.0]])
     assert float(ndcg_penalty(torch.tensor([[0, 1, 2]]), logps)[0, 0]) < 0 < float(dcg(torch.tensor([[0, 1, 2]]))[0, 0])
+
+
+def test_the_penalties_of_the_papers_appendix() -> None:
+    predicted, true = gain_of(torch.arange(5), "appendix"), gain_of(torch.zeros(5, dtype=torch.long), "appendix")
+    penalties = disagreement(predicted, true)
+    assert penalties.tolist() == pytest.approx([0.0, 0.2075, 0.3333, 0.4195, 0.4830], abs=6e-5)
+    advantages = penalties.mean() - penalties
+    assert advantages.tolist() == pytest.approx([0.2887, 0.0812, -0.0446, -0.1306, -0.1943], abs=6e-5)
+
+
+def test_each_reading_of_the_penalty_by_hand() -> None:
+    # The oracle's best is the policy's worst: gains of the oracle's places (1, u, v), of the policy's (v, u, 1).
+    ranks, logps = torch.tensor([[0, 1, 2]]), torch.tensor([[-3.0, -2.0, -1.0]])
+    for gain, v in (("text", 1 / 6), ("appendix", 2 / 3)):
+        for quotient, d in (("literal", (1 - v, 0.0, 1 - 1 / v)), ("reversed", (1 - 1 / v, 0.0, 1 - v))):
+            expected = [sum(d) / 3 - x for x in d]
+            close(ndcg_penalty(ranks, logps, gain, quotient), [expected])
+            best_is_pushed_down = quotient == "literal"
+            assert (expected[0] < 0) == best_is_pushed_down
+    assert torch.equal(ndcg_penalty(ranks, logps), ndcg_penalty(ranks, logps, "text", "literal"))
+
+
+def test_a_reading_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="gain is 'dcg'; it must be one of 'text', 'appendix'"):
+        NDCGPenalty(gain="dcg")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quotient is 'inverse'; it must be one of 'literal', 'reversed'"):
+        NDCGPenalty(quotient="inverse")  # type: ignore[arg-type]
 
 
 def test_zscore_by_hand() -> None:

@@ -10,8 +10,15 @@ policy and oracle agree on it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+#: The two gains of a rank that the paper states: of its text, and the one that the values of its appendix come from.
+Gain = Literal["text", "appendix"]
+#: Which way round the penalty divides: as the paper writes it, or the oracle's gain by the policy's.
+Quotient = Literal["literal", "reversed"]
 
 #: Added to the standard deviation of ``zscore``, as TRL does.
 ZSCORE_EPS = 1e-4
@@ -24,17 +31,23 @@ def _positions(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return earlier.sum(-1), equal.sum(-1).clamp(min=1)
 
 
-def _gain_prefix(size: int, device: torch.device) -> Tensor:
-    """f64[size + 1], sums of the gains u(0) .. u(k-1)."""
-    r = torch.arange(size, dtype=torch.float64, device=device)
-    gains = 1.0 / ((1.0 + r) * torch.log2(2.0 + r))
-    return torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+def gain_of(rank: Tensor, gain: Gain = "text") -> Tensor:
+    """What a rank is worth: f64, shaped like ``rank``.
+
+    Args:
+        rank: i64, 0 = best.
+        gain: ``text``: ``1 / ((1 + r) log2(2 + r))``, as the paper's text defines it; ``appendix``:
+            ``log2(2 + r) / (1 + r)``, which the values of the paper's appendix come from.
+    """
+    r = rank.double()
+    return torch.log2(2.0 + r) / (1.0 + r) if gain == "appendix" else 1.0 / ((1.0 + r) * torch.log2(2.0 + r))
 
 
-def _tied_gain(keys: Tensor, valid: Tensor) -> Tensor:
+def _tied_gain(keys: Tensor, valid: Tensor, gain: Gain = "text") -> Tensor:
     """f64[P, G], gain of each entry's position; ties share the mean over the positions they span."""
     first, count = _positions(keys, valid)
-    prefix = _gain_prefix(keys.shape[-1], keys.device)
+    gains = gain_of(torch.arange(keys.shape[-1], device=keys.device), gain)
+    prefix = torch.cat([gains.new_zeros(1), gains.cumsum(0)])
     return (prefix[(first + count).clamp(max=keys.shape[-1])] - prefix[first]) / count
 
 
@@ -75,24 +88,38 @@ def borda(ranks: Tensor) -> Tensor:
     return _centre(0.5 - mean_position.double() / (n - 1).clamp(min=1), valid, ranks)
 
 
-def ndcg_penalty(ranks: Tensor, sequence_logps: Tensor) -> Tensor:
-    """The policy-agreement penalty as the paper is reported, ``A_i = mean_j d_j - d_i``.
+def disagreement(predicted: Tensor, true: Tensor, quotient: Quotient = "literal") -> Tensor:
+    """The paper's penalty of an answer, ``1 - DCG(predicted) / DCG(true)``; ``reversed`` turns the quotient round.
 
-    ``d_i = 1 - DCG(p_i) / DCG(r_i)``, where p_i is the policy's own rank of answer i. It looks only at whether policy
-    and oracle agree, not at whether the answer is good, so it can push the best answer down: it is here for
-    comparison and is not the default.
+    Args:
+        predicted: gains of the policy's own ranks, any shape.
+        true: gains of the oracle's ranks, of that shape.
+        quotient: ``literal`` or ``reversed``. As written, an answer that the policy ranks below the oracle is punished
+            and one that it overrates is rewarded; reversed it is the other way.
+    """
+    return 1.0 - (predicted / true if quotient == "literal" else true / predicted)
+
+
+def ndcg_penalty(ranks: Tensor, sequence_logps: Tensor, gain: Gain = "text", quotient: Quotient = "literal") -> Tensor:
+    """The policy-agreement penalty of the paper, ``A_i = mean_j d_j - d_i``, in each of its readings.
+
+    ``d_i = 1 - DCG(p_i) / DCG(r_i)``, where p_i is the policy's own rank of answer i. It looks only at how policy and
+    oracle differ, not at whether the answer is good, and as the paper writes it, it pushes down the best answer where
+    the policy underrates it: it is here for comparison and is not the default.
 
     Args:
         ranks: i64[P, G], as for :func:`dcg`.
         sequence_logps: f32[P, G], log-prob of each whole answer when it was sampled.
+        gain: see :func:`gain_of`.
+        quotient: see :func:`disagreement`.
 
     Returns:
         f32[P, G].
     """
     valid = ranks >= 0
-    agreement = _tied_gain(-sequence_logps, valid) / _tied_gain(ranks, valid)
-    agreement = agreement.masked_fill(sequence_logps.isnan(), torch.nan)  # which has no place, not the first
-    return _centre(agreement, valid, ranks)
+    penalty = disagreement(_tied_gain(-sequence_logps, valid, gain), _tied_gain(ranks, valid, gain), quotient)
+    penalty = penalty.masked_fill(sequence_logps.isnan(), torch.nan)  # which has no place, not the first
+    return _centre(-penalty, valid, ranks)
 
 
 def zscore(scores: Tensor, eps: float = ZSCORE_EPS) -> Tensor:
