@@ -64,7 +64,8 @@ def test_the_penalties_of_the_papers_appendix() -> None:
     penalties = disagreement(predicted, true)
     assert penalties.tolist() == pytest.approx([0.0, 0.2075, 0.3333, 0.4195, 0.4830], abs=6e-5)
     advantages = penalties.mean() - penalties
-    assert advantages.tolist() == pytest.approx([0.2887, 0.0812, -0.0446, -0.1306, -0.1943], abs=6e-5)
+    # As printed these sum to 0.0004, so one of them is a slip; they are met to that.
+    assert advantages.tolist() == pytest.approx([0.2887, 0.0812, -0.0446, -0.1306, -0.1943], abs=3e-4)
 
 
 def test_each_reading_of_the_penalty_by_hand() -> None:
