@@ -4,13 +4,14 @@
 # make browser-test    the tests of `orlaif view` in a real browser (Debian's Chromium, 400 MB)
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
+# make figures       tables and plots of README and docs, from the JSON of benchmarks/results
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
 WORKERS ?= 2
 BIN := .venv/bin
 VLLM_ENVIRONMENT := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1
 
-.PHONY: setup demo test slow vllm-test browser-test check docs bench clean
+.PHONY: setup demo test slow vllm-test browser-test check docs figures bench clean
 
 setup:
 	@tools/setup.sh
@@ -46,6 +47,9 @@ check: setup
 
 docs: setup
 	$(BIN)/mkdocs build --quiet
+
+figures: setup
+	$(BIN)/python -m benchmarks.figures
 
 bench: setup
 	$(BIN)/python -m benchmarks.static --output outputs/bench/static.json

@@ -1,0 +1,105 @@
+"""Sentences of the pages that hold figures: each is filled from its JSON and must stand in its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.figures.results import load, plus_minus
+
+REPO = Path(__file__).parents[2]
+README, BENCHMARKS = "README.md", "docs/benchmarks/index.md"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Words with places for figures, and what fills them."""
+
+    page: str
+    words: str
+    figures: Callable[[], tuple[object, ...]]
+
+    @property
+    def text(self) -> str:
+        """The sentence as its JSON has it."""
+        return self.words.format(*self.figures())
+
+
+def missing(claim: Claim) -> str:
+    """The sentence if its page does not have it, wherever its lines break; empty if it does."""
+    page = " ".join((REPO / claim.page).read_text(encoding="utf-8").split())
+    return "" if claim.text in page else claim.text
+
+
+def _step_ratios() -> tuple[object, ...]:
+    """How many times longer the duplicated batch takes than the faster of both shared layouts, least and most."""
+    ratios = []
+    for point in load("step_cpu")["steps"][:-1]:  # the last goes duplicated in parts, for memory
+        times = {name: row["median_ms"] for name, row in point["results"].items()}
+        ratios.append(times["duplicate"] / min(times["mask"], times["split"]))
+    return min(ratios), max(ratios)
+
+
+def _rollout() -> tuple[object, ...]:
+    most = load("step_cpu")["rollouts"][-1]["results"]
+    return most["shared"]["median_ms"] / 1e3, most["duplicate (transformers)"]["median_ms"] / 1e3
+
+
+def _demo_row(kind: str) -> Callable[[], tuple[object, ...]]:
+    def figures() -> tuple[object, ...]:
+        summary = load("demo")
+        start = summary["accuracy_warm_start"] if kind == "all" else summary["by_kind_warm_start"][kind]
+        end = summary["accuracy_rlaif"] if kind == "all" else summary["by_kind_rlaif"][kind]
+        return kind, 100 * start, 100 * end, 100 * (end - start)
+
+    return figures
+
+
+def _controls(one: str, other: str) -> str:
+    rows = load("demo_controls")["accuracy"].values()
+    return plus_minus([100 * (row[one] - row[other]) for row in rows])
+
+
+def _smallest_gain() -> tuple[object, ...]:
+    rows = load("demo_controls")["accuracy"].values()
+    return (min(100 * (row["rlaif"] - row["warm start"]) for row in rows),)
+
+
+def _staleness() -> tuple[object, ...]:
+    rows = load("pipeline_accuracy")["found"].values()
+    return (plus_minus([100 * (row["staleness 0"] - row["staleness 1"]) for row in rows]),)
+
+
+def _oracles() -> tuple[object, ...]:
+    results = load("oracle_cost")["results"]
+    return tuple(results[name]["ratio"] for name in ("HTTP", "pairwise", "listwise", "ranker"))
+
+
+def _prefix() -> tuple[object, ...]:
+    report = load("demo_prefix")
+    times = report["median_ms"]
+    return times["duplicate"]["time/policy"] / times["shared"]["time/policy"], report["predicted_policy"]
+
+
+def _actors() -> tuple[object, ...]:
+    found = load("pipeline_actors")["found"]
+    return found["1 actors"], found["2 actors"]
+
+
+CLAIMS = (
+    Claim(README, "{:.1f} to {:.0f} x less time than the duplicated batch", _step_ratios),
+    *(
+        Claim(README, "{} {:.1f}% {:.1f}% {:+.1f}p", _demo_row(kind))
+        for kind in ("color", "count", "direction", "order", "shape", "all")
+    ),
+    Claim(BENCHMARKS, "A rollout of 32 tokens for 16 answers takes {:.1f} s, with `generate` of transformers on the "
+          "duplicated batch {:.1f} s", _rollout),
+    Claim(BENCHMARKS, "Ranks did better by {} points", lambda: (_controls("rlaif", "scores (zscore)"),)),
+    Claim(BENCHMARKS, "the smallest gain of any seed is {:.1f} points", _smallest_gain),
+    Claim(BENCHMARKS, "At equal steps staleness 1 costs {} points", _staleness),
+    Claim(BENCHMARKS, "One actor samples {:.0f} answers a second, two sample {:.0f}", _actors),
+    Claim(BENCHMARKS, "costs {:.1f} x less with `HTTPJudge` (a server that takes 50 ms), {:.0f} x less with "
+          "`PairwiseJudge`, {:.1f} x with `ListwiseJudge` and {:.0f} x with `PreferenceRanker`", _oracles),
+    Claim(BENCHMARKS, "the policy's part of a step is {:.1f} x faster than duplicated (operations: {:.1f}", _prefix),
+)  # fmt: skip
