@@ -50,16 +50,19 @@ class Image:
     """A picture of a turn.
 
     Args:
-        path: of the file.
+        path: of the file: a picture, or with ``at_s`` a video.
+        at_s: the picture is the frame that the video has on display at this time, in seconds from its start.
 
     Raises:
-        ValueError: no path.
+        ValueError: no path, or a time before the start.
     """
 
     path: str
+    at_s: float | None = None
 
     def __post_init__(self) -> None:
         _check(bool(self.path.strip()), "Image.path is empty; it must name a file")
+        _check(self.at_s is None or self.at_s >= 0, f"Image.at_s is {self.at_s} ({self.path!r}); it must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -174,14 +174,14 @@ def verdict(reply: str) -> dict[str, Any]:
     return {"said": reply}
 
 
-def questions(number: int) -> list[tuple[str, str]]:
-    return [("Grade.", str(i)) for i in range(number)]
+def questions(number: int) -> list[tuple[str, str, Any]]:
+    return [("Grade.", str(i), verdict) for i in range(number)]
 
 
 def test_a_grader_that_is_down_has_no_results() -> None:
     grader = ChatGrader(ChatClient(nobody(), "m", max_retries=0))
     with pytest.raises(ConnectionError, match=r"graded too few of 30 answers: .* no connection to http"):
-        grader.ask_all(questions(30), verdict)
+        grader.ask_all(questions(30))
 
 
 def test_a_grader_that_refuses_quotes_the_server() -> None:
@@ -190,14 +190,14 @@ def test_a_grader_that_refuses_quotes_the_server() -> None:
         with pytest.raises(
             ValueError, match=r"20 requests brought no reply and 0 replies .*answered 401: who are you?"
         ):
-            grader.ask_all(questions(20), verdict)
+            grader.ask_all(questions(20))
 
 
 def test_a_grader_whose_replies_say_nothing_has_no_results() -> None:
     with ChatServer(lambda request: "well") as server:
         grader = ChatGrader(ChatClient(server.url, "m", max_retries=0, concurrency=4))
         with pytest.raises(ValueError, match=r"0 requests brought no reply and 20 replies could not be read.*'well'"):
-            grader.ask_all(questions(20), verdict)
+            grader.ask_all(questions(20))
 
 
 def test_a_few_answers_without_a_grade_are_told_apart() -> None:
@@ -205,7 +205,7 @@ def test_a_few_answers_without_a_grade_are_told_apart() -> None:
         return {"3": "well", "7": (500, {}, "oops")}.get(request["messages"][-1]["content"], "good")
 
     with ChatServer(reply) as server:
-        graded = ChatGrader(ChatClient(server.url, "m", max_retries=0, concurrency=4)).ask_all(questions(20), verdict)
+        graded = ChatGrader(ChatClient(server.url, "m", max_retries=0, concurrency=4)).ask_all(questions(20))
     without = {i: one for i, one in enumerate(graded) if isinstance(one, Ungraded)}
     assert {i: one.ungraded for i, one in without.items()} == {3: "unreadable", 7: "unanswered"}
     assert "answered 500: oops" in without[7].cause
@@ -222,10 +222,10 @@ def test_grades_that_were_given_are_kept_while_the_server_is_away(tmp_path: Path
     with ChatServer(reply) as server:
         settings = {"max_retries": 0, "cache_dir": str(tmp_path), "concurrency": 1}
         with pytest.raises(ConnectionError):
-            ChatGrader(ChatClient(server.url, "m", **settings)).ask_all(questions(20), verdict)
+            ChatGrader(ChatClient(server.url, "m", **settings)).ask_all(questions(20))
         alive.extend([1] * 100)
         client = ChatClient(server.url, "m", **settings)
-        assert ChatGrader(client).ask_all(questions(20), verdict) == [{"said": "good"}] * 20
+        assert ChatGrader(client).ask_all(questions(20)) == [{"said": "good"}] * 20
     assert client.counts == {"cache_hits": 5, "requests": 15}
 
 

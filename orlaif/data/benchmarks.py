@@ -12,6 +12,7 @@ from typing import Any
 
 from orlaif.data.datasets import RowDataset
 from orlaif.data.rows import (
+    Row,
     built_from,
     find_video,
     folder_of,
@@ -244,21 +245,17 @@ class VideoChatGPT(RowDataset):
             raise ValueError("VideoChatGPT needs one file or more: generic, temporal or consistency")
         super().__init__(first, video_root)
 
-    def read(self) -> Iterator[Prompt | ValueError]:
-        """Prompts and errors of all given files, one after the other."""
+    def located(self) -> Iterator[Row]:
+        """The rows of all given files, one after the other, each with its file and its number."""
         for file, path in self.files.items():
-            if path is None:
-                continue
-            root = folder_of(path) if self.video_root is None else self.video_root
-            for number, (where, row) in enumerate(read_rows(path), 1):
-                try:
-                    if isinstance(row, ValueError):
-                        raise row
-                    yield from list(self._prompts_of(object_row(row, where), file, number, where, root))
-                except ValueError as error:
-                    yield error
+            for number, (where, row) in enumerate(() if path is None else read_rows(path), 1):
+                yield where, row if isinstance(row, ValueError) else (row, file, number)
 
-    def _prompts_of(self, row: dict[str, Any], file: str, number: int, where: str, root: str) -> Iterator[Prompt]:
+    def parse_all(self, row: Any, where: str, video_root: str) -> Iterable[Prompt]:
+        """One question as a prompt; of the consistency file two."""
+        given, file, number = row
+        row = object_row(given, where)
+        root = folder_of(self.files[file] or "") if self.video_root is None else video_root
         names = ("Q1", "Q2") if file == "consistency" else ("Q",)
         refuse_unused(row, where, ("video_name", *names, "A"))
         video, answer = find_video(root, text_field(row, "video_name", where)), text_field(row, "A", where)
@@ -266,5 +263,4 @@ class VideoChatGPT(RowDataset):
             prompt_id = f"{file}-{number}" + (f"/{name[1]}" if file == "consistency" else "")
             question = text_field(row, name, where)
             tags = {"file": file}
-            self.places[prompt_id] = where
             yield built_from(where, VideoPrompt, id=prompt_id, video=video, question=question, answer=answer, tags=tags)

@@ -16,7 +16,7 @@ from orlaif.types import Image, Prompt, Text, Turn, Video, VideoPrompt
 
 _MARK = re.compile(r"<(image|video)>")
 _LISTS = {"image": "images", "video": "videos"}
-#: Of a part that names its file, and of a video's besides.
+#: Of a part that names its file, and of a video's besides; an image may be the frame of a video at ``at_s``.
 _SOURCES, _OF_VIDEO = ("path", "url"), ("start_s", "end_s", "frames", "frames_fps")
 _VideoAt = Callable[[str, str], str]
 
@@ -152,7 +152,7 @@ def content_parts(content: Any, where: str, root: str, listed: Listed | None = N
 def _shown(part: dict[str, Any], kind: str, where: str, root: str, listed: Listed | None) -> Image | Video:
     """An image or a video of a message."""
     article = "an" if kind == "image" else "a"
-    of_video = _OF_VIDEO if kind == "video" else ()
+    of_video = _OF_VIDEO if kind == "video" else ("at_s",)
     refuse_others(part, f"{where}, {article} {kind} part,", ("type", kind, *_SOURCES, *of_video))
     sources = [part[key] for key in (kind, *_SOURCES) if part.get(key) is not None]
     if not sources and listed is not None and listed.files[kind]:
@@ -161,8 +161,6 @@ def _shown(part: dict[str, Any], kind: str, where: str, root: str, listed: Liste
         path = join(root, sources[0])
     else:
         raise ValueError(f"{where} has the {kind} {part!r}; it must name one file, as path, {kind} or url")
-    if kind == "image":
-        return Image(path)
     about = {name: part[name] for name in of_video if part.get(name) is not None}
     for name, value in about.items():
         if name == "frames":
@@ -170,9 +168,9 @@ def _shown(part: dict[str, Any], kind: str, where: str, root: str, listed: Liste
                 raise ValueError(f"{where} has a video whose 'frames' is {value!r}; it must be a list of paths")
             about[name] = tuple(join(root, frame) for frame in value)
         elif type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{where} has a video whose {name!r} is {value!r}; it must be a number")
-    video: Video = built_from(where, Video, path=path, **about)
-    return video
+            raise ValueError(f"{where} has {article} {kind} whose {name!r} is {value!r}; it must be a number")
+    shown: Image | Video = built_from(where, Image if kind == "image" else Video, path=path, **about)
+    return shown
 
 
 def prompt_of(where: str, turns: Sequence[Turn], **fields: Any) -> Prompt:

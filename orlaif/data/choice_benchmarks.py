@@ -1,4 +1,4 @@
-"""The questions of published multiple-choice test sets, as prompts: MVBench, LongVideoBench, LVBench, and MMVU.
+"""The questions of published multiple-choice test sets, as prompts: MVBench, LVBench, and MMVU.
 
 How their answers are scored is in ``orlaif.evaluation.multiple_choice``. Layouts and prompts are those of the files and
 scripts that each class names. A prompt's ``answer`` is a letter, its ``tags`` are what the paper's table has.
@@ -13,6 +13,7 @@ from typing import Any
 
 from orlaif.data.datasets import RowDataset
 from orlaif.data.rows import (
+    Row,
     built_from,
     find_video,
     id_field,
@@ -20,6 +21,7 @@ from orlaif.data.rows import (
     object_row,
     read_rows,
     refuse_unused,
+    task_files,
     text_field,
     texts_field,
 )
@@ -88,25 +90,16 @@ class MVBench(RowDataset):
     def __init__(self, path: str, video_root: str | None = None) -> None:
         super().__init__(path, os.path.join(os.path.dirname(path), "video") if video_root is None else video_root)
 
-    def read(self) -> Iterator[Prompt | ValueError]:
-        """Prompts and errors of all tasks that are there."""
-        self.places = {}
-        for task in MVBENCH_FOLDERS:
-            path = os.path.join(self.path, f"{task}.json")
-            if not os.path.isfile(path):
-                continue
+    def located(self) -> Iterator[Row]:
+        """The rows of all tasks that are there, each with its task and its number."""
+        for task, path in task_files(self.path, MVBENCH_FOLDERS):
             for number, (where, row) in enumerate(read_rows(path)):
-                try:
-                    if isinstance(row, ValueError):
-                        raise row
-                    prompt = self._prompt(object_row(row, where), where, task, number)
-                except ValueError as error:
-                    yield error
-                    continue
-                self.places[prompt.id] = where
-                yield prompt
+                yield where, row if isinstance(row, ValueError) else (row, task, number)
 
-    def _prompt(self, row: dict[str, Any], where: str, task: str, number: int) -> Prompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
+        """One question as a prompt."""
+        given, task, number = row
+        row = object_row(given, where)
         # accurate_* and candidates' origins are notes of the annotators
         used = ("video", "question", "candidates", "answer", "start", "end", "fps", "question_id", "qid", "subtitle")
         refuse_unused(row, where, (*used, "accurate_start", "accurate_end"))
@@ -124,12 +117,11 @@ class MVBench(RowDataset):
             answer=chr(ord("A") + candidates.index(row["answer"])),
             options=options,
             category=task,
-            **self._seen(row, where, task),
+            **self._seen(row, where, task, video_root),
         )
 
-    def _seen(self, row: dict[str, Any], where: str, task: str) -> dict[str, Any]:
-        assert self.video_root is not None
-        video = find_video(self.video_root, f"{MVBENCH_FOLDERS[task]}/{text_field(row, 'video', where)}")
+    def _seen(self, row: dict[str, Any], where: str, task: str, video_root: str) -> dict[str, Any]:
+        video = find_video(video_root, f"{MVBENCH_FOLDERS[task]}/{text_field(row, 'video', where)}")
         start, end = row.get("start"), row.get("end")
         for name, value in (("start", start), ("end", end)):
             if value is not None and not isinstance(value, int | float):
@@ -141,46 +133,6 @@ class MVBench(RowDataset):
         last = len(pictures) if end is None else round(end * MVBENCH_FRAMES_FPS)
         frames = tuple(join(video, name) for name in pictures[first:last])
         return {"video": video, "frames": frames, "frames_fps": MVBENCH_FRAMES_FPS}
-
-
-class LongVideoBench(RowDataset):
-    """LongVideoBench (Wu et al. 2024): ``lvb_val.json``, asked without subtitles.
-
-    Rows ``{"id", "video_path", "question", "candidates", "correct_choice": 2, "duration_group": 60,
-    "question_category": "S2E", ...}``. Layout and prompt are those of longvideobench/LongVideoBench,
-    ``longvideobench_dataset.py``, which can put subtitles between the frames as well. ``tags`` are ``duration_group``
-    (longest seconds of the group) and ``question_category``, which is the ``category`` too.
-
-    Args:
-        path: the file.
-        video_root: folder of the videos; by default ``videos`` beside the file.
-    """
-
-    def __init__(self, path: str, video_root: str | None = None) -> None:
-        super().__init__(path, os.path.join(os.path.dirname(path), "videos") if video_root is None else video_root)
-
-    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
-        """One question as a prompt."""
-        row = object_row(row, where)
-        options = lettered(texts_field(row, "candidates", where, least=2))
-        right = row.get("correct_choice")
-        if type(right) is not int or not 0 <= right < len(options):
-            raise ValueError(
-                f"{where}: field 'correct_choice' is {right!r}; it must be the place of a candidate, from 0"
-            )
-        tags = {name: id_field(row, name, where) for name in ("duration_group", "question_category")}
-        lines = [f"Question: {text_field(row, 'question', where)}", *options]
-        return built_from(
-            where,
-            VideoPrompt,
-            id=id_field(row, "id", where),
-            video=find_video(video_root, text_field(row, "video_path", where)),
-            question="\n".join([*lines, "Answer with the option's letter from the given choices directly."]),
-            answer=chr(ord("A") + right),
-            options=options,
-            category=tags["question_category"],
-            tags=tags,
-        )
 
 
 class LVBench(RowDataset):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 from orlaif.data.curriculum import AnswerLengthCurriculum
 from orlaif.data.fields import parse_row
 from orlaif.data.prompts import HeldPrompts, PromptDataset
-from orlaif.data.rows import folder_of, read_rows
+from orlaif.data.rows import Row, folder_of, read_rows
 from orlaif.data.share import Share, StreamedRows, fingerprint
 from orlaif.types import Prompt
 
@@ -56,11 +56,15 @@ class RowDataset(HeldPrompts):
         """One row as prompts; by default one, by :meth:`parse`."""
         yield self.parse(row, where, video_root)
 
+    def located(self) -> Iterator[Row]:
+        """Where each row stands, and what :meth:`parse_all` is given of it, or the ValueError that it is."""
+        yield from read_rows(self.path)
+
     def read(self) -> Iterator[Prompt | ValueError]:
         """Prompts and what is wrong with the others, in order; a file that cannot be read at all raises ValueError."""
         root = folder_of(self.path) if self.video_root is None else self.video_root
         places = self.places = {}
-        for where, row in read_rows(self.path):
+        for where, row in self.located():
             if isinstance(row, ValueError):
                 yield row
                 continue

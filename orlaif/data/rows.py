@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -153,6 +153,12 @@ def _parquet(path: str) -> Iterator[Row]:
                     yield f"{path}, row {number}", row
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"data file {path}: not a readable Parquet file ({error})") from error
+
+
+def task_files(folder: str, tasks: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Task and path of each ``<task>.json`` of a folder, in the order of ``tasks``, as far as there are any."""
+    paths = ((task, os.path.join(folder, f"{task}.json")) for task in tasks)
+    return ((task, path) for task, path in paths if os.path.isfile(path))
 
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")

@@ -103,6 +103,23 @@ class SegmentSampling(Sampling):
 
 
 @dataclass(frozen=True)
+class StatedSampling(Sampling):
+    """The frames on display at stated times, and the first and the last one of the clip.
+
+    Args:
+        times_s: seconds of the file's time line, in any order.
+    """
+
+    times_s: tuple[float, ...]
+
+    def times(self, start_s: float, end_s: float) -> Tensor:
+        """All of them, f64[n]; raises ValueError where one lies outside."""
+        if outside := [time for time in self.times_s if not start_s <= time < end_s]:
+            raise ValueError(f"{outside[0]} s lies outside {start_s} to {end_s:.3f} s")
+        return torch.tensor(sorted({start_s, *self.times_s, end_s - 1e-3}), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
 class PixelBudget:
     """How large the frames of a clip may be; larger ones are shrunk, sides in proportion, where that is cheapest.
 

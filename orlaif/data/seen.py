@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 from orlaif.data.pictures import read_picture
-from orlaif.data.sampling import PixelBudget, Sampling
+from orlaif.data.sampling import PixelBudget, Sampling, StatedSampling
 from orlaif.data.video import decode_clip, open_media, plain_cause
 from orlaif.types import Image, Media, Picture, Prompt, Seen, Video, VideoClip, VideoError, VideoPrompt
 
@@ -41,12 +41,33 @@ def decode_seen(
     if prompt.video:
         return decode(prompt, sampling, device, budget)
     items: list[Picture | VideoClip] = []
+    stills = _stills(prompt, device, budget, decode)
     for part in prompt.media:
         if isinstance(part, Image):
-            items.append(decode_image(part.path, device, budget))
+            items.append(stills[part] if part in stills else decode_image(part.path, device, budget))
         else:
             items.append(decode(about_video(prompt, part), sampling, device, budget))
     return Media(items=tuple(items))
+
+
+def _stills(prompt: Prompt, device: str, budget: PixelBudget | None, decode: Decode) -> dict[Image, Picture]:
+    """The images of a prompt that are frames of videos; each video is opened once for all of its frames.
+
+    Raises:
+        VideoError: a video cannot be used, or ends before a frame.
+    """
+    images = [part for part in prompt.media if isinstance(part, Image) and part.at_s is not None]
+    most = [] if budget is None else [pixels for pixels in (budget.per_frame, budget.per_clip) if pixels]
+    each = PixelBudget(per_frame=min(most)) if most else None
+    stills = {}
+    for path in dict.fromkeys(image.path for image in images):
+        wanted = [image for image in images if image.path == path]
+        times = tuple(sorted({image.at_s or 0.0 for image in wanted}))
+        clip = decode(about_video(prompt, Video(path)), StatedSampling(times), device, each)
+        for image in wanted:  # the frame that began last
+            place = int(torch.searchsorted(clip.pts_s, (image.at_s or 0.0) + 1e-6)) - 1
+            stills[image] = Picture(pixels=clip.frames[max(0, place)], path=path)
+    return stills
 
 
 def about_video(prompt: Prompt, video: Video) -> VideoPrompt:

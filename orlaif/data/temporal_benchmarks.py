@@ -13,7 +13,7 @@ from typing import Any
 
 from orlaif.data.datasets import RowDataset
 from orlaif.data.json_objects import parse_json
-from orlaif.data.rows import built_from, find_video, folder_of, object_row, open_file, text_field
+from orlaif.data.rows import Row, built_from, find_video, object_row, open_file, task_files, text_field
 from orlaif.data.text_files import text_lines, whole_text
 from orlaif.types import Prompt, VideoPrompt
 
@@ -41,26 +41,18 @@ class CharadesSTA(RowDataset):
         super().__init__(path, video_root)
         self.instruction = instruction
 
-    def read(self) -> Iterator[Prompt | ValueError]:
-        """Prompts and errors, line by line."""
-        root = folder_of(self.path) if self.video_root is None else self.video_root
-        self.places = {}
+    def located(self) -> Iterator[Row]:
+        """The lines, each with its number."""
         with open_file(self.path) as file:
             for number, line in text_lines(self.path, file):
-                where = f"{self.path}, line {number}"
-                try:
-                    if isinstance(line, ValueError):
-                        raise line
-                    if not line.strip():
-                        continue
-                    prompt = self._prompt(line.strip(), where, root, number)
-                except ValueError as error:
-                    yield error
-                    continue
-                self.places[prompt.id] = where
-                yield prompt
+                if isinstance(line, ValueError):
+                    yield f"{self.path}, line {number}", line
+                elif line.strip():
+                    yield f"{self.path}, line {number}", (line.strip(), number)
 
-    def _prompt(self, line: str, where: str, root: str, number: int) -> Prompt:
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
+        """One moment as a prompt."""
+        line, number = row
         match = _CHARADES.fullmatch(line)
         if match is None or float(match[2]) >= float(match[3]):
             raise ValueError(
@@ -71,81 +63,96 @@ class CharadesSTA(RowDataset):
             where,
             VideoPrompt,
             id=f"charades-{number}",
-            video=find_video(root, match[1]),
+            video=find_video(video_root, match[1]),
             question=f"{self.instruction}{sentence}. Please return its start time and end time.",
             answer=f"{match[2]} - {match[3]} s",
         )
 
 
-#: What TempCompass puts behind the question, by the task.
+#: What TempCompass puts behind the question, by the task; a caption is asked for in the question itself.
 TEMPCOMPASS_TASKS = {
-    "multi-choice": "Please directly give the best option:",
-    "yes_no": "Please answer yes or no:",
-    "caption_matching": "Please directly give the best option:",
+    "multi-choice": "\nPlease directly give the best option:",
+    "yes_no": "\nPlease answer yes or no:",
+    "caption_matching": "\nPlease directly give the best option:",
+    "captioning": "",
 }
 
 
 class TempCompass(RowDataset):
-    """TempCompass (Liu et al. 2024): a folder of ``multi-choice.json``, ``yes_no.json``, ``caption_matching.json``.
+    """TempCompass (Liu et al. 2024): a folder of ``multi-choice.json``, ``yes_no.json``, ``caption_matching.json`` and
+    ``captioning.json``.
 
     Files ``{<video>: {<aspect>: [{"question", "answer"}]}}``, the options within the question. Layout and prompts are
-    those of llyx97/TempCompass, ``run_qwen2_vl.py``. Its fourth task, captioning, is graded by a language model that
-    answers from the caption, and is not here. A prompt's ``category`` is its aspect (action, speed, ...); its ``tags``
-    are ``aspect`` and ``task``.
+    those of llyx97/TempCompass, ``run_qwen2_vl.py``. A caption is graded by what it answers: ``options`` and ``answer``
+    of such a prompt, and its tag ``probe``, are those of the first question about the same video and aspect in
+    ``multi-choice.json``, as in ``eval_captioning.py``. A prompt's ``category`` is its aspect (action, speed, ...); its
+    ``tags`` are ``aspect`` and ``task``.
 
     Args:
         path: the folder ``questions``; tasks that are not there are left out.
         video_root: folder of ``<video>.mp4``; by default ``videos`` beside ``path``.
+
+    Raises:
+        ValueError: on loading, a broken row, or a caption without its question.
     """
 
     def __init__(self, path: str, video_root: str | None = None) -> None:
         beside = os.path.join(os.path.dirname(os.path.normpath(path)), "videos")
         super().__init__(path, beside if video_root is None else video_root)
 
-    def read(self) -> Iterator[Prompt | ValueError]:
-        """Prompts and errors of all tasks that are there; a file that is none raises ValueError."""
-        self.places = {}
-        for task in TEMPCOMPASS_TASKS:
-            path = os.path.join(self.path, f"{task}.json")
-            if not os.path.isfile(path):
-                continue
-            for where, name, aspect, row in self._rows(path):
-                try:
-                    prompt = self._prompt(object_row(row, where), where, task, name, aspect)
-                except ValueError as error:
-                    yield error
-                    continue
-                self.places[prompt.id] = where
-                yield prompt
+    def located(self) -> Iterator[Row]:
+        """The questions of all tasks that are there, each with its task, video and aspect, and its number among theirs.
 
-    def _rows(self, path: str) -> Iterator[tuple[str, str, str, Any]]:
-        with open_file(path) as file:
-            text = whole_text(path, file)
-        try:
-            videos = object_row(parse_json(text), f"data file {path}")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
-        for video, aspects in videos.items():
-            for aspect, rows in object_row(aspects, f"{path}, video {video}").items():
-                if not isinstance(rows, list):
-                    raise ValueError(f"{path}, video {video}: {aspect!r} is {rows!r}; it must be a list of questions")
-                for place, row in enumerate(rows, 1):
-                    yield f"{path}, video {video}, {aspect} {place}", f"{video}-{aspect}-{place}", aspect, row
+        Raises:
+            ValueError: a file that is none.
+        """
+        self._probes: dict[tuple[str, str], Any] = {}
+        for task, path in task_files(self.path, TEMPCOMPASS_TASKS):
+            for video, aspects in _object_in(path).items():
+                for aspect, rows in object_row(aspects, f"{path}, video {video}").items():
+                    if not isinstance(rows, list):
+                        raise ValueError(
+                            f"{path}, video {video}: {aspect!r} is {rows!r}; it must be a list of questions"
+                        )
+                    if task == "multi-choice" and rows:
+                        self._probes[video, aspect] = rows[0]
+                    for number, row in enumerate(rows, 1):
+                        yield f"{path}, video {video}, {aspect} {number}", (row, task, video, aspect, number)
 
-    def _prompt(self, row: dict[str, Any], where: str, task: str, name: str, aspect: str) -> Prompt:
-        assert self.video_root is not None
-        question, answer = text_field(row, "question", where), text_field(row, "answer", where)
-        options = ("yes", "no") if task == "yes_no" else tuple(question.splitlines()[1:])
+    def parse(self, row: Any, where: str, video_root: str) -> Prompt:
+        """One question as a prompt."""
+        given, task, video, aspect, number = row
+        question = text_field(object_row(given, where), "question", where)
+        tags = {"aspect": aspect, "task": task}
+        if task == "captioning":
+            if (video, aspect) not in self._probes:
+                raise ValueError(
+                    f"{where}: multi-choice.json has no question about its {aspect}, which grades a caption"
+                )
+            given = object_row(self._probes[video, aspect], where)
+            tags["probe"] = text_field(given, "question", where)
+        options = ("yes", "no") if task == "yes_no" else tuple(tags.get("probe", question).splitlines()[1:])
+        answer = text_field(given, "answer", where)
         if answer not in options:
             raise ValueError(f"{where}: field 'answer' is {answer!r}; it must be one of {', '.join(options)}")
         return built_from(
             where,
             VideoPrompt,
-            id=f"{task}/{name}",
-            video=find_video(self.video_root, name.rsplit("-", 2)[0]),
-            question=f"{question}\n{TEMPCOMPASS_TASKS[task]}",
+            id=f"{task}/{video}-{aspect}-{number}",
+            video=find_video(video_root, video),
+            question=question + TEMPCOMPASS_TASKS[task],
             answer=answer,
             options=options,
             category=aspect,
-            tags={"aspect": aspect, "task": task},
+            tags=tags,
         )
+
+
+def _object_in(path: str) -> dict[str, Any]:
+    """The JSON object that a file is; raises ValueError where it is none."""
+    with open_file(path) as file:
+        text = whole_text(path, file)
+    try:
+        return object_row(parse_json(text), f"data file {path}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error

@@ -60,13 +60,13 @@ class ChatGrader:
         return {**self.client.about(), "instructions_sha256": told}
 
     def ask_all(
-        self, questions: Sequence[tuple[str, str]], read: Callable[[str], dict[str, Any]]
+        self, questions: Sequence[tuple[str, str, Callable[[str], dict[str, Any]]]]
     ) -> list[dict[str, Any] | Ungraded]:
-        """Pairs of instructions and question, all in flight together.
+        """Questions, all in flight together.
 
         Args:
-            questions: N pairs.
-            read: from a reply to what it says; a ValueError where it says nothing that can be read.
+            questions: N triples: instructions, question, and the reader that makes of a reply what it says, or raises
+                ValueError where it says nothing that can be read.
 
         Returns:
             What each reply says, or why there is nothing.
@@ -78,7 +78,7 @@ class ChatGrader:
         allowed = self.max_ungraded_rate * len(questions)
         causes: list[tuple[Ungraded, Exception]] = []
 
-        async def one(system: str, content: str) -> dict[str, Any] | Ungraded:
+        async def one(system: str, content: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any] | Ungraded:
             try:
                 return await self.client.ask(system, content, read)
             except (ValueError, UnansweredError) as error:
@@ -93,7 +93,7 @@ class ChatGrader:
                 return without
 
         async def everything() -> list[dict[str, Any] | Ungraded]:
-            return await _together([one(system, content) for system, content in questions])
+            return await _together([one(*question) for question in questions])
 
         replies = self.client.run(everything())
         if len(causes) > allowed:

@@ -60,29 +60,28 @@ class OpenEndedSuite(Suite):
         self.types = ACTIVITYNET_TYPES if types is not None and list(types) == ["activitynet"] else tuple(types or ())
 
     def grade(self, records: Sequence[Record]) -> list[Record]:
-        """Adds ``verdict``: what the judge said, or why nothing could be read."""
+        """Adds ``verdict``: what the judge said, or why nothing could be read, which is then ``unreadable``."""
         graded = ExactMatch().grade(records)
         if self.judge is None:
             return graded
         name = type(self).__name__
-        questions = [
-            (self.instructions, comparison(record["question"], needed(record, "answer", name), record["prediction"]))
-            for record in graded
-        ]
-        for record, verdict in zip(graded, self.judge.ask_all(questions, read_verdict), strict=True):
+        shown = [comparison(one["question"], needed(one, "answer", name), one["prediction"]) for one in graded]
+        replies = self.judge.ask_all([(self.instructions, one, read_verdict) for one in shown])
+        for record, verdict in zip(graded, replies, strict=True):
             if isinstance(verdict, Ungraded):
                 record["verdict"] = verdict.record()
                 record["scores"] |= {"judged": None, "score": None}
             else:
                 record["verdict"] = verdict
                 record["scores"] |= {"judged": float(verdict["pred"] == "yes"), "score": verdict["score"]}
+            record["scores"]["unreadable"] = float(record["verdict"].get("ungraded") == "unreadable")
         return graded
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """One table with a row for each kind of question, and one for all."""
         columns = list(ExactMatch.COLUMNS)
         if self.judge is not None:
-            columns = [("judged accuracy %", "judged"), ("score (0-5)", "score"), *columns]
+            *columns, _ = [("judged accuracy %", "judged"), ("score (0-5)", "score"), *columns]
             records = [with_counts(record, [record["verdict"]]) for record in records]
             columns += UNGRADED_COLUMNS
         return [table("Open-ended answers by kind of question", records, columns, self._kind)]

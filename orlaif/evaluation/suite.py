@@ -146,16 +146,17 @@ class Suite(ABC):
 class ExactMatch(Suite):
     """Judge-free: exact match after SQuAD's normalisation, and F1 of words, overall and by category."""
 
-    COLUMNS = (("accuracy %", "exact_match"), ("token F1 %", "token_f1"))
+    COLUMNS = (("accuracy %", "exact_match"), ("token F1 %", "token_f1"), ("n unreadable", "unreadable"))
 
     def grade(self, records: Sequence[Record]) -> list[Record]:
-        """Records without a reference answer have no scores."""
+        """Records without a reference answer have no scores but ``unreadable``: whether they hold no answer."""
         graded = []
         for record in records:
             answer = record.get("answer")
             scores = {
                 "exact_match": None if answer is None else float(is_correct(record["prediction"], answer)),
                 "token_f1": None if answer is None else token_f1(record["prediction"], answer),
+                "unreadable": float(not record["prediction"].strip()),
             }
             graded.append({**record, "scores": scores})
         return graded

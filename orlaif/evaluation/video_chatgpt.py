@@ -49,6 +49,10 @@ def _shown(record: Record, second: Record | None) -> str:
     )
 
 
+def _read(reply: str) -> dict[str, Any]:
+    return {"score": read_score(read_object(reply).get("score"))}
+
+
 class VideoChatGPTSuite(Suite):
     """Mean scores of the five dimensions over the prompts of ``orlaif.data.benchmarks.VideoChatGPT``.
 
@@ -77,9 +81,7 @@ class VideoChatGPTSuite(Suite):
                         record["scores"][dimension] = None
                         continue
                 asked.append((record, dimension, (instructions(dimension), _shown(record, second))))
-        replies = self.judge.ask_all(
-            [question for _, _, question in asked], lambda reply: {"score": read_score(read_object(reply).get("score"))}
-        )
+        replies = self.judge.ask_all([(*question, _read) for _, _, question in asked])
         for (record, dimension, _), reply in zip(asked, replies, strict=True):
             record["verdicts"][dimension] = reply.record() if isinstance(reply, Ungraded) else reply
             record["scores"][dimension] = None if isinstance(reply, Ungraded) else reply["score"]

@@ -76,6 +76,7 @@ class VideoMMESuite(Suite):
             columns = []
             for scoring in ("official", "strict"):
                 columns += [(f"{duration} {scoring} %", f"{duration}/{scoring}") for duration in (*DURATIONS, "all")]
+            columns.append(("n unreadable", "all/unreadable"))
             spread = [self._spread(record) for record in records]
             tables.append(table(f"Video-MME by {name}", spread, columns, lambda record, tag=tag: record["tags"][tag]))  # type: ignore[misc]
         return tables

@@ -33,7 +33,7 @@ LONGVIDEOBENCH = [
         "question_wo_referring_query": "What does he hold?",
         "candidates": ["a cup", "a pen", "a phone", "a hat"],
         "correct_choice": 2,
-        "duration": 12.3,
+        "duration": 2.0,
         "duration_group": (15, 60)[i],
         "question_category": ("S2E", "T3O")[i],
         "topic_category": "KH-Knowledge-History",
@@ -105,6 +105,24 @@ TEMPCOMPASS: dict[str, dict[str, dict[str, list[dict[str, str]]]]] = {
         }
     },
 }
+TEMPCOMPASS["captioning"] = {
+    "v0": {
+        "action": [
+            {
+                "question": "Which information is right? Write a caption.\nInformation A: {'action': 'running'}",
+                "answer": "A. running",
+            }
+        ]
+    }
+}
+SUBTITLES: dict[str, list[dict[str, Any]]] = {
+    "v0_en.json": [
+        {"start": "00:00:00.000", "end": "00:00:01.600", "line": "Hello."},
+        {"start": "00:00:01.700", "end": "00:00:01.800", "line": "This is a cup."},
+        {"start": "00:00:00.500", "end": "00:00:03.500", "line": "Look."},
+    ],
+    "v1_en.json": [{"timestamp": [0.2, 1.4], "text": "One."}, {"timestamp": [0.9, None], "text": "Two."}],
+}
 CHARADES = "v0 24.3 30.4##person turn a light on.\nv1 0.0 7.5##a person closes the door\n"
 
 
@@ -125,5 +143,9 @@ def layout(folder: Path, name: str) -> Path:
         path.write_text("\n".join(json.dumps(row) for row in LVBENCH))
     else:
         path = folder / f"{name}.json"
+        if name == "longvideobench":
+            (folder / "subtitles").mkdir()
+            for file, lines in SUBTITLES.items():
+                (folder / "subtitles" / file).write_text(json.dumps(lines))
         path.write_text(json.dumps(LONGVIDEOBENCH if name == "longvideobench" else MMVU))
     return path

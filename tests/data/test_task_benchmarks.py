@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orlaif.data.choice_benchmarks import MMVU, LongVideoBench, LVBench, MVBench
+from orlaif.data.choice_benchmarks import MMVU, LVBench, MVBench
 from orlaif.data.datasets import RowDataset
+from orlaif.data.longvideobench import LongVideoBench
 from orlaif.data.temporal_benchmarks import CharadesSTA, TempCompass
+from orlaif.types import Prompt, Text, Video
 from tests.data.layouts import LONGVIDEOBENCH, layout
 
 
@@ -49,6 +52,45 @@ def test_longvideobench(tmp_path: Path) -> None:
     assert second.tags == {"duration_group": "60", "question_category": "T3O"}
 
 
+def said(prompt: Prompt) -> list[str | float | None]:
+    """Texts, and times of frames, of a prompt."""
+    (turn,) = prompt.turns
+    return [part.text if isinstance(part, Text) else part.at_s for part in turn.parts if not isinstance(part, Video)]
+
+
+def test_longvideobench_with_subtitles_between_the_frames(tmp_path: Path) -> None:
+    """2 s are 2 frames. "Look." covers the second; "This is a cup." has no frame within half a second."""
+    path = layout(tmp_path, "longvideobench")
+    dataset = LongVideoBench(str(path), subtitles=str(tmp_path / "subtitles"))
+    first, second = dataset.prompts
+    assert said(first)[:-1] == [0.0, "Hello.", 1.0]
+    assert str(said(first)[-1]).startswith("Look.\nQuestion: In a white room")
+    assert first.shows == "2 images"
+    assert (first.answer, first.tags) == ("C", {"duration_group": "15", "question_category": "S2E"})
+    # Texts next to each other are lines of one; the last ends with the video.
+    assert said(second)[:-1] == [0.0, "One.", 1.0]
+    assert str(said(second)[-1]).startswith("Two.\nQuestion:")
+    with pytest.raises(ValueError, match="num_frames is 1; it must be 2 or more"):
+        LongVideoBench(str(path), num_frames=1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([{"start": "0:1", "end": "0:2", "line": "x"}], "subtitle 1: field 'start' is '0:1'; it must be a time"),
+        ([{"timestamp": 3, "text": "x"}], r"subtitle 1: field 'timestamp' is 3; it must be \[start, end\]"),
+        ([{"begin": 0}], r"subtitle 1: it is \{'begin': 0\}; it must be start, end and line"),
+        ({"a": 1}, r"it must hold a list of subtitles, found dict"),
+        (None, r"v0_en.json: no such file"),
+    ],
+)
+def test_broken_subtitles_are_named(lines: Any, told: str, tmp_path: Path) -> None:
+    path, file = layout(tmp_path, "longvideobench"), tmp_path / "subtitles" / "v0_en.json"
+    file.unlink() if lines is None else file.write_text(json.dumps(lines))
+    with pytest.raises(ValueError, match=told):
+        LongVideoBench(str(path), subtitles=str(tmp_path / "subtitles")).load()
+
+
 def test_lvbench(tmp_path: Path) -> None:
     first, second = LVBench(str(layout(tmp_path, "lvbench"))).prompts
     assert first.question == (
@@ -77,14 +119,22 @@ def test_tempcompass(tmp_path: Path) -> None:
         "multi-choice/v1_reverse-speed-1",
         "yes_no/v0-action-1",
         "caption_matching/v0-action-1",
+        "captioning/v0-action-1",
     ]
-    choice, fast, yes, caption = prompts.values()
+    choice, fast, yes, caption, written = prompts.values()
     assert choice.question == ("What is he doing?\nA. running\nB. sitting\nPlease directly give the best option:")
     assert (choice.answer, choice.options) == ("A. running", ("A. running", "B. sitting"))
     assert (fast.video, fast.category) == (str(tmp_path / "videos" / "v1_reverse"), "speed")
     assert yes.question == "Is he running?\nPlease answer yes or no:"
     assert caption.options == ("Caption A: He sits.", "Caption B: He runs.")
     assert caption.tags == {"aspect": "action", "task": "caption_matching"}
+    # A caption is graded by the first question about the same video and aspect.
+    assert written.question.endswith("Write a caption.\nInformation A: {'action': 'running'}")
+    assert written.tags["probe"] == "What is he doing?\nA. running\nB. sitting"
+    assert (written.answer, written.options) == ("A. running", ("A. running", "B. sitting"))
+    (tmp_path / "questions" / "multi-choice.json").unlink()
+    with pytest.raises(ValueError, match=r"multi-choice.json has no question about its action, which grades a caption"):
+        TempCompass(str(tmp_path / "questions")).load()
 
 
 def test_charades_sta(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def run(folder: Path, right: list[bool], start: int = 0) -> str:
 def test_a_page_with_tables_and_a_plot(tmp_path: Path) -> None:
     folder = Path(run(tmp_path / "a", [True, False, True, True]))
     page = (folder / "results.md").read_text()
-    assert "| even | 2 | 100.0 | 100.0 |\n| odd | 2 | 50.0 | 50.0 |\n| all | 4 | 75.0 | 75.0 |" in page
+    assert "| even | 2 | 100.0 | 100.0 | 0 |\n| odd | 2 | 50.0 | 50.0 | 0 |\n| all | 4 | 75.0 | 75.0 | 0 |" in page
     assert "![Exact match and token F1](results.png)" in page
     assert Image.open(folder / "results.png").size[0] > 300
     results = json.loads((folder / "results.json").read_text())

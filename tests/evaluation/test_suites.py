@@ -117,7 +117,7 @@ def test_twelve_tasks_by_three_durations_by_hand(fixture: list[dict[str, Any]]) 
     assert metrics["accuracy"] == pytest.approx(63 / 144)
     assert metrics["accuracy_official"] == pytest.approx(63 / 134)
     assert metrics["unreadable_rate"] == pytest.approx(10 / 144)
-    assert "| task 03 | 12 | 75.0 | 75.0 | 100.0 | 81.8 | 75.0 | 75.0 | 75.0 | 75.0 |" in by_task.markdown()
+    assert "| task 03 | 12 | 75.0 | 75.0 | 100.0 | 81.8 | 75.0 | 75.0 | 75.0 | 75.0 | 1 |" in by_task.markdown()
 
 
 def qa(id: str, prediction: str, answer: str | None = "a dog", **more: Any) -> dict[str, Any]:
@@ -209,6 +209,8 @@ def test_without_a_judge_nobody_is_asked() -> None:
     graded = suite.grade([qa("1", "a dog"), qa("2", "a cat")])
     assert suite.metrics(graded) == {"accuracy": 0.5, "token_f1": 0.5}
     assert suite.about()["judge"] is None
+    (table,) = suite.tables(suite.grade([qa("1", "a dog"), qa("2", " ")]))
+    assert row(table, "all") == {"accuracy %": 0.5, "token F1 %": 0.5, "n unreadable": 1}
 
 
 def test_a_repeated_grading_asks_nothing(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 
 from orlaif.demo.shapes import ShapesDataset
+from orlaif.evaluation.answer_judge import read_correct
+from orlaif.evaluation.grader import ChatGrader
 from orlaif.evaluation.grounding import GroundingSuite
 from orlaif.evaluation.multiple_choice import MultipleChoiceSuite, named_choice
+from orlaif.openai_client import ChatClient
 from tests.data.layouts import layout
-from tests.evaluation.test_recipes import DATA, results_of
+from tests.evaluation.test_recipes import DATA, JUDGE, results_of
+from tests.oracles.server import ChatServer
 
 
 def answered(number: int, prediction: str, answer: str, **more: Any) -> dict[str, Any]:
@@ -62,6 +67,64 @@ def test_multiple_choice_by_hand() -> None:
         MultipleChoiceSuite(by=["aspect"]).grade(records)
 
 
+def marks(request: dict[str, Any]) -> Any:
+    """A judge that takes every zoom for right, and reads captions word by word."""
+    text = request["messages"][-1]["content"]
+    if text.startswith("The caption"):
+        caption = json.loads(text.splitlines()[0].split(": ", 1)[1])
+        return json.dumps({"answer": {"He runs.": "A", "He sits.": "B. sitting", "Odd.": "E"}.get(caption, "None.")})
+    said = json.loads(text.splitlines()[-1].removeprefix("Predicted answer: "))
+    if said == "down":
+        return 500, {}, "no"
+    return "yes!" if said == "mumble" else json.dumps({"answer": said, "correct": "zoom" in said or "second" in said})
+
+
+def test_a_judge_grades_what_no_rule_can() -> None:
+    options = ["A. a dog", "B. a cat"]
+    probe = {"task": "captioning", "probe": "What is he doing?\nA. running\nB. sitting"}
+    doing = ["A. running", "B. sitting"]
+    records = [
+        answered(0, "B", "B", options=options, tags={"task": "choice"}),  # by rule: not asked about
+        answered(1, "A", "B", options=options, tags={"task": "choice"}),
+        answered(2, "It is the second of those.", "B", options=options, tags={"task": "choice"}),
+        answered(3, "", "B", options=options, tags={"task": "choice"}),  # nothing to ask about
+        answered(4, "a zoom by a dolly", "Dolly Zoom", tags={"task": "open"}),
+        answered(5, "mumble", "Dolly Zoom", tags={"task": "open"}),
+        answered(6, "down", "Dolly Zoom", tags={"task": "open"}),
+        *(
+            answered(7 + i, said, "A. running", options=doing, tags=probe)
+            for i, said in enumerate(["He runs.", "He sits.", "A blue sky.", "Odd."])
+        ),
+    ]
+    with ChatServer(marks) as server:
+        judge = ChatGrader(ChatClient(server.url, "m", max_retries=0), max_ungraded_rate=1.0)
+        suite = MultipleChoiceSuite("Tasks", by=["task"], judge=judge)
+        graded = suite.grade(records)
+        assert len(server.requests) == 8
+    assert [r["scores"]["judged"] for r in graded] == [1.0, 0.0, 1.0, 0.0, 1.0, None, None, 1.0, 0.0, 0.0, None]
+    assert [r["scores"]["strict"] for r in graded] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, None, None]
+    (table,) = suite.tables(graded)
+    assert table.columns == ("accuracy %", "by rule %", "n judged", "n unanswered", "n unreadable")
+    assert table.rows == (
+        ("captioning", 4, (pytest.approx(1 / 3), None, 4, 0, 1)),
+        ("choice", 4, (0.5, 0.25, 1, 0, 1)),
+        ("open", 3, (1.0, 0.0, 3, 1, 1)),
+        ("all", 11, (0.5, pytest.approx(1 / 7), 8, 1, 3)),
+    )
+    assert suite.metrics(graded)["accuracy/choice"] == 0.5
+    assert suite.metrics(graded)["unanswered_rate"] == pytest.approx(1 / 11)
+    assert suite.about()["judge"]["model"] == "m"
+    # Without a judge a caption has no score.
+    free = MultipleChoiceSuite(by=["task"]).grade(records[-1:])
+    assert free[0]["scores"] == {"strict": None, "unreadable": 0.0}
+
+
+@pytest.mark.parametrize("reply", ['{"answer": "a dog"}', '{"correct": 1}', '{"correct": "maybe"}', "true", ""])
+def test_marks_that_are_none(reply: str) -> None:
+    with pytest.raises(ValueError):
+        read_correct(reply)
+
+
 @pytest.mark.parametrize(
     ("answer", "place"),
     [
@@ -85,7 +148,7 @@ def test_captions_are_chosen_by_name_letter_or_text(answer: str, place: int | No
         ("longvideobench", "LongVideoBench by duration group", 2),
         ("lvbench", "LVBench by question type", 2),
         ("mmvu", "MMVU by question type", 2),
-        ("tempcompass", "TempCompass by task", 4),
+        ("tempcompass", "TempCompass by task", 5),
         ("charades_sta", "Temporal grounding", 2),
     ],
 )
@@ -100,7 +163,13 @@ def test_the_recipes(name: str, title: str, asked: int, tmp_path: Path, shapes: 
     path = layout(tmp_path, name)
     files = [f"{DATA}.path={path}", f"{DATA}.video_root={videos}"]
     fps = ["--data.init_args.sampling=orlaif.data.video.UniformSampling"] if name in FPS else []
-    results = results_of(name, tmp_path / "run", tiny_model, *files, sampling=fps)
+    if name == "longvideobench":
+        files.append(f"{DATA}.subtitles={tmp_path / 'subtitles'}")
+    judged = name in ("mmvu", "tempcompass")
+    with ChatServer(lambda request: '{"answer": "none", "correct": false}') as server:
+        judge = [f"{JUDGE}.base_url={server.url}", f"{JUDGE}.cache_dir={tmp_path / 'cache'}"] if judged else []
+        results = results_of(name, tmp_path / "run", tiny_model, *files, *judge, sampling=fps)
+    assert ("judge" in results["about"]) == judged
     assert results["tables"][0]["title"] == title
     assert results["tables"][0]["columns"][-1] == "n unreadable"
     assert (results["about"]["asked"], results["about"]["answered"]) == (asked, asked)
