@@ -28,6 +28,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--most", type=int, default=500, help="with --export, groups that it holds whole, evenly spaced"
     )
+    parser.add_argument(
+        "--frames_mb", type=float, default=20.0, help="with --export, of frames that it holds, each prompt's once"
+    )
     given = parser.parse_args(list(words))
     from orlaif.view.export import one_file
     from orlaif.view.run import Run
@@ -35,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     runs = [Run(Path(folder)) for folder in given.runs]
     if given.export is not None:
         path = Path(given.export)
-        path.write_text(one_file(runs, given.most), encoding="utf-8")
+        path.write_text(one_file(runs, given.most, given.frames_mb), encoding="utf-8")
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
     return serve(runs, given.host, given.port)
@@ -59,11 +62,9 @@ def serve(runs: Sequence[Run], host: str, port: int) -> int:
             f"--port {port} at {host} cannot be had: {error.strerror}; --port 0 takes a free one"
         ) from None
     port = listening.getsockname()[1]
-    hosts = ("127.0.0.1", "localhost", "[::1]", host)
+    hosts = ("localhost", host, socket.gethostname(), socket.getfqdn())
     print(f"http://{host if ':' not in host else f'[{host}]'}:{port}/ (Ctrl-C ends it)", flush=True)
-    threading.Thread(
-        target=lambda: __import__("torchcodec.decoders"), daemon=True
-    ).start()  # seconds, at the first frame
+    threading.Thread(target=load_decoder, daemon=True).start()
     config = uvicorn.Config(make_app(runs, hosts), log_level="warning")
     uvicorn.Server(config).run([listening])
     return 0

@@ -62,7 +62,8 @@ class ShardWriter:
         folder: ``<run_dir>/samples``; made where it is not there.
         attempt: as :func:`next_attempt` says, the same on all processes.
         process: index of this one.
-        limit_bytes: of all shards of this process, of earlier attempts too; the oldest are removed for new ones.
+        limit_bytes: of all shards of this process, of earlier attempts too, and of what :meth:`reserve` has been told
+            of; the oldest shards are removed for new ones.
         shard_bytes: at which a shard is full; by default a sixteenth of the limit, 16 MiB at most.
 
     Raises:
@@ -76,7 +77,7 @@ class ShardWriter:
             raise ValueError(f"limit_bytes is {limit_bytes}; it must be 1 or more")
         self.folder, self.attempt, self.process, self.limit_bytes = folder, attempt, process, limit_bytes
         self.shard_bytes = shard_bytes or min(16 << 20, max(1, limit_bytes // 16))
-        self._number = 0
+        self._number = self._held = self._reserved = 0
         self._file: Any = None
         self._told = False
 
@@ -95,27 +96,40 @@ class ShardWriter:
         if self._file is None or self._file.tell() + len(data) > self.shard_bytes:
             self._begin()
         self._file.write(data)
+        self._held += len(data)
+
+    def reserve(self, number_bytes: int) -> None:
+        """Leave so much of the limit to other files; the oldest shards go for them at once, the open one never."""
+        self._reserved = number_bytes
+        if self._file is not None and self._held + number_bytes > self.limit_bytes:
+            self._make_room(0)
 
     def _begin(self) -> None:
         self.close()
         self._number += 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._make_room()
-        shard = Shard(attempt=self.attempt, number=self._number, process=self.process)
+        self._make_room(self.shard_bytes)
+        shard = self._open
         self._file = (self.folder / shard.name).open("ab", buffering=0)
-        header = {"orlaif_samples": VERSION, "attempt": self.attempt, "process": self.process}
-        self._file.write(json_line(header).encode())
+        header = json_line({"orlaif_samples": VERSION, "attempt": self.attempt, "process": self.process}).encode()
+        self._file.write(header)
+        self._held += len(header)
 
-    def _make_room(self) -> None:
-        """Remove the oldest shards of this process until one more fits."""
+    @property
+    def _open(self) -> Shard:
+        """The one that is written to."""
+        return Shard(attempt=self.attempt, number=self._number, process=self.process)
+
+    def _make_room(self, needed: int) -> None:
+        """Remove the oldest shards of this process until ``needed`` bytes more fit."""
         mine = [shard for shard in shards_in(self.folder) if shard.process == self.process]
         sizes = {shard: (self.folder / shard.name).stat().st_size for shard in mine}
-        held = sum(sizes.values())
+        self._held = sum(sizes.values())
         for shard in mine:
-            if held + self.shard_bytes <= self.limit_bytes:
+            if self._held + self._reserved + needed <= self.limit_bytes or shard == self._open:
                 return
             (self.folder / shard.name).unlink()
-            held -= sizes[shard]
+            self._held -= sizes[shard]
             if not self._told:
                 log.warning("%s has reached its limit: the oldest samples go (KeepSamples.limit_mb)", self.folder)
                 self._told = True

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import mimetypes
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orlaif.samples.reading import locate_groups, read_at
+from orlaif.view.media import file_of, is_playable, kept_sheet, made_sheet, shown
 from orlaif.view.signs import signs
 from orlaif.view.summaries import summary
 
@@ -55,47 +54,33 @@ class Run:
         }
 
     def group(self, place: int) -> dict[str, Any] | None:
-        """A group whole, by its place in ``summaries``; None where there is none or it has been removed."""
-        return read_at(*self._places[place]) if 0 <= place < len(self._places) else None
+        """A group whole, by its place in ``summaries``; None where there is none or it has been removed.
+
+        To each item of ``seen`` is added which of its frames are on its sheet, ``shown``, and whether its file is here
+        and a browser plays it, ``plays``.
+        """
+        places = self._places
+        group = read_at(*places[place]) if 0 <= place < len(places) else None
+        for item in [] if group is None else group["seen"]:
+            item["shown"], path = shown(item), file_of(item)
+            item["plays"] = path is not None and is_playable(path)
+        return group
 
     def media(self, place: int, item: int) -> Path | None:
         """The file of an item that the policy saw; only media that the samples name are ever given out."""
+        path = None if (seen := self._item(place, item)) is None else file_of(seen)
+        return path if path is not None and is_playable(path) else None
+
+    def sheet(self, place: int, item: int) -> bytes | None:
+        """The frames of an item that the policy saw, as WebP (``orlaif.samples.frames``): kept, or made of its file."""
+        seen = self._item(place, item)
+        if seen is None:
+            return None
+        return kept_sheet(self.folder, seen.get("sheet")) or made_sheet(seen)
+
+    def _item(self, place: int, item: int) -> dict[str, Any] | None:
         seen = (self.group(place) or {}).get("seen", [])
-        if not 0 <= item < len(seen):
-            return None
-        path = Path(seen[item]["path"])
-        kind = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
-        return path if kind in ("image", "video") and ".." not in path.parts and path.is_file() else None
-
-    def frame(self, place: int, item: int, number: int) -> bytes | None:
-        """A frame that the policy saw, as JPEG of at most 240 pixels' height; None where it cannot be decoded."""
-        group = self.group(place)
-        path = self.media(place, item)
-        if group is None or path is None:
-            return None
-        times = group["seen"][item].get("times_s")
-        if times is not None and not 0 <= number < len(times):
-            return None
-        try:
-            return _jpeg(path, None if times is None else times[number])
-        except Exception:  # whatever a broken file makes of a decoder: the page shows that there is no frame
-            return None
-
-
-def _jpeg(path: Path, time_s: float | None) -> bytes:
-    from PIL import Image
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    if time_s is None:
-        image: Any = Image.open(path).convert("RGB")
-    else:
-        from torchcodec.decoders import VideoDecoder
-
-        image = to_pil_image(VideoDecoder(str(path)).get_frame_played_at(time_s).data)
-    image.thumbnail((480, 240))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return data.getvalue()
+        return seen[item] if 0 <= item < len(seen) else None
 
 
 #: Curves that the page shows, where the run logged them.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from orlaif.view.guard import Guard
 from orlaif.view.page import as_json, static
 from orlaif.view.run import Run
 
@@ -27,18 +27,19 @@ _POLICY = (
 _HEADERS = {
     "Content-Security-Policy": f"{_POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 _NOTHING = Response("not found", status_code=404, headers=_HEADERS)
 
 
-def make_app(runs: Sequence[Run], hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]")) -> Starlette:
+def make_app(runs: Sequence[Run], hosts: Sequence[str] = ("localhost",)) -> Starlette:
     """The application.
 
     Args:
         runs: one or more, shown side by side.
-        hosts: names by which the server may be asked; others are refused, whatever page sent the browser here.
+        hosts: names by which the server may be asked, besides addresses in numbers (:class:`~orlaif.view.guard.Guard`).
     """
 
     def file(request: Request) -> Response:
@@ -65,11 +66,10 @@ def make_app(runs: Sequence[Run], hosts: Sequence[str] = ("127.0.0.1", "localhos
         path = None if found is None else found[0].media(found[1], request.path_params["item"])
         return _NOTHING if path is None else FileResponse(path, headers=_HEADERS)
 
-    def frame(request: Request) -> Response:
+    def sheet(request: Request) -> Response:
         found = of_run(request)
-        item, number = request.path_params["item"], request.path_params["number"]
-        data = None if found is None else found[0].frame(found[1], item, number)
-        return _NOTHING if data is None else Response(data, media_type="image/jpeg", headers=_HEADERS)
+        data = None if found is None else found[0].sheet(found[1], request.path_params["item"])
+        return _NOTHING if data is None else Response(data, media_type="image/webp", headers=_HEADERS)
 
     place = "{run:int}/{place:int}"
     routes = [
@@ -78,6 +78,6 @@ def make_app(runs: Sequence[Run], hosts: Sequence[str] = ("127.0.0.1", "localhos
         Route("/api/runs", overview, methods=["GET"]),
         Route(f"/api/group/{place}", group, methods=["GET"]),
         Route(f"/media/{place}/{{item:int}}", media, methods=["GET"]),
-        Route(f"/frame/{place}/{{item:int}}/{{number:int}}", frame, methods=["GET"]),
+        Route(f"/sheet/{place}/{{item:int}}", sheet, methods=["GET"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    return Starlette(routes=routes, middleware=[Middleware(Guard, names=hosts)])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 from orlaif.oracles import Exchange, Oracle
 from orlaif.rollout import Rollout, SamplingParams
 from orlaif.samples import read_groups
 from orlaif.training.callbacks import KeepSamples
 from orlaif.training.callbacks import samples as callback
-from orlaif.types import OracleError, Ranking
+from orlaif.training.judged import JudgedBatch
+from orlaif.training.rlaif import OracleRLAIF
+from orlaif.types import Completions, OracleError, Prompt, PromptBatch, Ranking, VideoClip
 from tests.training.test_rlaif import data, rlaif, trainer
 
 
@@ -66,6 +70,7 @@ def test_each_group_with_what_became_of_it(tmp_path: Path, tiny_model: str, data
         assert (one["failure"] is None) == (ranks[0] >= 0)
         (seen,) = one["seen"]
         assert seen["path"] == one["prompt"]["video"]
+        assert seen["sheet"] is None  # the page shows them from the file
         assert seen["times_s"] == sorted(seen["times_s"])
         assert len(seen["times_s"]) >= 2
         assert one["seconds"]["rollout"] > 0
@@ -121,6 +126,84 @@ def test_a_full_disk_ends_the_keeping_not_the_run(
 def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"KeepSamples.{next(iter(settings))} is"):
         KeepSamples(**settings)
+    with pytest.raises(ValueError, match=r"KeepSamples\.frames is 'webp'; it must be as_needed, always or never"):
+        KeepSamples(frames="webp")  # type: ignore[arg-type]
+
+
+def judged(clip: Any, prompt: Prompt | None = None) -> JudgedBatch:
+    """One group of two answers."""
+    ids = torch.tensor([[[5, 6], [7, 8]]])
+    completions = Completions(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), texts=(("a", "b"),))
+    batch = PromptBatch(
+        prompts=(prompt or Prompt(id="p", question="what ?"),),
+        clips=(clip,),
+        input_ids=torch.ones(1, 2, dtype=torch.int64),
+        attention_mask=torch.ones(1, 2, dtype=torch.int64),
+        mm_inputs={},
+    )
+    ranking = Ranking(ranks=torch.tensor([[0, 1]]))
+    about: dict[str, Any] = {"step": 0, "epoch": 0, "batch_idx": 0}
+    return JudgedBatch(batch=batch, completions=completions, ranking=ranking, advantages=torch.zeros(1, 2), **about)
+
+
+def kept(tmp_path: Path, keeper: KeepSamples, *batches: JudgedBatch) -> list[Any]:
+    """As a run would have it, without one."""
+    run = types.SimpleNamespace(fast_dev_run=0, default_root_dir=str(tmp_path))
+    module = OracleRLAIF.__new__(OracleRLAIF)
+    torch.nn.Module.__init__(module)
+    module.policy = types.SimpleNamespace(  # type: ignore[assignment]
+        processor=types.SimpleNamespace(tokenizer=types.SimpleNamespace(decode=str))
+    )
+    keeper.on_fit_start(run, module)  # type: ignore[arg-type]
+    for one in batches:
+        keeper.on_groups(run, module, one)  # type: ignore[arg-type]
+    keeper.teardown(run, module, "fit")  # type: ignore[arg-type]
+    return list(read_groups(tmp_path / "samples"))
+
+
+def clip(path: str, seed: int = 0) -> VideoClip:
+    frames = torch.randint(0, 256, (3, 3, 40, 60), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return VideoClip(frames=frames, pts_s=torch.arange(3, dtype=torch.float64), duration_s=3.0, path=path)
+
+
+def test_frames_are_kept_where_no_file_has_them_or_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"a film")
+    cases: list[tuple[KeepSamples, str, bool]] = [
+        (KeepSamples(), "a.mp4", False),
+        (KeepSamples(), "memory://7", True),
+        (KeepSamples(frames="always"), "a.mp4", True),
+        (KeepSamples(frames="never"), "memory://7", False),
+    ]
+    for number, (keeper, path, there) in enumerate(cases):
+        folder = tmp_path / str(number)
+        (one,) = kept(folder, keeper, judged(clip(path)))
+        (seen,) = one["seen"]
+        assert (seen["sheet"] is not None) == there
+        assert seen["path"] == (str(tmp_path / "a.mp4") if path == "a.mp4" else path)
+        assert (folder / "samples" / "frames").exists() == there
+        if there:
+            assert Image.open(folder / "samples" / "frames" / seen["sheet"]).size == (180, 40)
+
+
+def test_frames_of_single_images_have_no_film_to_point_to(tmp_path: Path) -> None:
+    """The path of such a prompt only names it, also where a file happens to be there."""
+    (tmp_path / "a.mp4").write_bytes(b"a film")
+    path = str(tmp_path / "a.mp4")
+    prompt = Prompt(id="p", question="what ?", video=path, frames=("0.png", "1.png", "2.png"))
+    (one,) = kept(tmp_path, KeepSamples(), judged(clip(path), prompt))
+    assert one["seen"][0]["sheet"] is not None
+
+
+def test_frames_count_into_the_limit(tmp_path: Path) -> None:
+    """Forty clips and their groups want more than twice what is allowed."""
+    batches = [judged(clip("made", i), Prompt(id=f"p{i}", question="what ? " * 500)) for i in range(40)]
+    groups = kept(tmp_path, KeepSamples(limit_mb=0.1), *batches)
+    files = [path for path in (tmp_path / "samples").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 100_000
+    assert 0 < len(groups) < 40
+    assert groups[-1]["prompt"]["id"] == "p39"
+    assert (tmp_path / "samples" / "frames" / groups[-1]["seen"][0]["sheet"]).is_file()
 
 
 def test_a_group_needs_no_log_probs(tmp_path: Path, tiny_model: str, data_root: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import threading
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from orlaif.media import VideoClip
+from orlaif.samples.frames import FrameStore
 from orlaif.view.export import one_file
 from orlaif.view.run import Run
 from tests.view.runs import answer, group, run
@@ -122,7 +127,7 @@ def test_a_group_with_its_video_frames_and_the_other_run(page: Any, address: str
     until(page, "document.querySelector('video').readyState >= 2")
     page.evaluate("document.querySelector('video').play()")
     until(page, "document.querySelector('video').currentTime > 1.05")
-    until(page, "[...document.images].every((one) => one.naturalWidth > 40)")
+    until(page, "document.querySelectorAll('.frames figure').length === 3")
     assert page.locator(".frames figure").all_inner_texts() == ["1.00 s", "1.40 s", "1.80 s"]
     answers = page.locator(".answer .text").all_inner_texts()
     assert [one.replace(" ", "") for one in answers] == ["blueitis2", "green", "reditis2", "green"]
@@ -131,6 +136,29 @@ def test_a_group_with_its_video_frames_and_the_other_run(page: Any, address: str
     assert "second, step 0" in page.locator("#group h2").all_inner_texts()
     assert page.locator(".token").first.get_attribute("title") == "log-prob -0.500"
     shot(page, "group")
+
+
+def test_frames_that_were_kept_are_cut_out_of_their_sheet(page: Any, tmp_path: Path) -> None:
+    """Of a clip that no file has: on the page, and in the exported file."""
+    colors = torch.tensor([[255, 0, 0], [0, 200, 0], [0, 0, 255]] * 4, dtype=torch.uint8)
+    frames = colors[:, :, None, None].expand(-1, -1, 90, 120).contiguous()
+    clip = VideoClip(frames=frames, pts_s=torch.arange(12.0, dtype=torch.float64), duration_s=12.0, path="made")
+    store = FrameStore(tmp_path / "one" / "samples" / "frames", 10**6)
+    seen = [{"path": "made", "times_s": clip.pts_s.tolist(), "sheet": store.keep("p", clip)}]
+    store.close()
+    one = Run(run(tmp_path / "one", [group(0, "p", answer("a", 0), answer("b", 1), seen=seen)]))
+    (tmp_path / "page.html").write_text(one_file([one], most=5), encoding="utf-8")
+    for address in served([one]):
+        for place in (address, (tmp_path / "page.html").as_uri()):
+            ready(page, place).locator(".row").first.click()
+            until(page, "document.querySelectorAll('.frames figure').length === 12")
+            shown = page.locator(".frame")
+            for i, hue in ((0, 0), (1, 1), (9, 0), (11, 2)):  # the tenth and twelfth are in the second row
+                shown.nth(i).scroll_into_view_if_needed()
+                picture = Image.open(io.BytesIO(shown.nth(i).screenshot())).convert("RGB")
+                middle = picture.getpixel((picture.width // 2, picture.height // 2))
+                assert middle.index(max(middle)) == hue
+            assert page.locator(".frames figure").last.inner_text() == "11.00 s"
 
 
 def test_the_prompt_over_time_and_every_view_has_a_link(page: Any, address: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from orlaif.cli.view import main
@@ -19,7 +22,7 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\u202
 
 @pytest.fixture
 def client(tmp_path: Path, shared_videos: Path) -> TestClient:
-    clip = {"path": str(next(shared_videos.glob("*.mp4"))), "times_s": [0.0, 0.2]}
+    clip = {"path": str(shared_videos / "nasa_13013.mp4"), "times_s": [0.0, 0.2]}
     gone = {"path": str(tmp_path / "gone.mp4"), "times_s": [0.0, 1.0]}
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "a.mp4").write_bytes(b"film")
@@ -49,18 +52,119 @@ def test_media_are_those_of_the_samples_alone(client: TestClient) -> None:
     part = client.get("/media/0/0/0", headers={"Range": "bytes=10-19"})
     assert part.status_code == 206
     assert part.content == whole.content[10:20]
-    assert client.get("/frame/0/0/0/1").content[:2] == b"\xff\xd8"
-    missing = ["/media/0/0/1", "/media/0/0/2", "/media/0/9/0", "/media/7/0/0", "/media/-1/0/0", "/frame/0/0/0/2"]
-    missing += ["/frame/0/0/1/0", "/../pyproject.toml", "/%2e%2e/pyproject.toml", "/server.py", "/api/group/0/2"]
+    sheet = client.get("/sheet/0/0/0")
+    assert sheet.headers["content-type"] == "image/webp"
+    assert client.get("/api/group/0/0").json()["seen"][0]["shown"] == [0, 1]
+    film = Image.open(io.BytesIO(sheet.content))
+    assert film.width / 2 / film.height == pytest.approx(480 / 270, abs=0.02)
+    missing = ["/media/0/0/1", "/media/0/0/2", "/media/0/9/0", "/media/7/0/0", "/media/-1/0/0", "/sheet/0/0/2"]
+    missing += [
+        "/sheet/0/0/1",
+        "/sheet/0/1/0",
+        "/sheet/0/1/1",
+        "/../pyproject.toml",
+        "/%2e%2e/pyproject.toml",
+        "/server.py",
+        "/api/group/0/2",
+    ]
     missing += ["/media/0/1/0", "/media/0/1/1"]
     for path in missing:
         assert client.get(path).status_code == 404, path
 
 
 def test_only_get_and_only_by_its_own_name(client: TestClient) -> None:
-    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        assert client.request(method, "/api/runs").status_code == 405
-    assert client.get("/api/runs", headers={"Host": "evil.example"}).status_code == 400
+    for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"):
+        for path in ("/", "/api/runs", "/media/0/0/0", "/sheet/0/0/0", "/none"):
+            assert client.request(method, path).status_code == 405
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example:8420", "", "[evil]"):
+        assert client.get("/api/runs", headers={"Host": host}).status_code == 400, host
+    for host in ("127.0.0.1:8420", "localhost", "LOCALHOST:1", "[::1]:8420", "[::1]", "192.168.0.7:8420"):
+        assert client.get("/api/runs", headers={"Host": host}).status_code == 200, host
+
+
+def test_of_the_runs_own_files_sheets_alone(tmp_path: Path) -> None:
+    """A folder that somebody sent: names that lead elsewhere, links, and files that are no pictures."""
+    frames = tmp_path / "one" / "samples" / "frames"
+    frames.mkdir(parents=True)
+    secret = tmp_path / "secret.webp"
+    secret.write_bytes(b"RIFF....WEBPsecret")
+    (tmp_path / "secret.txt").write_text("secret")
+    names = [f"{i:032x}.webp" for i in range(4)]
+    (frames / names[0]).write_bytes(b"RIFF....WEBPkept")
+    (frames / names[1]).symlink_to(secret)
+    (frames / names[2]).write_bytes(b"no picture")
+    (frames / "secret.webp").write_bytes(b"RIFF....WEBPsecret")
+    (tmp_path / "linked.mp4").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "linked.jpg").symlink_to(secret)
+    hostile = [*names[1:], "secret.webp", "../../../secret.webp", str(secret), f"{names[0]}\0", f"/{names[0]}", "", 7]
+    seen: list[dict[str, Any]] = [
+        {"path": "made", "times_s": [0.0, 1.0], "sheet": name} for name in [names[0], *hostile]
+    ]
+    paths = [
+        str(tmp_path / "linked.mp4"),
+        f"{tmp_path}/a\0.mp4",
+        "/etc/passwd",
+        "\ud800.mp4",
+        "",
+        None,
+        7,
+        "http://x/a.mp4",
+    ]
+    media: list[dict[str, Any]] = [{"path": path, "times_s": [0.0, 1.0]} for path in paths]
+    folder = run(tmp_path / "one", [group(0, "p", answer("a", 0), answer("b", 1), seen=[*seen, *media])])
+    client = TestClient(make_app([Run(folder)]), base_url="http://127.0.0.1")
+    assert client.get("/sheet/0/0/0").content == b"RIFF....WEBPkept"
+    for n in range(1, len(seen) + len(media)):
+        for kind in ("sheet", "media"):
+            assert client.get(f"/{kind}/0/0/{n}").status_code == 404, (kind, n)
+    outside = ["samples/", "%2e%2e/secret.txt", "..%2f..%2fsecret.txt", "%2fetc%2fpasswd", "//etc/passwd", "page.js%00"]
+    outside += ["sheet/0/0/0%2f..", "media/0/0/%2e%2e%2f1", f"samples/frames/{names[0]}", "page.html%2f..%2fpage.py"]
+    for path in outside:
+        assert client.get(f"/{path}").status_code == 404, path
+    assert one_file([Run(folder)], most=1).count("UklGRi4uLi5XRUJQa2VwdA") == 1  # the one sheet, in base64
+
+
+def test_a_linked_folder_of_frames_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    name = f"{0:032x}.webp"
+    (tmp_path / "elsewhere" / name).write_bytes(b"RIFF....WEBPsecret")
+    seen = [{"path": "made", "times_s": [0.0, 1.0], "sheet": name}]
+    folder = run(tmp_path / "one", [group(0, "p", answer("a", 0), answer("b", 1), seen=seen)])
+    (folder / "samples" / "frames").symlink_to(tmp_path / "elsewhere")
+    assert Run(folder).sheet(0, 0) is None
+
+
+def test_an_exported_page_holds_frames_up_to_a_bound(tmp_path: Path) -> None:
+    """Each sheet once; signs of trouble first."""
+    frames = tmp_path / "one" / "samples" / "frames"
+    frames.mkdir(parents=True)
+    for i in range(5):
+        (frames / f"{i:032x}.webp").write_bytes(b"RIFF....WEBP" + bytes([i]) * 7500)
+    groups = []
+    for i in range(40):
+        seen = [{"path": "made", "times_s": [0.0, 1.0], "sheet": f"{i % 5:032x}.webp"}]
+        groups.append(
+            group(
+                i,
+                f"p{i}",
+                answer("same", 0 if i % 5 == 4 else i % 2),
+                answer("alike", 0 if i % 5 == 4 else 1 - i % 2),
+                seen=seen,
+            )
+        )
+    told = []
+    for frames_mb in (1.0, 0.025, 0.0):
+        page = one_file([Run(tmp_path / "one")] if told else [Run(run(tmp_path / "one", groups))], 100, frames_mb)
+        told += json.loads(page.split('id="data">')[1].split("</script>")[0])
+    everything, two, none = told
+    assert len(everything["sheets"]) == 5
+    assert everything["sheet_of"].keys() == {f"{i}/0" for i in range(40)}
+    assert len(two["sheets"]) == 2
+    tied = next(sign["groups"] for sign in two["signs"] if sign["name"] == "tied groups")
+    assert f"{tied[0]}/0" in two["sheet_of"]
+    assert none["sheets"] == none["sheet_of"] == {}
+    with pytest.raises(ValueError, match="--frames_mb is -1"):
+        one_file([], most=1, frames_mb=-1)
 
 
 def test_one_file_holds_texts_as_data(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from orlaif.distributed.sync import exchange, num_processes, process_index
-from orlaif.media import Picture, VideoClip
+from orlaif.media import Seen, VideoClip
+from orlaif.prompt import Prompt
+from orlaif.samples.frames import FrameStore
 from orlaif.samples.shards import ShardWriter, next_attempt
 from orlaif.training.judged import JudgedBatch, of_answers
 from orlaif.training.rlaif import OracleRLAIF
@@ -26,29 +29,43 @@ class KeepSamples(Callback):
     """Writes the groups of every training step to ``<run_dir>/samples``, as lines of JSON (``orlaif.samples``).
 
     Each line is a group: ``step``, ``epoch``, ``batch``, ``process``, ``time`` (seconds since 1970), ``prompt`` (all of
-    its fields), ``seen`` (the media that the policy saw: ``path``, and ``times_s`` of a clip's frames), ``seconds`` of
-    the batch by stage, ``failure`` of the oracle or null, ``exchanges`` (what a judge was asked and replied, in its
-    words), and ``answers``, each with ``text``, ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum),
-    ``tokens`` (as texts), ``logps`` (of each token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-probs
-    minus the reference's); null if unknown.
+    its fields), ``seen`` (the media that the policy saw: ``path``, ``times_s`` of a clip's frames, and ``sheet``, the
+    name of their picture in ``samples/frames``, or null), ``seconds`` of the batch by stage, ``failure`` of the oracle
+    or null, ``exchanges`` (what a judge was asked and replied, in its words), and ``answers``, each with ``text``,
+    ``rank`` (-1: none), ``score``, ``advantage`` (of tokens: their sum), ``tokens`` (as texts), ``logps`` (of each
+    token, by the sampler), ``trainer_logps`` and ``kl`` (sum of log-probs minus the reference's); null if unknown.
 
     Args:
         share: of the groups to keep, 1 = all. Which ones is a matter of epoch and prompt alone.
-        limit_mb: of all samples of a run together, in MB (10^6 bytes); the oldest go for new ones.
+        limit_mb: of all samples of a run together, in MB (10^6 bytes); the oldest go for new ones. Of it, frames take
+            half at most.
+        frames: whose frames are kept as a picture, once for each prompt (``orlaif.samples.frames``): ``as_needed``,
+            of what is no file that the page could show them from (clips made in memory, from a URL or an archive, or of
+            single images); ``always``, to look at them elsewhere; or ``never``.
         dirpath: folder; by default ``<run_dir>/samples``.
 
     Raises:
         ValueError: a setting out of its range.
     """
 
-    def __init__(self, share: float = 1.0, limit_mb: float = 1000.0, dirpath: str | None = None) -> None:
+    def __init__(
+        self,
+        share: float = 1.0,
+        limit_mb: float = 1000.0,
+        frames: Literal["as_needed", "always", "never"] = "as_needed",
+        dirpath: str | None = None,
+    ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"KeepSamples.share is {share}; it must lie in [0, 1]")
         if not limit_mb > 0:
             raise ValueError(f"KeepSamples.limit_mb is {limit_mb}; it must be positive")
-        self.share, self.limit_mb, self.dirpath = share, limit_mb, dirpath
+        if frames not in ("as_needed", "always", "never"):
+            raise ValueError(f"KeepSamples.frames is {frames!r}; it must be as_needed, always or never")
+        self.share, self.limit_mb, self.frames, self.dirpath = share, limit_mb, frames, dirpath
         self._writer: ShardWriter | None = None
+        self._store: FrameStore | None = None
         self._pieces: dict[int, str] = {}
+        self._files: dict[str, bool] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Number this start of the run; nothing is written before there is a group."""
@@ -58,6 +75,8 @@ class KeepSamples(Callback):
         attempt = exchange(next_attempt(folder))[0]
         limit = max(1, int(self.limit_mb * 1e6 / num_processes()))
         self._writer = ShardWriter(folder, attempt, process_index(), limit)
+        if self.frames != "never":
+            self._store = FrameStore(folder / "frames", limit // 2, num_processes())
 
     def on_groups(self, trainer: Trainer, pl_module: LightningModule, judged: JudgedBatch) -> None:
         """Write the groups of a batch; where that fails, say so once and keep no more."""
@@ -66,7 +85,10 @@ class KeepSamples(Callback):
         kept = [i for i, prompt in enumerate(judged.batch.prompts) if self._keeps(judged.epoch, prompt.id)]
         tokenizer = pl_module.policy.processor.tokenizer
         try:
-            self._writer.write(groups_of(judged, kept, lambda ids: self._texts(tokenizer, ids)))
+            seen = [self._seen(judged.batch.prompts[i], judged.batch.clips[i]) for i in kept]
+            self._writer.write(groups_of(judged, kept, seen, lambda ids: self._texts(tokenizer, ids)))
+            if self._store is not None:
+                self._writer.reserve(self._store.held_bytes)
         except OSError as error:
             log.warning("%s; no more samples are kept of this run", error)
             self._end()
@@ -77,6 +99,26 @@ class KeepSamples(Callback):
         digest = hashlib.sha256(f"{epoch}/{prompt_id}".encode(errors="surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
+    def _seen(self, prompt: Prompt, seen: Seen) -> list[dict[str, Any]]:
+        """Of each picture and clip that a prompt showed its file, the times of its frames, and its sheet."""
+        told, parts = [], prompt.media
+        for place, item in enumerate(seen.items):
+            of_images = len(parts) == len(seen.items) and getattr(parts[place], "frames", None) is not None
+            is_file = not of_images and self._is_file(item.path)
+            about: dict[str, Any] = {"path": os.path.abspath(item.path) if is_file else item.path}
+            if isinstance(item, VideoClip):
+                about["times_s"] = [round(time_s, 3) for time_s in item.pts_s.tolist()]
+            keeps = self._store is not None and (self.frames == "always" or not is_file)
+            about["sheet"] = self._store.keep(prompt.id, item) if keeps and self._store is not None else None
+            told.append(about)
+        return told
+
+    def _is_file(self, path: str) -> bool:
+        """Asked once of each path in a run."""
+        if path not in self._files:
+            self._files[path] = os.path.isfile(path)
+        return self._files[path]
+
     def _texts(self, tokenizer: Any, ids: list[int]) -> list[str]:
         """What each token stands for; each is decoded once in a run."""
         for token in set(ids) - self._pieces.keys():
@@ -84,21 +126,31 @@ class KeepSamples(Callback):
         return [self._pieces[token] for token in ids]
 
     def _end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, store, self._writer, self._store = self._writer, self._store, None, None
+        if store is not None:
+            try:
+                store.close()
+            except OSError as error:
+                log.warning("%s; frames of the last samples are not kept", error)
+            if writer is not None:
+                writer.reserve(store.held_bytes)
+        if writer is not None:
+            writer.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the shard."""
         self._end()
 
 
-def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[str, Any]]:
+def groups_of(
+    judged: JudgedBatch, places: list[int], seen: list[list[dict[str, Any]]], texts: Any
+) -> list[dict[str, Any]]:
     """Plain values of the groups at ``places``.
 
     Args:
         judged: P groups.
         places: of those wanted.
+        seen: of each of those, what is told of its media.
         texts: from a list of token ids to a list of texts.
     """
     if not places:
@@ -117,7 +169,7 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
     about: dict[str, Any] = {"step": judged.step, "epoch": judged.epoch, "batch": judged.batch_idx}
     about |= {"process": process_index(), "time": round(time.time(), 3), "seconds": dict(judged.seconds)}
     groups = []
-    for i in places:
+    for i, media in zip(places, seen, strict=True):
         answers = [
             {
                 "text": text,
@@ -133,7 +185,7 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
             {
                 **about,
                 "prompt": asdict(prompt),
-                "seen": [_seen(item) for item in judged.batch.clips[i].items],
+                "seen": media,
                 "failure": failures.get(prompt.id),
                 "exchanges": [
                     {"asked": one.asked, "replied": one.replied}
@@ -144,13 +196,6 @@ def groups_of(judged: JudgedBatch, places: list[int], texts: Any) -> list[dict[s
             }
         )
     return groups
-
-
-def _seen(item: Picture | VideoClip) -> dict[str, Any]:
-    """A picture, or a clip with the times of its frames in seconds."""
-    if isinstance(item, Picture):
-        return {"path": item.path}
-    return {"path": item.path, "times_s": [round(time_s, 3) for time_s in item.pts_s.tolist()]}
 
 
 def _rounded(values: Tensor) -> list[Any]:

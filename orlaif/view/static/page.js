@@ -1,7 +1,7 @@
 "use strict";
 // The page keeps all of its state in the address, so that every view has a link. Texts of a run are only ever set as
 // text, never as HTML.
-const ROW = 44;
+const ROW = 44, COLUMNS = 8; // pixels of a row of the list; frames in a row of a sheet
 const $ = (id) => document.getElementById(id);
 const embedded = document.getElementById("data");
 let runs = [];
@@ -150,13 +150,43 @@ async function open(place) {
 function mediaOf(group, run, place) {
   return group.seen.flatMap((item, n) => {
     const span = item.times_s ? "#t=" + item.times_s[0] + "," + (item.times_s[item.times_s.length - 1] + 0.1) : "";
-    const name = element("p", { class: "quiet" }, item.path);
-    if (embedded) return [name];
-    const frames = (item.times_s || [null]).map((time, k) =>
-      element("figure", {}, element("img", { src: "frame/" + [run, place, n, k].join("/"), alt: time === null ? "image" : "frame at " + time + " s", loading: "lazy" }), time === null ? "" : number(time, 2) + " s"));
-    const video = item.times_s ? element("video", { controls: "", preload: "metadata", muted: "", src: "media/" + [run, place, n].join("/") + span }) : null;
-    return [video, element("div", { class: "frames" }, ...frames), name];
-  }).filter((made) => made !== null);
+    const frames = element("div", { class: "frames" }), note = element("p", { class: "quiet" }, item.path);
+    const says = (words) => note.replaceChildren(item.path + " (" + words + ")");
+    showSheet(frames, item, sheetOf(run, place, n), () => says(embedded ? "its frames are not in this file" : "no frames to be had here"));
+    const video = embedded || !item.times_s || !item.plays ? null :
+      element("video", { controls: "", preload: "metadata", muted: "", src: "media/" + [run, place, n].join("/") + span, onerror: () => video.remove() });
+    return [video, frames, note];
+  });
+}
+// The address of a sheet of frames; of an exported page those that it holds.
+const made = {};
+function sheetOf(run, place, n) {
+  if (!embedded) return "sheet/" + [run, place, n].join("/");
+  const key = runs[run].sheet_of[place + "/" + n];
+  if (key === undefined) return null;
+  if (!(key in made)) {
+    const bytes = Uint8Array.from(atob(runs[run].sheets[key]), (c) => c.charCodeAt(0));
+    made[key] = URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+  }
+  return made[key];
+}
+// Cuts the frames out of a sheet: COLUMNS in a row, all of one size.
+function showSheet(box, item, source, failed) {
+  if (source === null) return failed();
+  const count = item.shown.length, wide = Math.min(COLUMNS, count), high = Math.ceil(count / wide);
+  const sheet = new Image();
+  sheet.onerror = failed;
+  sheet.onload = () => {
+    const width = (96 * (sheet.naturalWidth / wide)) / (sheet.naturalHeight / high);
+    box.replaceChildren(...item.shown.map((place, k) => {
+      const time = item.times_s ? number(item.times_s[place], 2) + " s" : "";
+      const frame = element("div", { class: "frame", role: "img", "aria-label": time ? "frame at " + time : "image" });
+      Object.assign(frame.style, { width: width + "px", backgroundImage: 'url("' + source + '")',
+        backgroundSize: wide * width + "px " + high * 96 + "px", backgroundPosition: -(k % wide) * width + "px " + -Math.floor(k / wide) * 96 + "px" });
+      return element("figure", {}, frame, time);
+    }));
+  };
+  sheet.src = source;
 }
 function answersOf(group) {
   const order = group.answers.map((answer, i) => [answer, i]);
