@@ -383,6 +383,37 @@ class Ranking:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How a prompt was answered, by a group of answers.
+
+    Args:
+        id: of the prompt.
+        pass_rate: share of the answers that are right.
+        mean_score: of the oracle's scores.
+        samples: answers that were scored.
+    """
+
+    id: str
+    pass_rate: float
+    mean_score: float
+    samples: int
+
+
+@runtime_checkable
+class LearnsRates(Protocol):
+    """What a stage needs of a DataModule whose order follows what is measured while it trains.
+
+    Attributes:
+        learns_rates: whether it does.
+    """
+
+    learns_rates: bool
+
+    def note_rates(self, measured: Sequence[Measured]) -> None:
+        """The groups of a batch, of all processes; every process is told the same."""
+
+
 class PromptEncoder(Protocol):
     """From P prompts and their clips to the inputs of one model; what the DataModule needs of a model."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,9 @@ from lightning import LightningDataModule, Trainer
 
 from orlaif.data.collator import BadVideos
 from orlaif.data.place import Place, PlaceKeeper
+from orlaif.data.running_rates import RunningRates
 from orlaif.distributed.changes import is_allowed
+from orlaif.types import Measured
 
 
 class ResumableDataModule(LightningDataModule):
@@ -32,6 +35,7 @@ class ResumableDataModule(LightningDataModule):
         self._keeper: PlaceKeeper | None = None
         self._place: Place | None = None
         self._fingerprint = ""
+        self._rates: RunningRates | None = None
 
     def follow(self, trainer: Trainer, batch_size: int, train: Any) -> None:
         """Keep the place of a run that begins.
@@ -43,6 +47,13 @@ class ResumableDataModule(LightningDataModule):
         """
         self._place, self.bad_videos, self._counts = None, BadVideos(self.max_bad_rate), (0, 0)
         self._fingerprint = "" if train is None else train.fingerprint()
+        self._rates = getattr(train, "rates", None)
+        module: Any = trainer.lightning_module
+        if self._rates is not None and not hasattr(module, "oracle"):
+            raise ValueError(
+                f"data.train measures pass rates while training, and {type(module).__name__} has no oracle to measure "
+                "by; set measure: false"
+            )
         self._keeper = PlaceKeeper(batch_size * trainer.world_size)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [self._keeper, *(one for one in callbacks if not isinstance(one, PlaceKeeper))]
@@ -51,6 +62,18 @@ class ResumableDataModule(LightningDataModule):
         """A batch is about to be trained on."""
         if self._keeper is not None and self.trainer is not None and self._keeper.opened(self.trainer):
             self._counts = self.bad_videos.counts
+            if self._rates is not None:
+                self._rates.settle()
+
+    @property
+    def learns_rates(self) -> bool:
+        """Whether the training data are drawn by pass rates that are measured meanwhile."""
+        return self._rates is not None
+
+    def note_rates(self, measured: Sequence[Measured]) -> None:
+        """What was measured of a batch, as :class:`~orlaif.types.LearnsRates` says."""
+        if self._rates is not None:
+            self._rates.note(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training data, what it is, and how many videos were bad before it."""
@@ -58,7 +81,12 @@ class ResumableDataModule(LightningDataModule):
             return {}
         place = self._keeper.now(self.trainer)
         videos = self._counts if self._keeper.is_within_step else self.bad_videos.counts
-        return {"place": asdict(place), "data": self._fingerprint, "videos": list(videos)}
+        state = {"place": asdict(place), "data": self._fingerprint, "videos": list(videos)}
+        if self._rates is not None:
+            if not self._keeper.is_within_step:
+                self._rates.settle()
+            state["rates"] = self._rates.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, on any number of processes.
@@ -74,6 +102,8 @@ class ResumableDataModule(LightningDataModule):
                 "the same data, or allow it with --resume_changed data.train"
             )
         self._place = Place(**state["place"])
+        if self._rates is not None and "rates" in state:
+            self._rates.load_state_dict(state["rates"])
         videos, bad = state["videos"]
         self.bad_videos.counts = self._counts = videos, bad
 

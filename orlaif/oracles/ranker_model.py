@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from orlaif.distributed.sync import process_index
 from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.policy import Policy
+from orlaif.policy.context import context_limit
 from orlaif.policy.ending import answer_ids
 from orlaif.policy.export import check_export, published, write_policy
 from orlaif.types import Completions, PromptBatch
@@ -134,6 +135,7 @@ class ListwiseRanker(Ranker):
         """Scores f32[P, G] from one pass, each group in its order; centred, since only differences mean anything."""
         assert self.head is not None
         completions, ends = row_completions(self.policy, answers, orders, batch.input_ids.device)
+        check_rows(self.policy, batch, completions, answers)
         hidden, _ = self.policy.completion_hidden(batch, completions)
         read = hidden[torch.arange(len(hidden), device=hidden.device)[:, None], ends.clamp(min=0)]
         scores = self.head(read.to(self.head.weight.dtype)).squeeze(-1)
@@ -220,6 +222,24 @@ def row_completions(
         rows.append([[*row, row[-1]]])
     texts = tuple(("".join(members[place] for place in order),) for members, order in zip(answers, orders, strict=True))
     return Completions.padded(rows, texts, policy.pad_id, device), ends.to(device)
+
+
+def check_rows(policy: Policy, batch: PromptBatch, completions: Completions, answers: Sequence[Sequence[str]]) -> None:
+    """Refuse a group whose answers, one after another behind its prompt, are more than the model has positions for.
+
+    Raises:
+        ValueError: the first such prompt by its id, with the numbers.
+    """
+    limit = context_limit(policy.config)
+    before, behind = batch.attention_mask.sum(-1).tolist(), completions.lengths[:, 0].tolist()
+    for prompt, members, asked, row in zip(batch.prompts, answers, before, behind, strict=True):
+        if limit is not None and asked + row > limit:
+            raise ValueError(
+                f"prompt {prompt.id!r} has {asked} tokens and its {len(members)} answers {row} in a row, and the "
+                f"listwise ranker's model has {limit} positions; give it smaller groups or shorter answers "
+                "(rollout.group_size, rollout.sampling.max_new_tokens, or the rows of data.train), fewer or smaller "
+                "frames (data.sampling, data.budget), or use a pairwise ranker, which reads answers alone"
+            )
 
 
 def closed(policy: Policy, answers: Sequence[Sequence[str]]) -> list[list[list[int]]]:

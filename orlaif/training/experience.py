@@ -7,6 +7,7 @@ ranked and weighed before it is cut.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,10 +25,11 @@ from orlaif.training.in_flight import candidate_groups
 from orlaif.training.judged import JudgedBatch, show, whole
 from orlaif.training.lengths import by_length, cut_off, note_answers
 from orlaif.training.log_probs import LogProbs, log_probs
+from orlaif.training.measured import measured
 from orlaif.training.metrics import note_completions, note_order_consistency
 from orlaif.training.mismatch import importance_weights
 from orlaif.training.notes import elapsed
-from orlaif.types import Completions, OracleError, PromptBatch, Ranking
+from orlaif.types import Completions, LearnsRates, Measured, OracleError, Prompt, PromptBatch, Ranking
 
 if TYPE_CHECKING:
     from orlaif.training.rlaif import OracleRLAIF
@@ -149,7 +151,7 @@ def judge(
     """
     completions, asked = sampled.completions, sampled.asked
     with borrowed(module):
-        ranking = rank_together(module, asked)
+        ranking = rank_together(module, asked, batch.prompts)
     if ranking is None:
         ranking = Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
     said, ranking = ranking, by_length(module, ranking, completions)
@@ -239,17 +241,28 @@ def borrowed(module: OracleRLAIF) -> AbstractContextManager[None]:
     return module.policy.gathered() if module.oracle.borrows_policy else nullcontext()
 
 
-def rank_together(module: OracleRLAIF, asked: Asked | Answered | None) -> Ranking | None:
+def rank_together(
+    module: OracleRLAIF, asked: Asked | Answered | None, prompts: Sequence[Prompt] = ()
+) -> Ranking | None:
     """What the oracle answered, its cost noted; None for a process that asked nothing. All processes must call it.
+
+    Args:
+        module: whose data is told of pass rates, where its order follows them.
+        asked: the oracle behind the groups.
+        prompts: of the groups.
 
     Raises:
         OracleError: on all processes, what failed on any; or groups of all of them past
             ``on_oracle_failure.max_rate``.
     """
     ranking, error = None, None
+    data = getattr(module.trainer, "datamodule", None)
+    learner = data if isinstance(data, LearnsRates) and data.learns_rates else None
+    rates: list[Measured] = []
     if asked is not None:
         try:
             ranking = asked.result()
+            rates = measured(prompts, ranking, type(module.oracle).__name__) if learner else []
         except Exception as problem:  # whatever it is, the other processes must not wait for this one
             error = problem
     raise_together(error)
@@ -260,11 +273,13 @@ def rank_together(module: OracleRLAIF, asked: Asked | Answered | None) -> Rankin
             module.notes.note(f"oracle/{name}", number)
     failures = () if ranking is None else ranking.failures
     last = (failures[-1].oracle, failures[-1].prompt_id, failures[-1].cause) if failures else None
-    everyone = exchange((0 if ranking is None else len(ranking.ranks), len(failures), last))
+    everyone = exchange((0 if ranking is None else len(ranking.ranks), len(failures), last, rates))
+    if learner is not None:
+        learner.note_rates([one for *_, of_process in everyone for one in of_process])
     totals = module.notes.totals
-    groups = totals["groups"] = totals.get("groups", 0) + sum(asked for asked, _, _ in everyone)
-    failed = totals["failed_groups"] = totals.get("failed_groups", 0) + sum(number for _, number, _ in everyone)
+    groups = totals["groups"] = totals.get("groups", 0) + sum(asked for asked, *_ in everyone)
+    failed = totals["failed_groups"] = totals.get("failed_groups", 0) + sum(number for _, number, *_ in everyone)
     module.log("oracle/failure_rate", failed / max(1, groups))
-    for failure in (failure for _, _, failure in everyone if failure is not None):
+    for failure in (failure for _, _, failure, _ in everyone if failure is not None):
         module.on_oracle_failure.check(int(failed), int(groups), OracleError(*failure))
     return ranking

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orlaif.evaluation.loop import Evaluated
+from orlaif.training.measured import measured
 from orlaif.training.preference_sampling import PreferenceSampling, RankedGroups
-from orlaif.types import CandidateGroup, OracleError, Ranking
+from orlaif.types import CandidateGroup, Ranking
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +43,11 @@ class MeasuredGroups(RankedGroups):
         Raises:
             OracleError: the oracle gives no scores.
         """
-        failed = {error.prompt_id for error in ranking.failures}
-        rows = []
-        for i, group in enumerate(groups):
-            if group.prompt.id in failed:
-                continue
-            scores = [] if ranking.scores is None else [s for s in ranking.scores[i].tolist() if s == s]
-            if not scores:
-                raise OracleError("PassRates", group.prompt.id, "the recipe's oracle gives no scores to measure by")
-            rows.append(
-                {
-                    "id": group.prompt.id,
-                    "pass_rate": sum(score >= 1 for score in scores) / len(scores),
-                    "mean_score": sum(scores) / len(scores),
-                    "samples": len(scores),
-                    "tied": len(set(ranking.ranks[i].tolist())) == 1,
-                }
-            )
-        return rows
+        places = {group.prompt.id: i for i, group in enumerate(groups)}
+        return [
+            {**asdict(one), "tied": len(set(ranking.ranks[places[one.id]].tolist())) == 1}
+            for one in measured([group.prompt for group in groups], ranking, "PassRates")
+        ]
 
     def end(self, module: Evaluated) -> None:
         """Say what was written and what was not."""

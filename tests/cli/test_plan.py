@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch._library.custom_ops import OPDEFS
 
+from orlaif.cli.plan import main
 from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.sizes import Setup
@@ -17,6 +19,7 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
+from tests.conftest import REPO
 
 LORA = {"r": 8, "target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]}
 P, G, T = 2, 4, 24
@@ -130,3 +133,36 @@ def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, way: str, dty
         print(f"{phase}: planned {planned / 1e6:.1f} MB, real {peak / 1e6:.1f} MB, {planned / peak - 1:+.1%}")
     for phase, peak in real.items():
         assert sum(plan.phases[phase].values()) == pytest.approx(peak, rel=0.1), phase
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["ranker_demo.yaml", "--answers=3"], "3 answers of up to 10"),
+        (
+            ["ranker_demo.yaml", "--answers=3", "--model.class_path=orlaif.training.ranker.ListwiseRankerTraining"],
+            "3 answers in a row, 30 tokens together",
+        ),
+        (
+            ["demo_rlaif.yaml", "--model.init_args.dynamic_sampling.max_batches=7"],
+            "for a step up to 7 batches",
+        ),
+    ],
+)
+def test_rankers_and_dynamic_sampling(
+    words: list[str], told: str, folder: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(REPO / "recipes" / words[0])
+    sizes = ["--prompt-tokens=100", "--text-tokens=20", "--answer-tokens=10"]
+    policy = f"--model.init_args.policy.init_args.path={folder}"
+    assert main(["--config", recipe, *sizes, policy, f"--run_dir={tmp_path}", *words[1:]]) == 0
+    said = capsys.readouterr().out
+    assert told in said
+    if "batches" in told:
+        batch = int(re.search(r"1 x (\d+) x (\d+) prompts.*: ([\d,]+) tokens", said)[3].replace(",", ""))  # type: ignore[index]
+        assert f"{7 * batch:,} tokens, where groups tie" in said
+
+
+def test_a_ranker_compares_two_or_more() -> None:
+    with pytest.raises(ValueError, match="--answers is 1; it must be 2 or more"):
+        main(["--answers=1", "--config=recipes/ranker_demo.yaml"])

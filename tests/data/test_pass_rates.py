@@ -12,8 +12,9 @@ import pytest
 from orlaif.data.pass_rates import PassRateFilter, read_pass_rates
 from orlaif.data.prompts import PromptDataset
 from orlaif.data.replay import HardPromptReplay
+from orlaif.data.running_rates import RunningRates
 from orlaif.data.share import Share
-from orlaif.types import VideoPrompt
+from orlaif.types import Measured, VideoPrompt
 
 
 class Rows(PromptDataset):
@@ -83,6 +84,8 @@ def test_refused_settings(tmp_path: Path) -> None:
             PassRateFilter(Rows(1), file, **wrong)
     with pytest.raises(ValueError, match=r"share is 1\.0; it must be above 0 and below 1"):
         HardPromptReplay(Rows(1), file, share=1.0)
+    with pytest.raises(ValueError, match="file is null; it must name pass rates, or measure must be true"):
+        HardPromptReplay(Rows(1))
     with pytest.raises(ValueError, match="no row is right sometimes, and sometimes not"):
         HardPromptReplay(Rows(2), rates(tmp_path, 0.0, 1.0)).load()
 
@@ -101,6 +104,56 @@ def test_hard_prompts_come_again_with_an_id_of_their_own(tmp_path: Path) -> None
                 drawn[row.split("~")[0]] += 1
     assert drawn["p1"] + drawn["p2"] == 200
     assert 160 <= drawn["p1"] <= 195  # 180 are expected
+
+
+def group(prompt_id: str, rate: float, samples: int = 4) -> Measured:
+    return Measured(id=prompt_id, pass_rate=rate, mean_score=rate, samples=samples)
+
+
+def test_rates_are_means_over_the_groups_seen_and_count_behind_a_step() -> None:
+    rates = RunningRates("pass_rate", {"a", "b~1"})
+    rates.note([group("a", 0.25), group("a~1", 0.75), group("b~1", 1.0), group("a", 1.0, samples=2)])
+    assert rates.means() == {}
+    rates.settle()
+    assert rates.means() == {"a": pytest.approx((1 + 3 + 2) / 10), "b~1": 1.0}
+    before = rates.of_epoch(3)
+    rates.note([group("a", 0.0, samples=10)])
+    rates.settle()
+    assert rates.of_epoch(3) == before  # an epoch is drawn by what was known at its beginning
+    gone_on = RunningRates("pass_rate", {"a", "b~1"})
+    gone_on.load_state_dict(json.loads(json.dumps(rates.state_dict())))
+    gone_on.note([group("b~1", 0.0)])
+    assert gone_on.of_epoch(3) == before
+    assert gone_on.of_epoch(4) == {"a": pytest.approx(0.3), "b~1": 0.5}
+
+
+def test_a_run_measures_what_it_replays(tmp_path: Path) -> None:
+    """At first all are drawn alike; then p1 more often than p2, and p0 (never right) and the rest (always) not."""
+    replay = HardPromptReplay(Rows(12), share=0.25, measure=True)
+    about = replay.fingerprint()
+
+    def again(epochs: range) -> list[str]:
+        rows = [row for epoch in epochs for row in ids(replay.epoch(epoch, 3, Share(), False, None))]
+        return [row.split("~")[0] for row in rows if "~" in row]
+
+    assert set(again(range(20))) == {f"p{i}" for i in range(12)}
+    assert replay.rates is not None
+    replay.rates.note([group(f"p{i}", rate) for i, rate in enumerate((0.0, 0.1, 0.9, *[1.0] * 9))])
+    drawn = again(range(20, 70))
+    assert set(drawn) == {"p1", "p2"}
+    assert 160 <= drawn.count("p1") <= 195  # 180 of 200 are expected
+    # Where every prompt is right, or none is, the run goes on, and all are drawn alike.
+    replay.rates.note([group(f"p{i}", 1.0, samples=10**6) for i in range(1, 12)])
+    replay.rates.settle()
+    replay.rates.load_state_dict({"sums": {f"p{i}": [4, 4] for i in range(12)}, "epoch": -1, "drawn": {}})
+    assert len(set(again(range(70, 90)))) == 12
+    assert replay.fingerprint() == about  # what is measured is no other data
+    # A file says where to begin; what was seen takes its place.
+    replay = HardPromptReplay(Rows(3), rates(tmp_path, 0.5, 1.0, 1.0), share=0.5, measure=True)
+    assert set(again(range(10))) == {"p0"}
+    assert replay.rates is not None
+    replay.rates.note([group("p0", 1.0), group("p2", 0.5)])
+    assert set(again(range(10, 20))) == {"p2"}
 
 
 def test_the_order_is_one_for_all_processes_and_goes_on(tmp_path: Path) -> None:

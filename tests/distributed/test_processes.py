@@ -65,6 +65,19 @@ def test_two_processes_train_as_one(job: Any, strategy: str, lora: Any) -> None:
     same(one, two)
 
 
+def test_two_processes_measure_and_replay_as_one(job: Any) -> None:
+    """The second epoch is drawn by what both processes saw in the first; a third of its rows come again."""
+    settings: dict[str, Any] = {"steps": 4, "replay": 0.34, "trainer": {"limit_train_batches": 2}}
+    one, two = run(job("one", **settings)), run(job("two", strategy="ddp", **settings), world=2)
+    rates = one["data"]["rates"]
+    assert rates["epoch"] == 1
+    assert len(rates["drawn"]) > 8
+    assert len(set(rates["drawn"].values())) > 1
+    assert sum(number for _, number in rates["sums"].values()) == 4 * 8 * 4
+    assert two["data"]["rates"] == rates
+    same(one, two)
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_forked_cache_under_fsdp2_trains_as_the_duplicated_batch(job: Any, tmp_path: Path, lora: Any) -> None:
     """Two passes of the model in each step, of a hybrid, whose gradients meet in the cache between them."""
@@ -181,19 +194,40 @@ def test_an_error_of_one_process_is_everyones(job: Any, strategy: str) -> None:
     assert errors[0] == f"{errors[1]} (on process 1)"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path: Path) -> None:
-    """With a head beside the model; all videos of one batch of process 1 are bad."""
+def compared(root: str, folder: Path) -> str:
+    """A file of 16 rows; every other one has a fourth answer."""
     rows = []
-    dataset = ShapesDataset(job("x").root, "train", size=64)
+    dataset = ShapesDataset(root, "train", size=64)
     dataset.load()
     for i in range(16):
         prompt = dataset[i]
         row = {"id": prompt.id, "video": prompt.video, "question": prompt.question}
-        rows.append(row | {"answers": [prompt.answer, "red", "blue"], "ranks": [0, 1, 2]})
-    file = tmp_path / "preferences.jsonl"
+        answers = [prompt.answer, "red", "blue", *(["left"] if i % 2 else [])]
+        rows.append(row | {"answers": answers, "ranks": list(range(len(answers)))})
+    file = folder / "preferences.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings: dict[str, Any] = {"steps": 4, "batch": 4, "stage": "ranker", "preferences": str(file), "lora": LORA}
+    return str(file)
+
+
+def test_listwise_rankers_train_as_one(job: Any, tmp_path: Path) -> None:
+    """Gradients, losses and weights: orders are drawn by the prompt, and the loss counts the choices of both."""
+    file = compared(job("x").root, tmp_path)
+    settings: dict[str, Any] = {"steps": 3, "batch": 4, "stage": "listwise", "preferences": file, "lora": LORA}
+    one, two = run(job("one", **settings)), run(job("two", strategy="ddp", **settings), world=2)
+    same(one, two)
+    assert "head" in one["weights"]
+    for alone, together in zip(one["grads"], two["grads"], strict=True):
+        assert alone.keys() == together.keys()
+        assert any(float(grad.abs().max()) > 1e-4 for grad in alone.values())
+        for name, grad in alone.items():
+            torch.testing.assert_close(together[name], grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_rankers_train_as_one_and_are_exported(job: Any, strategy: str, tmp_path: Path) -> None:
+    """With a head beside the model; all videos of one batch of process 1 are bad."""
+    file = compared(job("x").root, tmp_path)
+    settings: dict[str, Any] = {"steps": 4, "batch": 4, "stage": "ranker", "preferences": file, "lora": LORA}
     settings["policy"] = {"freeze_vision": True}
     one = run(job("one", **settings))
     export = {"export": True} if strategy == "fsdp2" else {}

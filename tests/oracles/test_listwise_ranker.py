@@ -172,6 +172,25 @@ def test_a_listwise_ranker_learns_and_its_export_ranks(tiny_model: str, data_roo
     assert not torch.allclose(once, ranking.scores, atol=1e-3)
 
 
+def test_a_group_that_does_not_fit_is_told_its_numbers(tiny_model: str, shapes: ShapesDataset) -> None:
+    ranker = ListwiseRanker(make_policy(tiny_model)).load()
+    batch = ProcessorEncoder(ranker.policy.processor)([shapes[0]], [decode_clip(shapes[0], UniformSampling(4))])
+    text = ranker.policy.config.get_text_config(decoder=True)
+    before, asked = text.max_position_embeddings, batch.input_ids.shape[1]
+    row = 3 + 3 + 1  # each closed, and one behind all
+    try:
+        text.max_position_embeddings = asked + row
+        ranker(batch, [("red", "blue", "one")])
+        text.max_position_embeddings -= 1
+        told = (
+            f"has {asked} tokens and its 3 answers {row} in a row, .* has {asked + row - 1} positions; give it smaller"
+        )
+        with pytest.raises(ValueError, match=told):
+            ranker(batch, [("red", "blue", "one")])
+    finally:
+        text.max_position_embeddings = before
+
+
 def test_a_pairwise_ranker_has_no_orders(tiny_model: str, tmp_path: Path) -> None:
     Ranker(Policy(tiny_model, dtype="float32")).load().export(str(tmp_path / "one"))
     with pytest.raises(ValueError, match=r"num_orders is 3; .* is a pairwise ranker"):

@@ -16,7 +16,9 @@ from orlaif.demo.shapes import ShapesDataset
 from orlaif.training.pass_rates import MeasuredGroups
 from orlaif.types import CandidateGroup, OracleError, Ranking
 from tests.cli.test_cli import small
+from tests.processes import Scored
 from tests.training.test_resume_matrix import Lab, Watch
+from tests.training.test_rlaif import ByText, rlaif, sft, trainer
 
 
 def test_predict_writes_what_a_data_set_reads(tmp_path: Path, tiny_model: str, data_root: str) -> None:
@@ -52,7 +54,7 @@ def test_the_rows_of_groups() -> None:
         {"id": "a", "pass_rate": 0.25, "mean_score": 0.375, "samples": 4, "tied": False},
         {"id": "b", "pass_rate": 1.0, "mean_score": 1.0, "samples": 4, "tied": True},
     ]
-    with pytest.raises(OracleError, match="gives no scores to measure by"):
+    with pytest.raises(OracleError, match="gives no scores to measure pass rates by"):
         MeasuredGroups().rows_of([group("a")], Ranking(ranks=ranks[:1]))
 
 
@@ -67,6 +69,39 @@ class ReplayLab(Lab):
         file.write_text("\n".join(lines))
         module.datasets["train"] = HardPromptReplay(rows, str(file), share=0.25)
         return module
+
+
+class MeasuringLab(Lab):
+    """With a replay whose rates the run measures itself."""
+
+    def make(self, stage: str) -> Any:
+        return rlaif(self.model, eval_max_new_tokens=2, oracle=Scored())
+
+    def data(self, kind: str, batch_size: int = 2) -> Any:
+        module = super().data(kind, batch_size)
+        rows: Any = module.datasets["train"]
+        rows._prompts = rows.prompts[:6]
+        module.datasets["train"] = HardPromptReplay(rows, share=0.25, measure=True)
+        return module
+
+
+@pytest.mark.parametrize("cut", [(1, 1), (1, 3)])
+def test_a_resumed_run_goes_on_with_its_rates(tiny_model: str, data_root: str, tmp_path: Path, cut: Any) -> None:
+    """Four batches an epoch; broken off in the second, whose rest, and the third, are drawn as if it were not."""
+    lab = MeasuringLab(tiny_model, data_root, tmp_path)
+    way = "in_step" if cut == (1, 1) else "steps"
+    case = {"way": way, "stage": "rlaif", "data": "map", "accumulate": 2, "validate": None, "cut": cut}
+    lab.check(case)
+
+
+def test_measuring_needs_an_oracle_with_scores(tiny_model: str, data_root: str, tmp_path: Path) -> None:
+    lab = MeasuringLab(tiny_model, data_root, tmp_path)
+    for module, told in (
+        (rlaif(tiny_model, oracle=ByText()), "oracle gives no scores to measure pass rates by"),
+        (sft(tiny_model), "SupervisedFineTuning has no oracle to measure by"),
+    ):
+        with pytest.raises((ValueError, OracleError), match=told):
+            trainer(tmp_path, max_steps=1).fit(module, lab.data("map"))
 
 
 @pytest.mark.slow

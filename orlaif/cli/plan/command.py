@@ -42,10 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--text-tokens", type=int, default=64, help="tokens of a question with the chat template")
     parser.add_argument("--answer-tokens", type=int, default=64, help="tokens of an answer that is read from data")
+    parser.add_argument("--answers", type=int, default=2, help="answers of a group that a ranker is trained on")
     known, rest = parser.parse_known_args(arguments)
     memory = size_in_bytes(known.gpu_memory)
     if known.gpus < 1:
         raise ValueError(f"--gpus is {known.gpus}; it must be 1 or more")
+    if known.answers < 2:
+        raise ValueError(f"--answers is {known.answers}; it must be 2 or more, for a ranker compares them")
     if not (sides := re.fullmatch(r"(\d+)x(\d+)", known.video)):
         raise ValueError(f"--video is {known.video!r}; it must be height x width, such as 360x640")
     recipe = read_recipe(rest)
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         tokens = known.prompt_tokens, 0, 0
     else:
         tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
-    setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, known.text_tokens, known.answer_tokens)
+    sizes = known.text_tokens, known.answer_tokens, known.answers
+    setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, *sizes)
     if isinstance(module, OracleRLAIF):
         rollout = module.rollout
         setup = replace(setup, engine=rollout.engine_memory(memory), engine_sleeps=rollout.engine_sleeps)

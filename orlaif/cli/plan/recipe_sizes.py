@@ -8,7 +8,7 @@ from orlaif.cli.plan.sizes import Setup
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.policy import Policy
 from orlaif.training.base import PolicyModule
-from orlaif.training.ranker import PreferenceRankerTraining
+from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
 
 
@@ -45,6 +45,7 @@ def setup_of(
     tokens: tuple[int, int, int],
     text_tokens: int,
     answer_tokens: int,
+    answers: int = 2,
 ) -> Setup:
     """The sizes of a recipe's step.
 
@@ -56,6 +57,7 @@ def setup_of(
         tokens: as :func:`video_tokens` has them.
         text_tokens: of a question and the chat template.
         answer_tokens: of an answer that is read from data, not sampled.
+        answers: of a group that a ranker learns from.
     """
     setting = trainer.get("strategy")
     name = setting if isinstance(setting, str) else type(setting).__name__
@@ -85,9 +87,13 @@ def setup_of(
             refresh=module.reference.refresh == "epoch",
             loss=loss,
             temperature=module.rollout.sampling.temperature,
+            max_batches=0 if module.gathering is None else module.gathering.settings.max_batches,
         )
     ranker = isinstance(module, PreferenceRankerTraining)
-    group = 2 if ranker else 1
+    if isinstance(module, ListwiseRankerTraining):
+        row = answers * answer_tokens
+        return Setup(**common, completion_tokens=row, answers_in_row=answers, rollout=False, loss="none")
+    group = answers if ranker else 1
     loss = "none" if ranker else "triton"
     common["completion_tokens"] = answer_tokens
     return Setup(**common, group_size=group, part=group, rollout=False, loss=loss)

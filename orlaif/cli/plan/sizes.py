@@ -35,6 +35,8 @@ class Setup:
             were), ``fused_head``, or ``none`` (a ranker's scores).
         temperature: of sampling.
         host_overhead: bytes that are not tensors.
+        answers_in_row: answers that make up one completion, in a listwise ranker's row.
+        max_batches: most batches that dynamic sampling samples for a step, one after the other; 0: without it.
         engine: bytes of an engine beside the model that samples (vLLM's).
         engine_sleeps: whether it gives them back while the step trains.
     """
@@ -56,6 +58,8 @@ class Setup:
     loss: str = "inplace"
     temperature: float = 1.0
     host_overhead: int = OTHER
+    answers_in_row: int = 1
+    max_batches: int = 0
     engine: int = 0
     engine_sleeps: bool = False
 
@@ -67,8 +71,28 @@ class Setup:
     @property
     def tokens_per_step(self) -> int:
         """Of prompts and completions, on all GPUs."""
-        each = self.prompt_tokens + self.group_size * self.completion_tokens
-        return self.gpus * self.accumulate * self.prompts * each
+        return self.accumulate * self.tokens_per_batch
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Of one batch of each GPU."""
+        return self.gpus * self.prompts * (self.prompt_tokens + self.group_size * self.completion_tokens)
+
+    @property
+    def answers(self) -> str:
+        """Of a prompt, in words."""
+        if self.answers_in_row > 1:
+            return f"{self.answers_in_row} answers in a row, {self.completion_tokens} tokens together"
+        return f"{self.group_size} answers of up to {self.completion_tokens}"
+
+    @property
+    def sampled(self) -> str:
+        """What dynamic sampling adds to a step, in words."""
+        return (
+            f"sampled      for a step up to {self.max_batches} batches, {self.max_batches * self.tokens_per_batch:,} "
+            "tokens, where groups tie;\n             assumed: one batch after the other, so that the peak is that of "
+            "one that is kept whole"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +130,8 @@ class Plan:
             f"parameters   {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M trained "
             f"({100 * self.trained / self.parameters:.2f} %)",
             f"a step       {s.gpus} x {s.accumulate} x {s.prompts} prompts of {s.prompt_tokens:,} tokens, "
-            f"{s.group_size} answers of up to {s.completion_tokens}: {s.tokens_per_step:,} tokens",
+            f"{s.answers}: {s.tokens_per_step:,} tokens",
+            *([s.sampled] if s.max_batches else []),
             f"strategy     {s.strategy}, {s.gpus} GPU{'s' if s.gpus > 1 else ''}",
             "",
             "GB per GPU, always there",
