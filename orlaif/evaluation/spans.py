@@ -1,7 +1,8 @@
 """Time spans in a text, as chat models write them, and how well two agree (temporal grounding).
 
-Read are two times joined by a dash or ``to``, two in brackets, ``between ... and ...``, and a start with an end; a time
-is seconds, a number with its unit, or a clock (``1:02:03``). An answer states one span: where it names none, one that
+Read are two times joined by a dash or ``to``, two in brackets, ``between ... and ...``, and a start with an end or with
+how long it lasts; a time is seconds, a number with its unit, or a clock (``1:02:03``, ``00:00:05,000`` of subtitles).
+Numbers of frames are no times. An answer states one span: where it names none, one that
 ends before it begins, or two that differ, it cannot be read.
 """
 
@@ -22,9 +23,9 @@ _AND = r"\s*,?\s*(?:and\s+)?"
 def _time(name: str) -> str:
     """The pattern of a time whose groups begin with ``name``: a clock, parts with units, or a number."""
     return (
-        rf"(?:(?:(?P<{name}ch>\d{{1,3}}):)?(?P<{name}cm>\d{{1,3}}):(?P<{name}cs>\d\d(?:\.\d+)?)|"
+        rf"(?:(?:(?P<{name}ch>\d{{1,3}}):)?(?P<{name}cm>\d{{1,3}}):(?P<{name}cs>\d\d(?:\.\d+|,\d{{3}})?)|"
         rf"(?:(?P<{name}h>{_NUMBER})\s*{_H}(?![a-z]){_AND})?(?:(?P<{name}m>{_NUMBER})\s*{_M}(?![a-z]){_AND})?"
-        rf"(?P<{name}s>{_NUMBER})\s*{_S}(?![a-z])|"
+        rf"(?P<{name}s>{_NUMBER})(?:\s*|-){_S}(?![a-z])|"
         rf"(?:(?P<{name}h2>{_NUMBER})\s*{_H}(?![a-z]){_AND})?(?P<{name}m2>{_NUMBER})\s*{_M}(?![a-z])|"
         rf"(?P<{name}h3>{_NUMBER})\s*{_H}(?![a-z])|(?P<{name}n>{_NUMBER}))"
     )
@@ -32,17 +33,32 @@ def _time(name: str) -> str:
 
 _FIRST, _SECOND = rf"(?<![\w.:−–-])(?<!\d,){_time('a')}", rf"{_time('b')}(?![\d:%]|\.\d|,\d|[^\W\d_]|\s*[-–]\s*\d)"
 _FILL = r"[^\d\n]{0,40}?"
+#: What may stand behind a time, and before the second one.
+_MARK = r"(?:\s*(?:marks?|in|into the (?:video|clip)))?"
+_ABOUT = r"(?:(?:the|about|around|approximately|approx\.?|roughly|second|t\s*=)\s*)*"
+_START = r"\b(?:start|begin)(?:s|ning|ing)?(?:_?time(?:stamp)?|_s(?:ec(?:onds?)?)?)?\b"
+_END = r"\b(?:(?:end|stop|finish)(?:s|ing|es)?(?:_?time(?:stamp)?|_s(?:ec(?:onds?)?)?)?|lasts?\s+(?:un)?till?)\b"
+_LASTS = r"\b(?:last(?:s|ing)?|duration|goes on|going on|continu(?:es|ing))\b"
 _SPANS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"{_FIRST}\s*(?:-+>?|[–—−~→]|\bto\b|\buntil\b|\btill\b|\bthrough\b)\s*{_SECOND}",
+        rf"{_FIRST}{_MARK}\s*(?:-+>?|[–—−~→]|\bto\b|\buntil\b|\btill\b|\bthrough\b)\s*{_ABOUT}{_SECOND}",
         rf"\bbetween\b\D{{0,20}}?{_FIRST}\s*(?:\band\b|&)\s*{_SECOND}",
         rf"[\[(<]\s*{_FIRST}\s*,\s*{_SECOND}\s*[\])>]",
         rf"^\s*{_FIRST}\s*,\s*{_SECOND}\s*\.?\s*$",
-        rf"\b(?:start|begin)(?:s|ning|ing)?\b{_FILL}{_FIRST}(?:\s*seconds?)?[^\d]{{0,60}}?"
-        rf"\b(?:end|stop|finish|last)(?:s|ing|es)?\b{_FILL}{_SECOND}",
+        rf"{_START}{_FILL}{_FIRST}(?:\s*seconds?)?[^\d]{{0,60}}?{_END}{_FILL}{_SECOND}(?!\D{{0,12}}\blater\b)",
     )
 ]
+#: A start, and how long it lasts.
+_LASTING = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?:{_START}{_FILL}|\b(?:at|from)\s+){_FIRST}\D{{0,60}}?{_LASTS}(?:(?!till?\b|\bto\b)[^\d\n]){{0,20}}?{_SECOND}",
+        rf"(?:{_START}{_FILL}|\b(?:at|from)\s+){_FIRST}{_MARK}\s*,?\s*(?:and\s+)?for\s+{_ABOUT}{_SECOND}",
+        rf"{_START}{_FILL}{_FIRST}\D{{0,60}}?{_END}{_FILL}{_SECOND}\s*later\b",
+    )
+]
+_FRAMES = re.compile(r"\bframes?\s*#?\s*$", re.IGNORECASE)
 
 
 def spans(text: str) -> list[Span]:
@@ -56,13 +72,15 @@ def spans(text: str) -> list[Span]:
         count ("3 to 5 people, from 12 s to 20 s").
     """
     found: dict[Span, bool] = {}
-    for pattern in _SPANS:
+    for pattern in (*_SPANS, *_LASTING):
         for match in pattern.finditer(text):
+            if _FRAMES.search(text[max(0, match.start() - 12) : match.start()]):
+                continue
             start, end = _seconds(match, "a"), _seconds(match, "b")
             named = [match[f"{one}n"] is None for one in "ab"]
             if not named[0] and named[1] and match["bcm"] is None:
                 start *= _unit_of(match)  # "1-2 min"
-            span = (start, end)
+            span = (start, start + end if pattern in _LASTING else end)
             found[span] = found.get(span, False) or any(named)
     timed = [span for span, named in found.items() if named]
     return timed or list(found)
@@ -102,7 +120,7 @@ def _seconds(match: re.Match[str], name: str) -> float:
     """The time of a group of names, in seconds."""
     parts = {"ch": 3600.0, "cm": 60.0, "cs": 1.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     parts |= {"h2": 3600.0, "m2": 60.0, "h3": 3600.0, "n": 1.0}
-    return sum(size * float(match[name + part]) for part, size in parts.items() if match[name + part] is not None)
+    return sum(size * float(match[name + part].replace(",", ".")) for part, size in parts.items() if match[name + part] is not None)
 
 
 def _unit_of(match: re.Match[str]) -> float:

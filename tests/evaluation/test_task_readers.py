@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from orlaif.evaluation.boxes import box, box_iou
@@ -35,6 +37,36 @@ from orlaif.evaluation.units import Quantity, quantity, relative_error
         ("**[3.0, 7.0]**", (3, 7)),
         ("from 3 seconds to 8 seconds, that is 3 - 8 s", (3, 8)),
         ("3 to 5 people, from 12 s to 20 s", (12, 20)),
+        ("from 0:05 to 0:12", (5, 12)),
+        ("5s-12s", (5, 12)),
+        ("00:00:05,000 --> 00:00:12,000", (5, 12)),
+        ("[0:05,0:12]", (5, 12)),
+        ("starts at 5 s and lasts 7 s", (5, 12)),
+        ("starting at 5 s, lasting 7 seconds", (5, 12)),
+        ("starts at 5 s, duration 7 s", (5, 12)),
+        ("at 5 seconds and lasts for 7 seconds", (5, 12)),
+        ("from 0:05 for 7 seconds", (5, 12)),
+        ("It begins 5 seconds in and goes on for 7 seconds", (5, 12)),
+        ("starts at 5 s and ends 7 s later", (5, 12)),
+        ("starts at 5 s and lasts until 12 s", (5, 12)),
+        ("start_time: 5.0, end_time: 12.0", (5, 12)),
+        ('{"start_time": "00:05", "end_time": "00:12"}', (5, 12)),
+        ('{"startTime": 5, "endTime": 12}', (5, 12)),
+        ("from second 5 to second 12", (5, 12)),
+        ("from t=5 to t=12", (5, 12)),
+        ("around 5 s to about 12 s", (5, 12)),
+        ("from approximately 5 to 12 seconds", (5, 12)),
+        ("from the 5-second mark to the 12-second mark", (5, 12)),
+        ("from 5 seconds into the video to the 12 seconds", (5, 12)),
+        ("between the 5 s and 12 s marks", (5, 12)),
+        ("**0:05** to **0:12**", (5, 12)),
+        ("Start: 0:05\nEnd: 0:12", (5, 12)),
+        ("(0:05, 0:12)", (5, 12)),
+        ("5s to 12s (7 seconds)", (5, 12)),
+        # unreadable: frames, words, two numbers beside each other
+        ("frames 5 to 12", None),
+        ("five to twelve seconds", None),
+        ("5.0 12.0", None),
         # unreadable: reversed, empty, one number, none, two that differ, no times at all
         ("20 to 12", None),
         ("12 to 12", None),
@@ -52,6 +84,15 @@ from orlaif.evaluation.units import Quantity, quantity, relative_error
 )
 def test_spans(answer: str, expected: tuple[float, float] | None) -> None:
     assert span(answer) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["starts at 5 ", "5 to ", "from 5 for ", "start lasts ", "5-", "at 5 s lasts ", "frames 5 ", "start 5 end "]
+)
+def test_a_long_answer_takes_no_long_time(text: str) -> None:
+    start = time.perf_counter()
+    span(text * (8000 // len(text)))
+    assert time.perf_counter() - start < 5.0
 
 
 @pytest.mark.parametrize(

@@ -139,23 +139,40 @@ def test_a_mixed_batch_is_its_prompts_alone(family: str, prefix: Any) -> None:
     assert max(beside(mixed, theirs)) < (2e-5 if family == "qwen3_5" else 1e-6)
 
 
-def test_every_part_of_a_prompt_counts() -> None:
-    """Another first image of two, another second video of two, another image beside a video: other log-probs."""
-    policy = Policy(zoo.folder_of("qwen3_vl"), dtype="float32").load()
-    completions = zoo.answers(policy, 1)
+#: What is swapped in a mixed batch: kind of prompt, and place of the image or video in it.
+SWAPS = [
+    *(("image", 0), ("two images", 0), ("two images", 1), ("video", 0), ("two videos", 0), ("two videos", 1)),
+    *(("turns", 0), ("a video later", 0), ("both", 0), ("both", 1), ("both turns", 0), ("both turns", 1)),
+]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+def test_every_part_counts_in_a_mixed_batch(family: str) -> None:
+    """Another image or video, also the second of two and one of an earlier turn: its prompt alone is told otherwise."""
+    policy = Policy(zoo.folder_of(family), dtype="float32").load()
+    turns = (user(Video("v"), "what is this"), assistant("a cat"), user(Video("w"), "and this"))
+    kinds = {**KINDS, "both turns": (Prompt(id="both turns", turns=turns), Media(items=(clip("v"), clip("w"))))}
+    completions = zoo.answers(policy, len(kinds))
     encoder = ProcessorEncoder(policy.processor, family=policy.family)
 
-    def logps(kind: str, place: int | None = None) -> Tensor:
-        prompt, seen = KINDS[kind]
-        items = list(seen.items)
-        if place is not None:
+    def logps(kind: str = "", place: int = 0) -> Tensor:
+        seen = {name: one for name, (_, one) in kinds.items()}
+        if kind:
+            items = list(seen[kind].items)
             one = items[place]
             items[place] = picture("z", *one.pixels.shape[1:]) if isinstance(one, Picture) else clip("z")
+            first = items[0]
+            alone = kinds[kind][0].video and isinstance(first, VideoClip)
+            seen[kind] = first if alone else Media(items=tuple(items))
         with torch.no_grad():
-            return policy.completion_logps(encoder([prompt], [Media(items=tuple(items))]), completions)
+            batch = encoder([prompt for prompt, _ in kinds.values()], list(seen.values()))
+            return policy.completion_logps(batch, completions).masked_fill(~completions.mask, 0.0)
 
-    for kind, place in (("two images", 0), ("two videos", 1), ("both", 0), ("both", 1)):
-        assert not torch.equal(logps(kind), logps(kind, place)), (kind, place)
+    before = logps()
+    for kind, place in SWAPS:
+        changed = (logps(kind, place) - before).abs().flatten(1).amax(1)
+        for name, by in zip(kinds, changed.tolist(), strict=True):
+            assert by > 1e-4 if name == kind else by < 1e-5, (kind, place, name, by)
 
 
 def test_parts_are_rendered_in_their_order() -> None:
