@@ -18,7 +18,7 @@ CALLED += r"option|choice|letter|answer|candidate|number|indeed|[:：=,.\"'“�
 ANSWER = re.compile(
     r"(?:\b(?:answer|ans|solution|conclusion|verdict|response)\b|\b(?:correct|right|best|true|final|chosen|likely)\s+"
     r"(?:option|choice|one|letter|candidate)\b|\bcorrect(?=\s*[:=])|\b(?:option|choice|statement)(?=\s+(?:that|which)\b)|\b(?:choose|chose|chosen|pick|picked|select|selected|opt\s+for|"
-    r"go(?:ing)?\s+with|vote\s+for|settle\s+(?:on|for)|mark|say)\b|答案|[选選](?:择|擇)?)"
+    r"go(?:ing)?\s+with|vote\s+for|settle\s+(?:on|for)|mark|say)\b|答案|[选選](?:择|擇|项|項)?)"
     r"(?:\s+(?:of|to|for|in|about|that|which|matching|describing|given|based)\b[^.;:!?\n]{0,60}?\s(?=is\b|would\b|must\b|should\b))?"
     + CALLED,
     re.IGNORECASE,
@@ -52,7 +52,7 @@ WRONG = re.compile(
 )
 #: What may follow a letter that an answer begins with; anything else makes "A" an article and "B" the start of a name.
 GOES_ON = re.compile(
-    r"\s*(?:$|[.,;:!?)\]/|(\n]|[-–—]+\s)|\s+(?:because|since|as|for|given|due|based|therefore|it|this|that|the|an?|there|they|"
+    r"\s*(?:$|[.,;:!?)\]/|(\n]|[-–—]+\s)|\s+(?:because|since|as|for|given|due|based|therefore|i\s+(?:think|guess|believe)|it|this|that|the|an?|there|they|"
     r"he|she|is\s+(?:the\b|correct|right|true|best|my\b|what|most)|seems|looks|would|must|should|not|rather|"
     r"instead|over|fits|but|and|or|best\s+\w+s|only\W*$|(?:matches|describes|captures|answers|explains|represents|reflects))\b",
     re.IGNORECASE,

@@ -69,6 +69,10 @@ def final_answer(text: str) -> str:
         if len(inner) > 1:
             return ""
         text = inner[0] if inner else text
+    text = re.sub(r"<([A-Z])>(?!.*</\1>)", r"(\1)", text, flags=re.DOTALL)  # a letter in brackets, no tag
+    text = text.replace("。", ". ")
+    if "\n" not in text.strip() and not re.search("[✗✘❌]", text):  # else marks are verdicts of options
+        text = re.sub(r"^[✅✔✓☑👉\ufe0f\s]+|[✅✔✓☑\ufe0f\s]+$", "", text)
     text = re.sub(r"(?<!\w)_(\w+)_(?!\w)", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()

@@ -120,7 +120,11 @@ def _seconds(match: re.Match[str], name: str) -> float:
     """The time of a group of names, in seconds."""
     parts = {"ch": 3600.0, "cm": 60.0, "cs": 1.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     parts |= {"h2": 3600.0, "m2": 60.0, "h3": 3600.0, "n": 1.0}
-    return sum(size * float(match[name + part].replace(",", ".")) for part, size in parts.items() if match[name + part] is not None)
+    return sum(
+        size * float(match[name + part].replace(",", "."))
+        for part, size in parts.items()
+        if match[name + part] is not None
+    )
 
 
 def _unit_of(match: re.Match[str]) -> float:
