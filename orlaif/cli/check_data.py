@@ -23,6 +23,7 @@ from orlaif.data.video import beyond_the_end, require_ffmpeg
 from orlaif.evaluation.choices import choice
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.ending import answer_ids
+from orlaif.stages import told
 from orlaif.training.preference_sampling import PreferenceSampling
 from orlaif.training.ranker import PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
@@ -155,7 +156,8 @@ def check_data(data: VideoDataModule, module: Any, sample: int | None, seed: int
         ]
         tried = prompts if sample is None or sample >= len(prompts) else random.Random(seed).sample(prompts, sample)
         with ThreadPoolExecutor(data.decode_threads) as pool:
-            outcomes = list(pool.map(lambda prompt, name=name: _tried(name, prompt, data, model), tried))
+            found = pool.map(lambda prompt, name=name: _tried(name, prompt, data, model), tried)
+            outcomes = [one for _, one in zip(told(tried, f"decoding {name}", "prompts"), found, strict=True)]
         bad = [str(error) for error in outcomes if isinstance(error, VideoError)]
         long = [
             f"{dataset.where(prompt)}: {error}"

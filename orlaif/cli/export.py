@@ -29,6 +29,7 @@ from orlaif.policy import Policy
 from orlaif.policy.export import check_target
 from orlaif.policy.hub import ADAPTER_CONFIG, find_source
 from orlaif.policy.lora import is_reference
+from orlaif.status_line import StatusLine
 from orlaif.training.base import PolicyModule
 from orlaif.training.resume import base_fingerprint
 
@@ -211,5 +212,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--config", action="append", default=[], help="recipe, if not the one that the run has kept")
     known, rest = parser.parse_known_args(words)
     quiet_libraries()
+    if StatusLine.current is not None:
+        StatusLine.current.speaks = True
     print(export_checkpoint(known.ckpt, known.to, known.merge, known.config, rest))
     return 0

@@ -13,11 +13,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from orlaif import __version__
 from orlaif.arguments import UsageError
 from orlaif.cli.errors import explained
 from orlaif.near_misses import did_you_mean, near
+from orlaif.stages import stage
+from orlaif.status_line import StatusLine
 
 #: Each subcommand, the module whose ``main(words)`` is it, and what it does.
 SUBCOMMANDS = {
@@ -34,6 +38,8 @@ SUBCOMMANDS = {
     "help": ("orlaif.cli.help_class", "the arguments of a class, such as `orlaif help OracleRLAIF`"),
 }
 RECIPE = "orlaif.cli.recipe"
+#: Those that take long, and show how far they are.
+LONG = ("fit", "validate", "test", "predict", "plan", "check-data", "export")
 
 
 def usage() -> str:
@@ -106,7 +112,8 @@ def subcommand(words: Sequence[str]) -> Callable[[], int]:
     if first == "--version":
         return lambda: print(f"orlaif {__version__}") or 0
     if first in SUBCOMMANDS:
-        module = importlib.import_module(SUBCOMMANDS[first][0])
+        with stage("loading libraries"):
+            module = importlib.import_module(SUBCOMMANDS[first][0])
         passed = [first, *rest] if SUBCOMMANDS[first][0] == RECIPE else rest
         return lambda: module.main(passed)
     if first.startswith("-"):
@@ -116,13 +123,21 @@ def subcommand(words: Sequence[str]) -> Callable[[], int]:
     raise UsageError(f"{first!r} is no subcommand{did_you_mean(first, SUBCOMMANDS)}")
 
 
+def _shown(words: Sequence[str]) -> AbstractContextManager[Any]:
+    """A line that says how far a long subcommand is, of the first process alone."""
+    if not words or words[0] not in LONG or "--help" in words or "-h" in words or _process_index():
+        return nullcontext()
+    return StatusLine(what=f"orlaif {words[0]}").running()
+
+
 def main() -> None:
     """Entry of the console script ``orlaif``: run a subcommand, say errors in a line, exit with its status."""
     log_to_stderr()
     if "LOCAL_RANK" in os.environ:  # one of several, started by Lightning or torchrun
         watch_parent()
     try:
-        status = subcommand(sys.argv[1:])()
+        with _shown(sys.argv[1:]):
+            status = subcommand(sys.argv[1:])()
     except BrokenPipeError:  # `orlaif ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0

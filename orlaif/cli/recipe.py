@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -28,7 +28,9 @@ from orlaif.cli.words import RecipeError, Words, prepare
 from orlaif.distributed import fsdp2  # noqa: F401  (registers the strategy of that name)
 from orlaif.distributed.sync import check_same
 from orlaif.near_misses import did_you_mean
-from orlaif.training.callbacks import Checkpointing, KeepSamples, StopSignals
+from orlaif.stages import stage
+from orlaif.status_line import StatusLine
+from orlaif.training.callbacks import Checkpointing, KeepSamples, Progress, StopSignals
 
 
 class AgreedRecipe(SaveConfigCallback):
@@ -142,7 +144,8 @@ class OrlaifCLI(RunOnceCLI):
                     where = f"{document.path}, line {key.start_mark.line + 1}"
                     raise RecipeError(f"{key.value}: no such key{did_you_mean(key.value, names)} ({where})")
         try:
-            self.config = parser.parse_args(list(self._words.words))
+            with stage("reading the recipe"):
+                self.config = parser.parse_args(list(self._words.words))
         except ArgumentError as error:
             raise RecipeError(self._said(error, top)) from error
         chosen = self.config.get(self.config.get("subcommand") or "", self.config)
@@ -175,7 +178,8 @@ class OrlaifCLI(RunOnceCLI):
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe."""
         try:
-            super().instantiate_classes()
+            with stage("making model and data"):
+                super().instantiate_classes()
         except ValueError as error:
             if not str(error).startswith("Does not validate against"):
                 raise
@@ -188,7 +192,7 @@ class OrlaifCLI(RunOnceCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """With checkpoints that are safe to be killed, unless the recipe names others or none; with samples kept."""
+        """With checkpoints safe to be killed, samples kept, progress shown, unless the recipe names others or none."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if config.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in given):
@@ -197,6 +201,10 @@ class OrlaifCLI(RunOnceCLI):
             callbacks = [*callbacks, StopSignals()]
         if not any(isinstance(c, KeepSamples) for c in given):
             callbacks = [*callbacks, KeepSamples()]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks = [*callbacks, Progress()]
+        elif StatusLine.current is not None:  # that of the command line makes room for the recipe's own
+            StatusLine.current.end()
         return super()._instantiate_trainer(config, callbacks)
 
 

@@ -14,6 +14,7 @@ import torch
 from orlaif.data.clip_cache import ClipCache
 from orlaif.data.seen import decode_seen
 from orlaif.data.video import PixelBudget, Sampling, decode_clip
+from orlaif.stages import stage
 from orlaif.types import Delivery, Prompt, PromptBatch, PromptEncoder, Seen, VideoError
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,12 @@ class Collator:
 
     def decode(self, prompts: Sequence[Prompt]) -> list[Seen | VideoError]:
         """What is seen of each prompt, or why there is none, on threads that batches in work share."""
-        return list(self._pool.map(self._decode, prompts))
+        with stage("decoding", len(prompts), "prompts", behind=True) as decoding:
+            seen = []
+            for one in self._pool.map(self._decode, prompts):
+                seen.append(one)
+                decoding.advance()
+        return seen
 
     def __call__(self, prompts: Sequence[Prompt]) -> Delivery:
         """Decode, tokenise and pad P prompts.

@@ -23,6 +23,7 @@ from orlaif.data.resumable import ResumableDataModule
 from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
+from orlaif.stages import stage as under_way
 from orlaif.types import BringsEncoder, Delivery, KnowsSpecialTexts, LooksAhead, Prompt, PromptEncoder, Prompts
 
 TrainingData: TypeAlias = PromptDataset | StreamingDataset
@@ -126,6 +127,7 @@ class VideoDataModule(ResumableDataModule):
         datasets = [self.datasets[name] for name in names.get(stage or "", tuple(self.datasets))]
         return list({id(d): d for d in datasets if d is not None}.values())
 
+    @under_way("preparing data")
     def prepare_data(self) -> None:
         """Let the datasets write what they need; once, on one process."""
         require_ffmpeg()
@@ -133,6 +135,7 @@ class VideoDataModule(ResumableDataModule):
         for dataset in self._wanted(stage):
             dataset.prepare()
 
+    @under_way("reading data")
     def setup(self, stage: str | None = None) -> None:
         """Read and check the data of this stage, and build the collator.
 

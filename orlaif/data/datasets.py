@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
@@ -19,6 +20,7 @@ from orlaif.data.fields import parse_row
 from orlaif.data.prompts import HeldPrompts, PromptDataset
 from orlaif.data.rows import Row, folder_of, read_rows
 from orlaif.data.share import Share, StreamedRows, fingerprint
+from orlaif.stages import stage
 from orlaif.types import Prompt
 
 
@@ -97,10 +99,12 @@ class RowDataset(HeldPrompts):
     def load(self) -> None:
         """Read and check the whole file."""
         prompts: list[Prompt] = []
-        for row in self.rows():
-            if isinstance(row, ValueError):
-                raise row
-            prompts.append(row)
+        with stage(f"reading {Path(self.path).name}", unit="rows") as reading:
+            for row in self.rows():
+                if isinstance(row, ValueError):
+                    raise row
+                prompts.append(row)
+                reading.advance()
         if not prompts:
             raise ValueError(f"data file {self.path}: no rows")
         self._prompts = prompts
@@ -110,11 +114,13 @@ class RowDataset(HeldPrompts):
         broken: list[str] = []
         prompts: list[Prompt] = []
         try:
-            for one in self.rows():
-                if isinstance(one, ValueError):
-                    broken.append(str(one))
-                else:
-                    prompts.append(one)
+            with stage(f"reading {Path(self.path).name}", unit="rows") as reading:
+                for one in self.rows():
+                    reading.advance()
+                    if isinstance(one, ValueError):
+                        broken.append(str(one))
+                    else:
+                        prompts.append(one)
         except ValueError as error:
             broken.append(str(error))
         if not prompts and not broken:

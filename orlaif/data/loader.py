@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from orlaif.distributed.sync import exchange, raise_together
+from orlaif.stages import stage
 from orlaif.types import Delivers, Delivery, Prompt
 
 
@@ -144,7 +145,8 @@ class PrefetchLoader(DataLoader):
         while True:
             start = time.perf_counter()
             try:
-                sealed = next(source)
+                with stage("data"):
+                    sealed = next(source)
             except StopIteration:
                 return
             sealed.wait_s = time.perf_counter() - start

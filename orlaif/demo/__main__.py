@@ -1,5 +1,9 @@
 """``python -m orlaif.demo``."""
 
-from orlaif.demo.demo import main
+from orlaif.stages import stage
+from orlaif.status_line import StatusLine
 
-main()
+with StatusLine(what="demo").running():
+    with stage("loading libraries"):
+        from orlaif.demo.demo import main
+    main()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orlaif.demo.shapes import SIZES, ShapesDataset, words
+from orlaif.stages import stage as under_way
 
 POLICY_PATH = "--model.init_args.policy.init_args.path"
 
@@ -54,7 +55,8 @@ class Demo:
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds spent inside to ``seconds[stage]``."""
         start = time.perf_counter()
-        yield
+        with under_way(stage.replace("_", " ")):
+            yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def path(self, *parts: str) -> str:
@@ -91,7 +93,7 @@ class Demo:
 
     def test(self, recipe: str, run: str) -> dict[str, float]:
         """Greedy accuracy of a run's export on the test split, overall and by kind of question."""
-        cli = self.orlaif("test", recipe, run, self.path(run, "export"), ["--trainer.enable_progress_bar=false"])
+        cli = self.orlaif("test", recipe, run, self.path(run, "export"))
         return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from orlaif.distributed.ray_session import NAMESPACE, join_session, leave_session
 from orlaif.distributed.sync import exchange, num_processes, process_index, raise_together
+from orlaif.stages import stage
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,10 @@ class Pool:
         """Until all actors are there; raises on all processes, which must all call, what kept one from it."""
         error = None
         try:
-            self.pids()
+            with stage("starting actors of Ray", len(self._actors)) as started:
+                for actor in self._actors:
+                    self.ray.get(actor.pid.remote())
+                    started.advance()
         except Exception as problem:
             error = _cause(problem)
         raise_together(error)

@@ -20,6 +20,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from orlaif.stages import stage
+
 #: Of a sharded checkpoint: what is not weights or optimizer (Lightning's name).
 REST = "meta.pt"
 #: A checkpoint that is being written or deleted.
@@ -116,6 +118,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     URLs go to Lightning's checkpoint IO, by fsspec: whether a file is complete there is the store's business.
     """
 
+    @stage("saving a checkpoint")
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside the place, then move there."""
         if is_remote(path):
@@ -126,6 +129,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         sync_to_disk(unfinished(path))
         publish(path)
 
+    @stage("reading the checkpoint")
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A file, or a sharded folder put together; its optimizer states are by parameter name."""
         if is_remote(path) or not Path(path).is_dir():

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from orlaif.distributed.sync import exchange, num_processes, process_index, raise_together
+from orlaif.stages import stage
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ _users = 0
 _started: str | None = None
 
 
+@stage("starting Ray")
 def join_session(address: str | None) -> tuple[Any, bool]:
     """Be part of one Ray session with the other processes of the run, which must all call.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from orlaif.evaluation.choices import without_thoughts
 from orlaif.evaluation.quoting import QUOTED_NOTE, quoted
 from orlaif.openai_client import ChatClient, UnansweredError, UnreachableError
+from orlaif.stages import stage
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class ChatGrader:
 
         async def one(system: str, content: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any] | Ungraded:
             try:
-                return await self.client.ask(system, content, read)
+                said = await self.client.ask(system, content, read)
+                graded.advance()
+                return said
             except (ValueError, UnansweredError) as error:
                 kind: Literal["unanswered", "unreadable"] = (
                     "unanswered" if isinstance(error, UnansweredError) else "unreadable"
@@ -95,7 +98,8 @@ class ChatGrader:
         async def everything() -> list[dict[str, Any] | Ungraded]:
             return await _together([one(*question) for question in questions])
 
-        replies = self.client.run(everything())
+        with stage("grading", len(questions), "answers") as graded:
+            replies = self.client.run(everything())
         if len(causes) > allowed:
             raise _too_many(causes, len(questions), self.max_ungraded_rate)
         return replies

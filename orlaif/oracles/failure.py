@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from orlaif.oracles.base import Exchange, Oracle, checked_ranking
+from orlaif.stages import stage
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ class Asked:
         with self._turns:
             start = time.perf_counter()
             try:
-                self._outcome = rank_groups(*self._work)
+                with stage("judge"):
+                    self._outcome = rank_groups(*self._work)
                 self.counts = self._work[0].take_counts()
                 self.exchanges = self._work[0].take_exchanges()
             except BaseException as error:

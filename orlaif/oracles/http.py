@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ from orlaif.oracles.prompting import (
     parse_order,
     parse_verdicts,
 )
+from orlaif.stages import stage
 from orlaif.types import CandidateGroup, OracleError, Picture, Ranking, Seen, VideoClip
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class HTTPJudge(Judge):
         return ranking
 
     async def _rank_all(self, groups: Sequence[CandidateGroup]) -> list[Tensor | OracleError]:
-        return list(await asyncio.gather(*(self._rank_one(group) for group in groups)))
+        return await _counted([self._rank_one(group) for group in groups])
 
     async def _rank_one(self, group: CandidateGroup) -> Tensor | OracleError:
         """Points of the group's answers over all ballots, or why there are none."""
@@ -120,7 +121,7 @@ class HTTPJudge(Judge):
         """
 
         async def every() -> list[Tensor | OracleError]:
-            return list(await asyncio.gather(*(self._verdicts_of(group, questions) for group in groups)))
+            return await _counted([self._verdicts_of(group, questions) for group in groups])
 
         groups = [group.seen(self.sees) for group in groups]
         outcomes = self.client.run(every())
@@ -163,6 +164,18 @@ class HTTPJudge(Judge):
         self.client.counts.clear()
         self._failures = 0
         return counts
+
+
+async def _counted(groups: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What comes of the groups, which are counted as they come."""
+    with stage("judge", len(groups), "groups") as judged:
+
+        async def one(group: Coroutine[Any, Any, T]) -> T:
+            outcome = await group
+            judged.advance()
+            return outcome
+
+        return list(await asyncio.gather(*map(one, groups)))
 
 
 def _content(seen: Seen, num_frames: int, height: int) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from orlaif.oracles.base import Exchange, ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
 from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
 from orlaif.rollout import SamplingParams, generate
+from orlaif.stages import told
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 Output = Literal["constrained", "parsed"]
@@ -94,7 +95,7 @@ class ListwiseJudge(LocalJudge):
                 failures[i] = OracleError(type(self).__name__, group.prompt.id, str(error))
         self._counts["ballots"] += len(shown)
         opinions: dict[int, list[list[int]]] = {}
-        for start in range(0, len(shown), self.batch_size):
+        for start in told(range(0, len(shown), self.batch_size), "judge", "batches"):
             part = shown[start : start + self.batch_size]
             for (i, ballot), reply in zip(part, self._replies([ballot for _, ballot in part]), strict=True):
                 prompt_id = ballot.group.prompt.id

@@ -20,6 +20,7 @@ from orlaif.oracles.base import Judge, encoded
 from orlaif.policy import Policy, evaluating
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
+from orlaif.stages import told
 from orlaif.types import CandidateGroup, Completions, OracleError, PromptBatch
 
 VERDICT_INSTRUCTIONS = (
@@ -152,7 +153,7 @@ class LocalJudge(Judge):
         """
         groups = [group.seen(self.sees) for group in groups]
         outcomes: list[Tensor | OracleError] = []
-        for start in range(0, len(groups), self.batch_size):
+        for start in told(range(0, len(groups), self.batch_size), "judge", "batches"):
             part = groups[start : start + self.batch_size]
             texts = [list(dict.fromkeys(group.answers)) for group in part]
             asked = [f"{VERDICT_INSTRUCTIONS}\n\nQuestion: {group.prompt.question}\n\n{CUT}" for group in part]

@@ -19,6 +19,7 @@ from orlaif.oracles.base import dense_ranks, no_score_failures
 from orlaif.oracles.local import CUT, LocalJudge
 from orlaif.oracles.prompting import opening
 from orlaif.oracles.sorting import sorting_network
+from orlaif.stages import told
 from orlaif.types import CandidateGroup, PromptBatch, Ranking
 
 PairMethod = Literal["copeland", "bradley_terry"]
@@ -78,7 +79,7 @@ class PairwiseJudge(LocalJudge):
         """
         groups = [group.seen(self.sees) for group in groups]
         rows: list[Tensor] = []
-        for start in range(0, len(groups), self.batch_size):
+        for start in told(range(0, len(groups), self.batch_size), "judge", "batches"):
             rows += self._rank_part(groups[start : start + self.batch_size])
         values = torch.stack(rows)
         scores = values.float() if self.pairs == "all" and self.method == "bradley_terry" else None

@@ -17,6 +17,7 @@ from torch import Tensor
 from orlaif.oracles.base import Oracle, dense_ranks, encoded, no_score_failures
 from orlaif.oracles.ranker_model import Ranker, load_ranker
 from orlaif.policy.encoding import ProcessorEncoder
+from orlaif.stages import told
 from orlaif.types import CandidateGroup, Ranking
 
 
@@ -113,7 +114,7 @@ class PreferenceRanker(Oracle):
         """
         ranker, parts = self.ranker, []
         encoder = ProcessorEncoder(ranker.policy.processor, ranker.system_prompt, ranker.policy.family)
-        for start in range(0, len(groups), self.batch_size):
+        for start in told(range(0, len(groups), self.batch_size), "judge", "batches"):
             part = groups[start : start + self.batch_size]
             prompts, clips = [group.prompt for group in part], [group.clip for group in part]
             batch = encoded(self, part, partial(encoder, prompts, clips)).to(self.device)

@@ -16,6 +16,7 @@ from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
 from orlaif.policy.hub import find_source
 from orlaif.policy.merging import fold
+from orlaif.stages import told
 from orlaif.types import CandidateGroup, OracleError, Ranking
 
 Score = Callable[[CandidateGroup], Sequence[float]]
@@ -60,7 +61,7 @@ class ScoreOracle(Oracle):
         """
         name = type(self).__name__
         rows = []
-        for group in groups:
+        for group in told(groups, "judge", "groups"):
             given = self.score(group.seen(self.sees))
             try:
                 scores = torch.as_tensor(given, dtype=torch.float32)

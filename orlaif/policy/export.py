@@ -25,6 +25,7 @@ from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source, copy_processor
 from orlaif.policy.merging import add_adapters, check_sum, merged
 from orlaif.policy.whole import complete, holds_more
+from orlaif.stages import stage
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -106,6 +107,7 @@ def published(folder: str) -> Iterator[str]:
     publish(target)
 
 
+@stage("exporting")
 def export_policy(policy: Policy, folder: str, merge: bool = False) -> None:
     """Write ``policy`` to ``folder``: complete, or not at all.
 

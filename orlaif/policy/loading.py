@@ -16,6 +16,7 @@ from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
 from orlaif.policy.prefix.current import kept
 from orlaif.policy.prefix.synthetic import narrow_windows, synthetic_prompt
 from orlaif.policy.reached import freeze_unreached
+from orlaif.stages import stage
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -38,6 +39,7 @@ class Loaded:
     folded: str | None = None
 
 
+@stage("loading the model")
 def load_model(policy: Policy, device: torch.device | None) -> Loaded:
     """The model that the settings of ``policy`` ask for.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from orlaif.policy import lora as adapters
 from orlaif.policy.lora_settings import check_reference, needs_copy
+from orlaif.stages import stage
 
 
 @contextmanager
@@ -49,6 +50,7 @@ class FrozenReference(nn.Module):
         """Stays in eval mode, whatever the policy around it is put into."""
         return super().train(False)
 
+    @stage("freezing the reference")
     def freeze(self, network: Any, refreshed: bool = False, continued: bool = False) -> None:
         """Make the policy as it is now the reference; with LoRA that is the base model, not a copy.
 
@@ -68,6 +70,7 @@ class FrozenReference(nn.Module):
             adapters.add_reference(network, self.lora)
             self.is_adapter = True
 
+    @stage("refreshing the reference")
     def refresh(self, network: Any) -> None:
         """Make the policy of this moment the reference.
 

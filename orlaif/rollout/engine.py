@@ -15,6 +15,7 @@ import torch
 from orlaif.distributed.sync import local_process_index, num_processes, process_index
 from orlaif.policy import Policy
 from orlaif.policy.context import context_limit
+from orlaif.stages import stage
 
 #: Kinds of models that vLLM serves with images only.
 _WITHOUT_VIDEO = ("smolvlm", "idefics3")
@@ -50,6 +51,7 @@ def default_room(config: Any, needed: int) -> int:
     return min(room, context_limit(config) or room)
 
 
+@stage("starting vLLM")
 def make_engine(policy: Policy, room: int, options: dict[str, Any]) -> Any:
     """A ``vllm.LLM`` of the policy's checkpoint in this process; on several, one in each.
 

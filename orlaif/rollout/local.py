@@ -23,6 +23,7 @@ from orlaif.rollout.base import BaseRollout, SamplingParams
 from orlaif.rollout.compiled import CompiledDecoder
 from orlaif.rollout.correction import ImportanceCorrection
 from orlaif.rollout.decoding import Decoder, ExpandedDecoder, SharedDecoder
+from orlaif.stages import told
 from orlaif.types import Completions, PromptBatch
 
 #: Tokens with which a completion may go on, from the place of its prompt in the batch and its tokens so far.
@@ -162,7 +163,7 @@ def _sample(
             noises = [(noise, generator)]
         else:
             noises = list(zip(noise.split(g), generator, strict=True))
-    for step in range(limit):
+    for step in told(range(limit), "rollout" if sampling.temperature else "greedy answers", "tokens at most"):
         rows = decoder.rows[decoder.real]
         if noise is not None:  # for all completions, ended or not
             for part, source in noises:

@@ -30,6 +30,7 @@ from orlaif.rollout.engine import check_engine, default_room, make_engine, rando
 from orlaif.rollout.engine_adapter import adapter_options, adapter_request, check_adapter, write_adapter
 from orlaif.rollout.engine_requests import check_prompts, completions_of, requests_of
 from orlaif.rollout.engine_weights import checkpoint_weights
+from orlaif.stages import stage
 from orlaif.types import Completions, PromptBatch
 
 
@@ -142,6 +143,7 @@ class VLLMRollout(BaseRollout):
             self._engine = make_engine(policy, self._room, options | self.engine_arguments)
         return self._engine
 
+    @stage("weights for vLLM")
     def update(self, policy: Policy, longest: int = 0) -> None:
         """Wake the engine and give it the policy's weights, if they are newer than those it has; all must call.
 

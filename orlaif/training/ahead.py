@@ -25,6 +25,7 @@ import torch
 from orlaif.distributed.sync import exchange
 from orlaif.oracles import Asked, Exchange
 from orlaif.policy import Policy
+from orlaif.stages import stage
 from orlaif.training.in_flight import Group, Groups, candidate_groups, groups_of, joined, overlaid
 from orlaif.training.worker import Worker
 from orlaif.types import Completions, Delivery, PromptBatch, Ranking
@@ -192,6 +193,7 @@ class Ahead:
         def sample() -> Sampled:
             start = time.perf_counter()
             with ExitStack() as stack:
+                stack.enter_context(stage("rollout"))
                 if self._stream is not None and ready is not None:
                     stack.enter_context(torch.cuda.stream(self._stream))
                     self._stream.wait_event(ready)

@@ -35,7 +35,7 @@ from orlaif.training.step_state import Given, StepState
 from orlaif.types import Delivery, PromptBatch
 
 #: Metrics for the progress bar, which has 80 columns.
-_SHOWN = ("train/kl", "train/pair_accuracy", "oracle/mean_score", "groups/set_aside_rate")
+_SHOWN = ("train/loss", "train/kl", "train/pair_accuracy", "oracle/mean_score", "groups/set_aside_rate")
 
 
 def _number(key: str) -> int:

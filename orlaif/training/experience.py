@@ -20,6 +20,7 @@ from orlaif.advantages import DCG, Advantage, Borda
 from orlaif.distributed.sync import exchange, raise_together
 from orlaif.losses import loss_weights
 from orlaif.oracles import Asked
+from orlaif.stages import stage
 from orlaif.training.ahead import Answered, Sampled
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.judged import JudgedBatch, show, whole
@@ -177,7 +178,7 @@ def judge(
         )
     every = module.order_consistency_every_n_steps
     if every and module.global_step % every == 0:
-        with borrowed(module):
+        with borrowed(module), stage("asking once more"):
             if counts and not ranking.failures:
                 groups = candidate_groups(batch, completions, module.policy.answer_format)
                 note_order_consistency(module, groups, said, batch_idx)
@@ -217,7 +218,8 @@ def as_experience(module: OracleRLAIF, ranked: Ranked, logps: LogProbs) -> Exper
 def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.Generator], counts: bool) -> Sampled:
     """Completions of P prompts by the policy of this moment, and the oracle at work on them, if they count."""
     start = time.perf_counter()
-    completions = module.rollout(module.policy, batch, generators)
+    with stage("rollout"):
+        completions = module.rollout(module.policy, batch, generators)
     seconds = elapsed(start, module.device)
     groups = candidate_groups(batch, completions, module.policy.answer_format)
     asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None

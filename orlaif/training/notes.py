@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orlaif.distributed.sync import exchange
+from orlaif.stages import stage as under_way
 from orlaif.types import Delivery
 
 #: Totals that are logged, whether or not anything was counted.
@@ -51,9 +52,10 @@ class StepNotes:
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:
-        """Note the seconds spent inside as ``time/<name>``."""
+        """Note the seconds spent inside as ``time/<name>``; the stage is under way for whoever shows it."""
         start = time.perf_counter()
-        yield
+        with under_way(name):
+            yield
         self.note(f"time/{name}", elapsed(start, device))
 
     def delivery(self, delivery: Delivery, num_tokens: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from orlaif.stages import stage
 from orlaif.training.notes import elapsed
 from orlaif.types import PromptBatch
 
@@ -47,9 +49,12 @@ class StepState:
         self._normalizer: Tensor | None = None
         self._is_last = False
         self._policy_start = 0.0
+        self._passes = ExitStack()
 
     def begin_policy(self) -> None:
         """Note the time: the policy's passes of this batch begin now."""
+        self._passes.close()
+        self._passes.enter_context(stage("policy"))
         self._policy_start = time.perf_counter()
 
     def hand_over(self, normalizer: Tensor, is_last: bool) -> None:
@@ -69,6 +74,7 @@ class StepState:
 
     def policy_s(self, device: torch.device) -> float:
         """Seconds since :meth:`begin_policy`, once ``device`` has finished its work."""
+        self._passes.close()
         return elapsed(self._policy_start, device)
 
     def take(self) -> Tensor | None:

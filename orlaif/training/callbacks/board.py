@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 
 from orlaif.oracles import rank_groups
+from orlaif.stages import stage
 from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
 from orlaif.training.in_flight import candidate_groups
@@ -122,6 +123,7 @@ class CompletionsBoard(Callback):
         self.num_prompts = num_prompts
         self.seed = seed
 
+    @stage("completions board")
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, rank, draw, and add the pictures to TensorBoard, and the same as text."""
         if trainer.sanity_checking or not isinstance(pl_module, OracleRLAIF):
