@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import os
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,27 +15,11 @@ from orlaif.media import VideoClip
 from orlaif.samples.frames import FrameStore
 from orlaif.view.export import one_file
 from orlaif.view.run import Run
+from tests.view.browsing import IN_A_BROWSER, ready, served, until
 from tests.view.runs import answer, group, run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror='document.title=1'><script>document.title='run'</script>\u202eright \x1b[31m to left"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-        reason="needs Chromium and Playwright; make browser-test",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield started
-        started.close()
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -70,57 +50,6 @@ def address(runs: list[Run]) -> Iterator[str]:
     yield from served(runs)
 
 
-def served(runs: list[Run]) -> Iterator[str]:
-    import socket
-
-    import uvicorn
-
-    from orlaif.view.server import make_app
-
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()  # so that who comes before the server waits for it
-    server = uvicorn.Server(uvicorn.Config(make_app(runs), log_level="error"))
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(30)
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page that fails the test where a script raises, or the console reports an error."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened, wrong = context.new_page(), list[str]()
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    yield opened
-    context.close()
-    assert wrong == []
-
-
-def ready(page: Any, address: str) -> Any:
-    page.goto(address)
-    page.wait_for_selector("body[data-ready]")
-    return page
-
-
-def until(page: Any, expression: str) -> None:
-    """Wait for it to be true. Playwright's own waiting evaluates within the page, which the page forbids."""
-    for _ in range(600):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"never true: {expression}")
-
-
-def shot(page: Any, name: str) -> None:
-    """A picture for the docs, where ORLAIF_SCREENSHOTS names a folder."""
-    if folder := os.environ.get("ORLAIF_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png")
-
-
 def test_a_group_with_its_video_frames_and_the_other_run(page: Any, address: str) -> None:
     ready(page, address).locator(".row").nth(2).click()
     page.wait_for_selector(".answer")
@@ -135,7 +64,6 @@ def test_a_group_with_its_video_frames_and_the_other_run(page: Any, address: str
     assert "null" not in page.locator("#group").inner_text()
     assert "second, step 0" in page.locator("#group h2").all_inner_texts()
     assert page.locator(".token").first.get_attribute("title") == "log-prob -0.500"
-    shot(page, "group")
 
 
 def test_frames_that_were_kept_are_cut_out_of_their_sheet(page: Any, tmp_path: Path) -> None:
@@ -170,6 +98,7 @@ def test_the_prompt_over_time_and_every_view_has_a_link(page: Any, address: str)
     ready(page, link)
     page.wait_for_selector(".answer")
     assert page.locator("#group p.quiet").first.inner_text().startswith("step 20")
+    assert page.locator(".row.picked").is_visible()
 
 
 def test_filters_and_sorting(page: Any, address: str) -> None:
@@ -219,7 +148,6 @@ def test_in_the_dark_and_on_a_phone(browser: Any, address: str, scheme: str, wid
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     dark = opened.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert dark == (scheme == "dark")
-    shot(opened, scheme if width > 800 else "phone")
     context.close()
 
 

@@ -17,7 +17,8 @@ function element(name, attributes = {}, ...children) {
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
-const number = (value, digits = 3) => (value === null || value === undefined ? "-" : Number(value).toFixed(digits));
+const number = (value, digits = 3) => (value === null || value === undefined ? "-" : Number(value).toFixed(digits).replace(/^-(0\.?0*)$/, "$1"));
+const sign = (value) => (value > 0 ? "plus" : value < 0 ? "minus" : "quiet");
 const columns = () => runs[state.run].groups;
 
 function readAddress() {
@@ -65,7 +66,7 @@ function drawCurves() {
       svg.append(drawn);
     });
     const last = lines.map((line) => (line.length ? number(line[line.length - 1][1]) : "-")).join(" | ");
-    return element("figure", { class: "curve" }, element("figcaption", { title: name }, name + "  " + last), svg);
+    return element("figure", { class: "curve" }, element("figcaption", { title: name + ", " + number(low) + " to " + number(high) }, element("span", {}, name), element("b", {}, last)), svg);
   }));
 }
 
@@ -194,8 +195,8 @@ function answersOf(group) {
   return order.map(([answer]) =>
     element("div", { class: "answer" },
       element("p", {}, "rank " + (answer.rank < 0 ? "-" : answer.rank) + "  ",
-        element("span", { class: answer.advantage > 0 ? "plus" : "minus" }, "advantage " + number(answer.advantage)),
-        "  " + answer.tokens.length + " tokens" + (answer.score === null ? "" : "  score " + number(answer.score)) + (answer.kl === null ? "" : "  KL " + number(answer.kl))),
+        element("span", { class: sign(answer.advantage) }, "advantage " + number(answer.advantage)),
+        "  " + answer.tokens.length + (answer.tokens.length === 1 ? " token" : " tokens") + (answer.score === null ? "" : "  score " + number(answer.score)) + (answer.kl === null ? "" : "  KL " + number(answer.kl))),
       element("div", { class: "text", dir: "auto" }, ...tokensOf(answer))));
 }
 function tokensOf(answer) {
@@ -215,7 +216,7 @@ function wordsOf(group) {
 
 // -------------------------------------------------------------------------------------------------------- start
 
-function drawAll() {
+function drawAll(again) {
   $("runs").replaceChildren(...runs.map((run, i) => element("span", { class: "run" + (i % 3) }, run.name + "  ")));
   $("run").replaceChildren(...runs.map((run, i) => element("option", { value: i }, run.name)));
   const tasks = [...new Set(runs.flatMap((run) => run.groups.task))].filter(Boolean).sort();
@@ -224,12 +225,15 @@ function drawAll() {
   drawSigns();
   drawCurves();
   filter();
-  if (state.group !== null && state.group < columns().step.length) open(state.group);
+  if (state.group !== null && state.group < columns().step.length) {
+    open(state.group);
+    if (!again) $("rows").scrollTop = shown.indexOf(state.group) * ROW - $("rows").clientHeight / 3; // a link leads far down
+  }
   document.body.dataset.ready = "yes";
 }
 async function load(again) {
   runs = embedded ? JSON.parse(embedded.textContent) : await (await fetch("api/runs" + (again ? "?refresh=1" : ""))).json();
-  drawAll();
+  drawAll(again);
 }
 for (const key of ["text", "task", "only", "sort"]) {
   $(key).addEventListener("input", () => { state[key] = $(key).value; writeAddress(); $("rows").scrollTop = 0; filter(); });
@@ -245,6 +249,6 @@ $("rows").addEventListener("keydown", (event) => {
 });
 $("refresh").addEventListener("click", () => load(true));
 if (embedded) $("refresh").hidden = true;
-window.addEventListener("hashchange", drawAll);
+window.addEventListener("hashchange", () => drawAll(false));
 window.addEventListener("resize", drawRows);
 load(false);
