@@ -52,7 +52,7 @@ def opened(page: Any, address: str, group: int, run: int = 0) -> Any:
     """The page with a group open, its video at its first frame."""
     ready(page, f"{address}#run={run}&group={group}")
     page.wait_for_selector(".answer")
-    until(page, "document.querySelector('video').readyState >= 2")
+    until(page, "document.querySelector('video').readyState >= 3 && !document.querySelector('video').seeking")
     until(page, "document.querySelectorAll('.frames .frame').length === 8")
     return page
 
