@@ -9,6 +9,7 @@ formed.
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -188,10 +189,19 @@ class FunctionAnswer(AnswerFormat):
 
     Args:
         function: its dotted name, in a recipe.
+
+    Raises:
+        ValueError: it cannot be called with a text alone.
     """
 
     def __init__(self, function: Callable[[str], str | None]) -> None:
         self.function = function
+        try:
+            inspect.signature(function).bind("a text")
+        except TypeError as error:
+            raise ValueError(f"answer_format.function cannot be called with a text: {function!r} ({error})") from None
+        except ValueError:  # of C, without a signature: its first call tells
+            pass
 
     def read(self, text: str) -> Read:
         """What the function says; ValueError where that is neither a text nor None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from orlaif.answer_format import (
@@ -108,6 +110,9 @@ def test_a_function_of_ones_own() -> None:
     assert mine.read("red") == Read(None, None, False)
     with pytest.raises(ValueError, match=r"answer_format.function gave 3; it must give a text"):
         FunctionAnswer(lambda text: 3).read("red")  # type: ignore[arg-type,return-value]
+    for wrong in (os.getcwd, 3, lambda text, more: text):
+        with pytest.raises(ValueError, match=r"answer_format.function cannot be called with a text: "):
+            FunctionAnswer(wrong)  # type: ignore[arg-type]
 
 
 def test_names() -> None:

@@ -182,6 +182,8 @@ def _wrong_type(at: str, siblings: list[str], message: str) -> str:
 
 def _kinds(kind: str) -> list[str]:
     """What was expected, in words: of a class its name, of a Literal its values."""
+    if kind.startswith("dot import path string"):
+        return ["a class_path"]
     if (match := re.match(r"typing\.Literal\[(.*)\]$", kind)) is not None:
         return [part.strip() for part in match[1].split(",")]
     if (match := re.match(r"<class '([\w.]+)'>$", kind)) is not None:

@@ -81,6 +81,12 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
     "a subcommand with a typo": (["ft"], 2, "'ft' is no subcommand; did you mean 'fit'[?]"),
     "another program's subcommand": (["deploy"], 2, "'deploy' is no subcommand; it must be one of fit, .*"),
     "an option before the subcommand": (["--config", "x", "fit"], 2, "--config comes before the subcommand; .*"),
+    "no such answer format": (
+        ["--model.init_args.policy.init_args.answer_format=think"],
+        2,
+        "model.policy.answer_format is think; it must be a class_path, 'whole', 'think_answer', 'last_line' or 'boxed' "
+        r"\(on the command line\)",
+    ),
     "no recipe": (["fit"], 2, "data and model are missing; name a recipe with --config recipe.yaml"),
     "no recipe's name": (["fit", "--config"], 2, "--config needs the path of a recipe"),
     "no such recipe": (["fit", "--config", "no.yaml"], 2, "--config no.yaml: no such file or directory"),

@@ -85,7 +85,7 @@ class MeasuringLab(Lab):
         return module
 
 
-@pytest.mark.parametrize("cut", [(1, 1), (1, 3)])
+@pytest.mark.parametrize("cut", [(1, 1), pytest.param((1, 3), marks=pytest.mark.slow)])
 def test_a_resumed_run_goes_on_with_its_rates(tiny_model: str, data_root: str, tmp_path: Path, cut: Any) -> None:
     """Four batches an epoch; broken off in the second, whose rest, and the third, are drawn as if it were not."""
     lab = MeasuringLab(tiny_model, data_root, tmp_path)
