@@ -51,7 +51,7 @@ def read_at(path: Path, offset: int) -> dict[str, Any] | None:
         with path.open("rb") as file:
             file.seek(offset)
             return _whole(file.readline())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,9 +45,11 @@ class Shard:
 
 def shards_in(folder: Path) -> list[Shard]:
     """The shards of a folder, in order; none where there is no folder."""
-    if not folder.is_dir():
+    try:
+        listed = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found = [match for name in listed if (match := _NAME.fullmatch(name))]
     return sorted(Shard(attempt=int(m[1]), process=int(m[2]), number=int(m[3])) for m in found)
 
 

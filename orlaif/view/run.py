@@ -9,7 +9,7 @@ from typing import Any
 from orlaif.samples.reading import locate_groups, read_at
 from orlaif.view.media import file_of, is_playable, kept_sheet, made_sheet, shown
 from orlaif.view.signs import signs
-from orlaif.view.summaries import summary
+from orlaif.view.summaries import FIELDS, summary
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Run:
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder of a run")
         self.refresh()
-        if not self.summaries:
+        if not self.summaries and not self.overview["curves"]:
             raise ValueError(f"{self.folder / 'samples'} holds no samples of a run (KeepSamples writes them)")
 
     def refresh(self) -> None:
@@ -45,12 +45,11 @@ class Run:
         located.sort(key=lambda one: one[0]["step"])  # stable: processes one behind the other
         self.summaries = [one for one, _, _ in located]
         self._places = [(path, offset) for _, path, offset in located]
-        names = list(self.summaries[0]) if self.summaries else []
         self.overview = {
             "name": self.folder.name,
             "signs": signs(self.summaries),
             "curves": curves(self.folder),
-            "groups": {name: [one[name] for one in self.summaries] for name in names},
+            "groups": {name: [one[name] for one in self.summaries] for name in FIELDS},
         }
 
     def group(self, place: int) -> dict[str, Any] | None:

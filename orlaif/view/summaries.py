@@ -11,6 +11,11 @@ from orlaif.evaluation.text_metrics import is_correct
 _SHOWN = 160
 
 
+#: What a summary has.
+FIELDS: tuple[str, ...] = ("step", "id", "question", "task", "best", "tied", "failed", "length", "longest_best")
+FIELDS += ("first_best", "agrees", "kl", "apart", "overruled")
+
+
 def summary(group: dict[str, Any]) -> dict[str, Any]:
     """Plain values of one group.
 
@@ -28,7 +33,7 @@ def summary(group: dict[str, Any]) -> dict[str, Any]:
     ranked = [a for a in answers if a["rank"] >= 0]
     ranks = [-a["rank"] for a in ranked]
     best = min(ranked, key=lambda a: a["rank"]) if ranked else None
-    sums = [sum(a["logps"]) if a["logps"] is not None else None for a in ranked]
+    sums = [_sum(a["logps"]) for a in ranked]
     return {
         "step": group["step"],
         "id": prompt["id"],
@@ -60,6 +65,13 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def _sum(values: Sequence[float | None] | None) -> float | None:
+    """None where one of them is not known, or was no number (which is kept as null)."""
+    if values is None or None in values:
+        return None
+    return sum(value for value in values if value is not None)
 
 
 def _apart(answers: Sequence[dict[str, Any]]) -> float | None:

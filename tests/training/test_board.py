@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
+from orlaif.training.callbacks import board_text as text_file
 from orlaif.training.callbacks.board import board_rows, board_text, draw_board
-from orlaif.training.callbacks.board_text import wrapped
+from orlaif.training.callbacks.board_text import _font_of, _fonts, _has, _runs, wrapped
 from orlaif.types import VideoClip, VideoPrompt
 
 LONG = (
@@ -61,6 +62,32 @@ def test_no_line_is_wider_than_its_place() -> None:
     ink = ink.view(picture.height, picture.width) < 200
     assert not bool(ink[:, -3:].any())
     assert not bool(ink[-4:].any())
+
+
+def test_words_from_right_to_left_are_in_their_order() -> None:
+    """The first word of an Arabic line stands at its right, where one font has all of the line."""
+    line = "\u0627\u0628 \u0645\u0645\u0645\u0645 ok"
+    if not any(all(_has(font, character) for character in line) for font in _fonts()):
+        pytest.skip("no font of this machine has Arabic")
+    assert [run for _, run in _runs(line)] == [line]
+    assert [run for _, run in _runs("ab")] == ["ab"]
+
+
+def test_a_script_without_a_font_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With Pillow's own font alone, which has neither Chinese nor Korean nor emoji."""
+    monkeypatch.setattr(text_file, "_fonts", lambda: (ImageFont.load_default(size=14),))
+    monkeypatch.setattr(text_file, "_TOLD", set())
+    _font_of.cache_clear()
+    try:
+        assert wrapped("红色 汽车", 1000) == ["\\u7ea2\\u8272 \\u6c7d\\u8f66"]
+        assert wrapped("빨강", 1000) == ["\\ube68\\uac15"]
+        assert wrapped("🐕🐈", 1000) == ["\\U0001f415\\U0001f408"]
+    finally:
+        _font_of.cache_clear()
+    said = [record.getMessage() for record in caplog.records]
+    assert [one.split("Debian's ")[1].split()[0] for one in said] == ["fonts-noto-cjk"] * 2 + ["fonts-symbola"]
 
 
 def test_lines_of_a_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,24 @@ def test_one_file_without_a_server(page: Any, runs: list[Run], tmp_path: Path) -
     page.wait_for_selector(".answer")
     assert page.locator(".answer").count() == 4
     assert page.locator("video").count() == 0
+
+
+def test_a_run_that_is_deleted_while_it_is_viewed_and_one_that_is_empty(page: Any, tmp_path: Path) -> None:
+    gone = run(tmp_path / "gone", [group(i, f"p{i}", answer("a", 0), answer("b", 1)) for i in range(3)])
+    stays = run(tmp_path / "stays", [group(i, f"q{i}", answer("a", 0), answer("b", 1)) for i in range(2)])
+    for address in served([Run(gone), Run(stays)]):
+        ready(page, address)
+        shutil.rmtree(gone)
+        page.locator("#refresh").click()
+        until(page, "document.getElementById('count').textContent === '0 of 0 groups'")
+        page.locator("#rows").focus()
+        page.keyboard.press("End")
+        page.select_option("#run", "1")
+        assert page.locator("#count").inner_text() == "2 of 2 groups"
+        page.locator(".row").first.click()  # of other prompts than the first run had
+        page.wait_for_selector(".answer")
+        assert page.locator(".answer").count() == 2
+        assert page.locator("video").count() == 0
 
 
 def test_ten_thousand_groups(page: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,39 @@ def test_what_a_killed_run_left_is_shown(tmp_path: Path) -> None:
     assert one.overview["groups"]["id"] == ["p0", "p1"]
     shard.unlink()
     assert one.group(0) is None
+
+
+def test_a_run_whose_numbers_broke_down_opens(tmp_path: Path) -> None:
+    """NaN is kept as null."""
+    broken = answer("a b", 0, logps=[None, -1.0], trainer_logps=[None, -1.0], advantage=None, kl=None)
+    (tmp_path / "one").mkdir()
+    one = Run(run(tmp_path / "one", [group(0, "p0", broken, answer("b", 1))]))
+    assert one.summaries[0]["agrees"] is None
+    assert one.overview["groups"]["kl"] == [0.1]
+
+
+def test_a_folder_that_is_deleted_while_it_is_viewed(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one", [group(i, f"p{i}", answer("a", 0), answer("b", 1)) for i in range(3)])
+    client = TestClient(make_app([Run(folder)]), base_url="http://127.0.0.1")
+    shutil.rmtree(folder)
+    for path in ("/api/group/0/0", "/media/0/0/0", "/sheet/0/0/0"):
+        assert client.get(path).status_code == 404
+    assert client.get("/api/runs").json()[0]["groups"]["step"] == [0, 1, 2]
+    (empty,) = client.get("/api/runs?refresh=1").json()
+    assert empty["groups"]["step"] == empty["groups"]["id"] == []
+    assert empty["curves"] == {}
+    assert client.get("/api/group/0/0").status_code == 404
+
+
+def test_a_run_with_curves_and_no_groups_yet(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_scalar("train/loss", 0.5, 3)
+    writer.close()
+    one = Run(tmp_path)
+    assert one.overview["curves"] == {"train/loss": [[3.0, 0.5]]}
+    assert one.overview["groups"]["step"] == []
 
 
 @pytest.mark.parametrize(("words", "message"), [(["{0}/none"], "is no folder of a run"), (["{0}"], "holds no samples")])

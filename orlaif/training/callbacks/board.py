@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -17,6 +18,7 @@ from orlaif.oracles import rank_groups
 from orlaif.stages import stage
 from orlaif.training.base import prompt_generators
 from orlaif.training.callbacks.board_text import LINE_HEIGHT, draw_lines, wrapped
+from orlaif.training.callbacks.tables import table_rows, write_table
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.judged import of_answers
 from orlaif.training.rlaif import OracleRLAIF
@@ -114,6 +116,8 @@ def _cell(text: str) -> str:
 class CompletionsBoard(Callback):
     """At every validation: a few fixed prompts with frames, question, and the G sampled answers, ranks and advantages.
 
+    TensorBoard gets pictures and text, Weights & Biases, MLflow and trackio a table ``completions``.
+
     Args:
         num_prompts: the first so many of the validation data.
         seed: of the sampling, the same at every validation, so that boards differ by the policy alone.
@@ -125,7 +129,7 @@ class CompletionsBoard(Callback):
 
     @stage("completions board")
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample, rank, draw, and add the pictures to TensorBoard, and the same as text."""
+        """Sample, rank, draw, add the pictures to TensorBoard, and the same as text, or to other loggers as a table."""
         if trainer.sanity_checking or not isinstance(pl_module, OracleRLAIF):
             return
         datamodule: AsksQuestions = trainer.datamodule  # type: ignore[attr-defined]
@@ -146,14 +150,18 @@ class CompletionsBoard(Callback):
             log.warning("no completions board this time: %s", error)
             return
         advantages = of_answers(pl_module.advantages(ranking, completions), completions)
+        table: list[list[Any]] = []
         for i, (prompt, clip) in enumerate(zip(batch.prompts, batch.clips, strict=True)):
             board = draw_board(
                 prompt, clip, completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu()
             )
             pixels = torch.frombuffer(bytearray(board.tobytes()), dtype=torch.uint8).view(board.height, board.width, 3)
             rows = board_rows(completions.texts[i], ranking.ranks[i], advantages[i], completions.lengths[i].cpu())
+            table += table_rows(trainer.global_step, prompt, rows)
             for logger in trainer.loggers:
                 if hasattr(logger, "experiment") and hasattr(logger.experiment, "add_image"):
                     name, step = f"completions/{prompt.id}", trainer.global_step
                     logger.experiment.add_image(name, pixels, step, dataformats="HWC")
                     logger.experiment.add_text(name, board_text(prompt, rows), step)
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            write_table(logger, "completions", table, trainer.global_step)

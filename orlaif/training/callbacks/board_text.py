@@ -44,9 +44,16 @@ _FONTS = (
     "DejaVuSans.ttf",
     "Arial Unicode.ttf",
     "arial.ttf",
+    "Symbola_hint.ttf",
+    "Symbola.ttf",
     "unifont.otf",
     "unifont.ttf",
 )
+
+#: Debian's packages of fonts, by the first word of a character's name; all others are in fonts-noto-core.
+_PACKAGES = dict.fromkeys(("CJK", "HANGUL", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH"), "fonts-noto-cjk")
+_PACKAGES["SYMBOLS"] = "fonts-symbola"
+_TOLD: set[str] = set()
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -63,15 +70,28 @@ def _fonts() -> tuple[Font, ...]:
 
 
 @functools.cache
+def _has(font: Font, character: str) -> bool:
+    """Whether a font has a character; it draws all that it lacks in the same way."""
+    lacking = bytes(font.getmask("\U0010fffe"))
+    return character == " " or bytes(font.getmask(character)) not in (lacking, b"")
+
+
+@functools.cache
 def _font_of(character: str) -> Font | None:
-    """The first font that has a character; a font draws all that it lacks in the same way."""
+    """The first font that has a character."""
     for font in _fonts():
-        lacking = bytes(font.getmask("\U0010fffe"))
-        if character == " " or bytes(font.getmask(character)) not in (lacking, b""):
+        if _has(font, character):
             return font
     if unicodedata.category(character) not in ("Cc", "Cf"):
-        name = unicodedata.name(character, "?").split()[0]
-        log.warning("no font of this machine has %r (%s); the board shows its code point", character, name)
+        is_symbol = unicodedata.category(character) in ("So", "Sk")  # emoji
+        name = "SYMBOLS" if is_symbol else unicodedata.name(character, "?").split()[0]
+        if name not in _TOLD:  # once for each script
+            _TOLD.add(name)
+            package = _PACKAGES.get(name, "fonts-noto-core")
+            log.warning(
+                "no font of this machine has %r (%s); the board shows code points (Debian's %s brings one)",
+                *(character, name, package),
+            )
     return None
 
 
@@ -145,8 +165,21 @@ def draw_lines(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequenc
     x, y = place
     for line in lines:
         at = float(x)
-        for font, run in itertools.groupby(line, key=lambda character: _font_of(character) or _fonts()[0]):
-            text = "".join(run)
+        for font, text in _runs(line):
             draw.text((at, y), text, fill=color, font=font)
             at += float(font.getlength(text))
         y += LINE_HEIGHT
+
+
+def _runs(line: str) -> list[tuple[Font, str]]:
+    """A line in parts of one font each.
+
+    One with words from right to left is kept whole where a font has all of it: letters are then joined and words put
+    in their order by Pillow (with libraqm, which its wheels bring along). Else its words stay in the order of the text.
+    """
+    if any(unicodedata.bidirectional(character) in ("R", "AL") for character in line):
+        for font in _fonts():
+            if all(_has(font, character) for character in line):
+                return [(font, line)]
+    fonts = itertools.groupby(line, key=lambda character: _font_of(character) or _fonts()[0])
+    return [(font, "".join(run)) for font, run in fonts]

@@ -125,6 +125,8 @@ async function open(place) {
   const run = state.run, group = await fetchGroup(run, place);
   if (state.group !== place || state.run !== run) return; // another was opened meanwhile
   if (group === null) return $("group").replaceChildren(element("p", {}, "This group is no longer kept."));
+  if (group.step !== columns().step[place] || group.prompt.id !== columns().id[place]) // read again by another page
+    return $("group").replaceChildren(element("p", {}, "The run has changed since this list was made: read it again."));
   const others = [];
   for (const [i, other] of runs.entries()) {
     if (i === run) continue;
@@ -232,6 +234,7 @@ function drawAll(again) {
   document.body.dataset.ready = "yes";
 }
 async function load(again) {
+  $("group").replaceChildren(element("p", { class: "quiet" }, "Choose a group."));
   runs = embedded ? JSON.parse(embedded.textContent) : await (await fetch("api/runs" + (again ? "?refresh=1" : ""))).json();
   drawAll(again);
 }
