@@ -218,6 +218,12 @@ class PolicyModule(ResumableModule):
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
 
+    def on_train_batch_end(self, outputs: Any, batch: Delivery, batch_idx: int) -> None:
+        """Log the first step, whatever ``log_every_n_steps`` says."""
+        if self.global_step == 1 and self._at_step[0] == 0 and self.trainer.log_every_n_steps != 1:  # type: ignore[attr-defined]
+            for logger in self.trainer.loggers:
+                logger.log_metrics({name: float(x) for name, x in self.trainer.callback_metrics.items()}, step=0)
+
     def on_after_backward(self) -> None:
         """Once the last accumulated batch is in, divide the gradients by the normaliser of the whole step."""
         self.batch_is_done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from lightning import Callback
 
+from orlaif.data.collator import Collator
 from orlaif.oracles import Oracle
 from orlaif.training.callbacks import WinRate
+from orlaif.training.callbacks.fixed_prompts import num_bytes
 from orlaif.types import OracleError, Ranking
 from tests.training.test_rlaif import data, rlaif, trainer
 
@@ -122,3 +125,40 @@ def test_a_run_that_goes_on_compares_with_where_it_began(tmp_path: Path, tiny_mo
 def test_settings_out_of_range_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=rf"WinRate.{name} is 0; it must be 1 or more"):
         WinRate(**{name: 0})
+
+
+@pytest.mark.parametrize(("keep_mb", "times"), [(1000, 1), (0, 3)])
+def test_videos_are_decoded_once_as_far_as_the_memory_goes(
+    tmp_path: Path, tiny_model: str, data_root: str, monkeypatch: pytest.MonkeyPatch, keep_mb: int, times: int
+) -> None:
+    """Before the first step and at two validations; the validation's own batches come on top of these."""
+    asked: list[str] = []
+    real = Collator.__call__
+
+    def counted(self: Collator, prompts: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():  # the loader's are on threads
+            asked.extend(prompt.id for prompt in prompts)
+        return real(self, prompts)
+
+    monkeypatch.setattr(Collator, "__call__", counted)
+    callback = WinRate(num_prompts=3, batch_size=2, keep_mb=keep_mb)
+    says = Says({step: ["a"] for step in range(3)})
+    run = trainer(tmp_path, callbacks=[says, callback], max_steps=2, val_check_interval=1, limit_val_batches=1)
+    run.fit(rlaif(tiny_model, order_consistency_every_n_steps=0), data(data_root, 4, eval_batch_size=2))
+    assert sorted(asked) == sorted([f"validation-{i:05d}" for i in range(3)] * times)
+
+
+def test_the_bytes_of_a_batch(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+    module = data(data_root, 4)
+    trainer(tmp_path, max_steps=1).fit(rlaif(tiny_model), module)
+    batch = module.collator([module.questions("val")[0]]).batch
+    frames = batch.clips[0].items[0].frames
+    inputs = sum(x.numel() * x.element_size() for x in batch.mm_inputs.values())
+    tokens = 2 * 8 * batch.input_ids.shape[1]
+    assert num_bytes(batch) == frames.numel() + inputs + tokens
+
+
+@pytest.mark.parametrize("kind", [WinRate])
+def test_a_memory_below_nothing_is_named(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{kind.__name__}.keep_mb is -1; it must be 0 \(keep nothing\) or more"):
+        kind(keep_mb=-1)

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from orlaif.distributed.sync import exchange, num_processes, process_index, raise_together
+from orlaif.distributed.sync import exchange, raise_together
 from orlaif.evaluation.report import paired_difference
 from orlaif.oracles import rank_groups
 from orlaif.samples.shards import json_line
+from orlaif.training.callbacks.fixed_prompts import FixedPrompts
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import AsksQuestions, CandidateGroup, PromptBatch
+from orlaif.types import CandidateGroup, PromptBatch
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +38,16 @@ class WinRate(Callback):
     Args:
         num_prompts: the first so many of the validation data.
         batch_size: prompts that are answered together.
+        keep_mb: most memory of the CPU for prompts that are kept as they were decoded, on each process; those beyond
+            it are decoded anew at each validation.
 
     Raises:
         ValueError: a setting out of its range; before training, no validation data, or a run that goes on without
             the file.
     """
 
-    def __init__(self, num_prompts: int = 64, batch_size: int = 8) -> None:
-        for name, value in (("num_prompts", num_prompts), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"WinRate.{name} is {value}; it must be 1 or more")
-        self.num_prompts, self.batch_size = num_prompts, batch_size
+    def __init__(self, num_prompts: int = 64, batch_size: int = 8, keep_mb: int = 1000) -> None:
+        self.prompts = FixedPrompts("WinRate", num_prompts, batch_size, keep_mb)
         self._first: dict[str, str] = {}
         #: How often an answer has beaten the first one, by prompt id and answer.
         self._told: dict[tuple[str, str], float] = {}
@@ -58,10 +58,11 @@ class WinRate(Callback):
             return
         path = Path(trainer.default_root_dir) / FILE
         self._told = {}
+        self.prompts.forget()
         if not trainer.global_step:
             self._first = {}
             with pl_module.policy.gathered():
-                for batch in self._batches(trainer, pl_module):
+                for batch in self.prompts.batches(trainer, pl_module, "first answers"):
                     self._first |= dict(zip(_ids(batch), pl_module.answer(batch), strict=True))
             self._first = {key: answer for one in exchange(self._first) for key, answer in one.items()}
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ class WinRate(Callback):
         with pl_module.policy.gathered():
             error: Exception | None = None
             try:
-                for batch in self._batches(trainer, pl_module):
+                for batch in self.prompts.batches(trainer, pl_module, "win rate"):
                     wins |= self._wins(pl_module, batch, pl_module.answer(batch))
             except Exception as problem:  # whatever it is, the other processes must not wait for this one
                 error = problem
@@ -98,15 +99,6 @@ class WinRate(Callback):
         pl_module.log("val/win_rate", mean, prog_bar=True)
         pl_module.log("val/win_rate/low", low)
         pl_module.log("val/win_rate/high", high)
-
-    def _batches(self, trainer: Trainer, module: OracleRLAIF) -> Sequence[PromptBatch]:
-        """This process's share of the prompts, on its device."""
-        data: AsksQuestions = trainer.datamodule  # type: ignore[attr-defined]
-        questions = data.questions("val")
-        mine = range(process_index(), min(self.num_prompts, len(questions)), num_processes())
-        parts = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
-        batches = [data.collator([questions[i] for i in part]).batch.to(module.device) for part in parts]
-        return [batch for batch in batches if len(batch)]
 
     def _wins(self, module: OracleRLAIF, batch: PromptBatch, answers: Sequence[str]) -> dict[str, float]:
         """By prompt id, 1 where the new answer is better, 0 where it is worse, in between for ties and disagreement."""
