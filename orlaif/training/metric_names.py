@@ -61,6 +61,8 @@ METRICS = {
     "oracle/rubric/<name>/yes": "share of answers of which the judge said yes to this rubric",
     "val/win_rate": "share of validation prompts whose answer the oracle prefers to the first (`WinRate`)",
     "val/win_rate/<low, high>": "its 95 % interval, by a bootstrap over the prompts",
+    "val/greedy_rank": "mean share of G samples that the oracle ranks before the greedy answer, ties half: 0 = best "
+    "(`GreedyRank`)",
     "val/pair_accuracy": "ranker: share of held-out pairs that its scores order rightly",
     "test/<metric>": "what the suite of `orlaif test` measures",
 }

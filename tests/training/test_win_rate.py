@@ -13,8 +13,10 @@ from lightning import Callback
 
 from orlaif.data.collator import Collator
 from orlaif.oracles import Oracle
-from orlaif.training.callbacks import WinRate
+from orlaif.oracles.base import dense_ranks
+from orlaif.training.callbacks import GreedyRank, WinRate
 from orlaif.training.callbacks.fixed_prompts import num_bytes
+from orlaif.training.callbacks.greedy_rank import normalized_rank
 from orlaif.types import OracleError, Ranking
 from tests.training.test_rlaif import data, rlaif, trainer
 
@@ -158,7 +160,59 @@ def test_the_bytes_of_a_batch(tmp_path: Path, tiny_model: str, data_root: str) -
     assert num_bytes(batch) == frames.numel() + inputs + tokens
 
 
-@pytest.mark.parametrize("kind", [WinRate])
+@pytest.mark.parametrize(
+    ("ranks", "place", "rank"),
+    [
+        ([0, 1, 2, 3, 4], 0, 0.0),
+        ([0, 1, 2, 3, 4], 4, 1.0),
+        ([0, 1, 2, 3, 4], 1, 0.25),
+        ([0, 0, 0, 1, 1], 1, 0.25),  # two ties, two behind
+        ([1, 1, 0, 0, 0], 0, 0.875),
+        ([0, 0, 0], 2, 0.5),
+        ([0, -1, 1, -1], 2, 1.0),  # those that were not ranked do not count
+        ([0, 1, -1], 2, None),
+        ([-1, 0, -1], 1, None),
+    ],
+)
+def test_the_normalised_rank_of_an_answer(ranks: list[int], place: int, rank: float | None) -> None:
+    assert normalized_rank(ranks, place) == rank
+
+
+@pytest.mark.parametrize(("greedy", "rank"), [("new", 0.0), ("zzz", 1.0)])
+def test_the_greedy_answer_among_the_samples(
+    tmp_path: Path, tiny_model: str, data_root: str, greedy: str, rank: float
+) -> None:
+    """The oracle likes ``new`` best and ``zzz`` least; no sample says either."""
+    sizes: set[int] = set()
+
+    class Likes(Oracle):
+        def rank(self, groups: Any) -> Ranking:
+            sizes.update(len(group.answers) for group in groups)
+            worth = torch.tensor([[{"new": 2.0, "zzz": 0.0}.get(a, 1.0) for a in group.answers] for group in groups])
+            return Ranking(ranks=dense_ranks(worth))
+
+    class Kept(Callback):
+        value = -1.0
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            self.value = float(trainer.callback_metrics.get("val/greedy_rank", -1.0))
+
+    kept = Kept()
+    module = rlaif(tiny_model, oracle=Likes(), order_consistency_every_n_steps=0)
+    module.answer = lambda batch: [greedy] * len(batch)  # type: ignore[method-assign]
+    run = trainer(
+        tmp_path,
+        callbacks=[GreedyRank(num_prompts=3, batch_size=2), kept],
+        max_steps=1,
+        val_check_interval=1,
+        limit_val_batches=1,
+    )
+    run.fit(module, data(data_root, 4, eval_batch_size=2))
+    assert kept.value == rank
+    assert sizes == {4, 5}  # in training, and with the greedy one
+
+
+@pytest.mark.parametrize("kind", [GreedyRank, WinRate])
 def test_a_memory_below_nothing_is_named(kind: Any) -> None:
     with pytest.raises(ValueError, match=rf"{kind.__name__}.keep_mb is -1; it must be 0 \(keep nothing\) or more"):
         kind(keep_mb=-1)
