@@ -5,7 +5,6 @@ It runs the same recipes through the same command line as a user would, and prin
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -63,13 +62,15 @@ class Demo:
         """A path below the demo's folder."""
         return os.path.join(self.output, *parts)
 
-    def orlaif(self, subcommand: str, recipe: str, run: str, start: str, extra: Sequence[str] = ()) -> Any:
-        """Print and run ``orlaif <subcommand>``; returns the finished CLI."""
+    def orlaif(
+        self, subcommand: str, recipe: str, run: str, start: str, extra: Sequence[str] = (), splits: Sequence[str] = ()
+    ) -> Any:
+        """Print and run ``orlaif <subcommand>``, whose recipe has ``splits`` (all three); returns the finished CLI."""
         from orlaif.cli.recipe import run as run_cli
 
         arguments = [subcommand, "--config", os.path.join(self.recipes, recipe), f"--seed_everything={self.seed}"]
         arguments += [f"--run_dir={self.path(run)}", f"{POLICY_PATH}={start}"]
-        for split in ("train", "val", "test"):
+        for split in splits or ("train", "val", "test"):
             dataset = f"--data.init_args.{split}.init_args"
             arguments += [f"{dataset}.root={self.path('data')}", f"{dataset}.seed={self.seed}"]
         print(f"\n$ orlaif {' '.join([*arguments, *extra])}", flush=True)
@@ -97,16 +98,8 @@ class Demo:
         return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
 
 
-def main() -> None:
-    """Fine-tune a tiny video-language model from an oracle's ranking, and show what it gained."""
-    parser = argparse.ArgumentParser(prog="python -m orlaif.demo", description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="outputs/demo")
-    parser.add_argument("--recipes", default="recipes")
-    parser.add_argument("--think", action="store_true", help="answers in tags (recipes/demo_think.yaml)")
-    arguments = parser.parse_args()
-    quiet()
-    demo = Demo(**vars(arguments))
+def show(demo: Demo) -> None:
+    """Run the stages, and print what they gained."""
     warm_start = "demo_think_sft.yaml" if demo.think else "demo_sft.yaml"
     recipe = "demo_think.yaml" if demo.think else "demo_rlaif.yaml"
 

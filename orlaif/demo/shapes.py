@@ -62,7 +62,7 @@ def words() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
-def _draw(frame: Tensor, shape: str, color: str, x: float, y: float, radius: float) -> None:
+def draw(frame: Tensor, shape: str, color: str, x: float, y: float, radius: float) -> None:
     """Paint one shape into a frame u8[3, SIDE, SIDE], centre and radius in pixels."""
     grid = torch.arange(SIDE, dtype=torch.float32) + 0.5
     dx, dy = grid[None, :] - x, grid[:, None] - y
@@ -100,14 +100,14 @@ def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:
         slack = SIDE / 2 - radius
         x, y = (SIDE / 2 + rng.uniform(-slack, slack) for _ in range(2))
         for frame in frames:
-            _draw(frame, shape, color, x, y, radius)
+            draw(frame, shape, color, x, y, radius)
     elif kind == "direction":
         sx, sy = DIRECTIONS[answer]
         across, way = SIDE / 2 + rng.uniform(-4, 4), SIDE - 2 * radius
         for k, frame in enumerate(frames):
             along = way * (k / (FRAMES - 1) - 0.5)
             x, y = (SIDE / 2 + sx * along if sx else across), (SIDE / 2 + sy * along if sy else across)
-            _draw(frame, shape, color, x, y, radius)
+            draw(frame, shape, color, x, y, radius)
     elif kind == "order":
         second = rng.choice([c for c in COLORS if c != answer])
         left = rng.random() < 0.5
@@ -115,20 +115,21 @@ def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:
             for number, hue in enumerate((answer, second)):
                 if k >= number * FRAMES // 2:
                     x = SIDE / 4 if (number == 0) == left else 3 * SIDE / 4
-                    _draw(frame, shape, hue, x, SIDE / 2, radius)
+                    draw(frame, shape, hue, x, SIDE / 2, radius)
     else:
         cells = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], COUNTS.index(answer) + 1)
         for frame in frames:
             for cx, cy in cells:
-                _draw(frame, shape, color, cx * SIDE, cy * SIDE, radius)
+                draw(frame, shape, color, cx * SIDE, cy * SIDE, radius)
     return frames, QUESTIONS[kind].format(shape=shape)
 
 
-def _encode(frames: Tensor, path: str) -> None:
+def encode(frames: Tensor, path: str, fps: float = FPS) -> None:
+    """Write frames u8[F, 3, H, W] to an H.264 file, whole or not at all."""
     from torchcodec.encoders import VideoEncoder
 
     partial = f"{path}.{os.getpid()}.partial.mp4"
-    encoder = VideoEncoder(frames, frame_rate=FPS)
+    encoder = VideoEncoder(frames, frame_rate=fps)
     # On frames this small x264's lookahead reads memory that nobody wrote: 2 of 100 files would differ from run to run.
     options = {"threads": 1, "x264-params": "rc-lookahead=0:sync-lookahead=0:mbtree=0"}
     encoder.to_file(partial, codec="libx264", pixel_format="yuv420p", crf=12, extra_options=options)
@@ -160,7 +161,7 @@ class ShapesDataset(JsonlDataset):
         self.folder = os.path.join(root, f"shapes-v{RENDERING}-seed{seed}")
         super().__init__(os.path.join(self.folder, f"{split}-{self.size}.jsonl"))
 
-    def _row(self, index: int) -> dict[str, object]:
+    def row(self, index: int) -> dict[str, object]:
         """Render clip ``index`` if its file is missing, and describe it."""
         kind = KINDS[index % len(KINDS)]
         answer = OPTIONS[kind][index // len(KINDS) % len(OPTIONS[kind])]
@@ -168,7 +169,7 @@ class ShapesDataset(JsonlDataset):
         frames, question = render(kind, answer, random.Random(f"{self.seed}/{self.split}/{index}"))
         path = os.path.join(self.folder, video)
         if not os.path.exists(path):
-            _encode(frames, path)
+            encode(frames, path)
         return {
             "id": f"{self.split}-{index:05d}",
             "video": video,
@@ -192,7 +193,7 @@ class ShapesDataset(JsonlDataset):
         require_ffmpeg()
         os.makedirs(os.path.join(self.folder, self.split), exist_ok=True)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            rows = list(pool.map(self._row, range(self.size)))
+            rows = list(pool.map(self.row, range(self.size)))
         partial = f"{self.path}.{os.getpid()}.partial"
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -85,7 +85,7 @@ def test_real_h264_survives_the_encoder(data_root: str) -> None:
 
 def test_an_interrupted_rendering_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = ShapesDataset(str(tmp_path), "test", size=12)
-    real, count = module._encode, Counter()
+    real, count = module.encode, Counter()
 
     def fails_at_seven(frames: torch.Tensor, path: str) -> None:
         count["calls"] += 1
@@ -93,7 +93,7 @@ def test_an_interrupted_rendering_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         real(frames, path)
 
-    monkeypatch.setattr(module, "_encode", fails_at_seven)
+    monkeypatch.setattr(module, "encode", fails_at_seven)
     with pytest.raises(KeyboardInterrupt):
         dataset.prepare()
     assert not Path(dataset.path).exists()
