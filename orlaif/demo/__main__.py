@@ -18,14 +18,15 @@ def main() -> None:
     kind.add_argument("--think", action="store_true", help="answers in tags (recipes/demo_think.yaml)")
     kind.add_argument("--grounding", action="store_true", help="when events happen (recipes/demo_grounding.yaml)")
     arguments = parser.parse_args()
-    with StatusLine(what="demo").running(), stage("loading libraries"):
-        from orlaif.demo import demo, grounding
-    demo.quiet()
-    where = (arguments.seed, arguments.output, arguments.recipes)
-    if arguments.grounding:
-        grounding.show(grounding.GroundingDemo(*where))
-    else:
-        demo.show(demo.Demo(*where, think=arguments.think))
+    with StatusLine(what="demo").running():
+        with stage("loading libraries"):
+            from orlaif.demo import demo, grounding
+        demo.quiet()
+        where = (arguments.seed, arguments.output, arguments.recipes)
+        if arguments.grounding:
+            grounding.show(grounding.GroundingDemo(*where))
+        else:
+            demo.show(demo.Demo(*where, think=arguments.think))
 
 
 if __name__ == "__main__":
