@@ -2,6 +2,8 @@
 # make test            the tests that any machine runs, on two cores [WORKERS=n]
 # make vllm-test       the tests of rollouts by vLLM itself, on a CPU, in an environment of their own (6.5 GB)
 # make browser-test    the tests of `orlaif view` in a real browser (Debian's Chromium, 400 MB)
+# make gpu             on a machine with a GPU: all that is owed from one, in parts [ARGS="--part prefix"]
+# make gpu-rehearsal   every part of it at a small size on a CPU, with a GPU machine's versions (5 GB)
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
 # make figures       tables and plots of README and docs, from the JSON of benchmarks/results
@@ -11,7 +13,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 VLLM_ENVIRONMENT := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1
 
-.PHONY: setup demo test slow vllm-test browser-test check docs figures bench clean
+.PHONY: setup demo test slow vllm-test browser-test gpu gpu-rehearsal check docs figures bench clean
 
 setup:
 	@tools/setup.sh
@@ -38,6 +40,17 @@ browser-test: setup
 	if [ $$code -eq 3 ]; then echo "browser-test: no Chromium to be had here; its tests were not run"; exit 0; fi; \
 	[ $$code -eq 0 ] || exit $$code; \
 	$(BIN)/python -m pytest -m browser tests/view
+
+# Needs no set-up of this project's: python3 is the one that has torch (tools/gpu_day.py says what else).
+gpu:
+	python3 tools/gpu_day.py $(ARGS)
+
+# Where these versions cannot be had (3), that is said and is no failure.
+gpu-rehearsal:
+	@code=0; tools/setup_gpu_rehearsal.sh || code=$$?; \
+	if [ $$code -eq 3 ]; then echo "gpu-rehearsal: not to be had here; nothing was rehearsed"; exit 0; fi; \
+	[ $$code -eq 0 ] || exit $$code; \
+	OMP_NUM_THREADS=2 .venv-gpu/bin/python tools/gpu_day.py --rehearse --output outputs/gpu_rehearsal
 
 check: setup
 	$(BIN)/ruff check .

@@ -11,9 +11,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds(call: Callable[[], Any], cuda: bool) -> float:
@@ -79,8 +82,20 @@ def installed(*packages: str) -> dict[str, str]:
     return versions
 
 
+def commit() -> str:
+    """Of the checkout: by ``ORLAIF_COMMIT``, git, or a file ``.commit`` written where there is git; else unknown."""
+    if given := os.environ.get("ORLAIF_COMMIT"):
+        return given
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+        found = git.stdout.strip()
+    except FileNotFoundError:
+        found = ""
+    noted = ROOT / ".commit"
+    return found or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else "unknown")
+
+
 def about(cuda: bool) -> dict[str, Any]:
     """Machine and commit."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     cores = f"{platform.machine()}, {os.cpu_count()} cores, no GPU: nothing here speaks for one"
-    return {"machine": torch.cuda.get_device_name() if cuda else cores, "commit": git.stdout.strip()}
+    return {"machine": torch.cuda.get_device_name() if cuda else cores, "commit": commit()}

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -102,16 +103,20 @@ def token_loss(logps: Tensor, p: Problem) -> Tensor:
     return -(objective * p.mask).sum() / p.mask.sum()
 
 
-def candidates(cuda: bool) -> dict[str, Candidate]:
-    """All that this machine can run; a library that is not installed is left out, and said so."""
+@cache
+def candidates(everything: bool) -> dict[str, Candidate]:
+    """What takes part: ``everything`` that a GPU runs, or what is worth timing on a CPU.
+
+    A library that is not installed is left out, and said so.
+    """
     ways: dict[str, Candidate] = {"eager fp32": Candidate("logits", lambda p: eager(_logits(p), p))}
     ways["eager fp32, through the head"] = Candidate("hidden", lambda p: eager(p.hidden @ p.weight.t(), p))
-    ours = "triton" if cuda else "torch"
+    ours = "triton" if everything else "torch"
     ways[f"orlaif fused head ({ours})"] = Candidate(
         "hidden",
         lambda p: linear_grpo_rank_loss(p.hidden, p.weight, p.token_ids, implementation=ours, **p.common)[0],
     )
-    if not cuda:
+    if not everything:
         return ways
     ways["orlaif (triton)"] = Candidate(
         "logits", lambda p: grpo_rank_loss(_logits(p), p.token_ids, implementation="triton", **p.common)[0]
@@ -121,9 +126,11 @@ def candidates(cuda: bool) -> dict[str, Candidate]:
         lambda p: grpo_rank_loss(_logits(p), p.token_ids, inplace=True, implementation="triton", **p.common)[0],
         options={"inplace": True},
     )
-    compiled = torch.compile(eager, dynamic=True)
+    # Without a GPU this is a rehearsal, which need not wait for a compiler's C++.
+    backend = "inductor" if torch.cuda.is_available() else "aot_eager"
+    compiled = torch.compile(eager, dynamic=True, backend=backend)
     ways["torch.compile"] = Candidate("logits", lambda p: compiled(_logits(p), p))
-    compiled_head = torch.compile(lambda h, w, p: eager(h @ w.t(), p), dynamic=True)
+    compiled_head = torch.compile(lambda h, w, p: eager(h @ w.t(), p), dynamic=True, backend=backend)
     ways["torch.compile, through the head"] = Candidate("hidden", lambda p: compiled_head(p.hidden, p.weight, p))
     for add in (_liger, _trl, _cce):
         try:
@@ -308,9 +315,12 @@ def ceilings(p: Problem, cuda: bool, repeats: int) -> dict[str, dict[str, float]
     return times
 
 
-def measure(shape: tuple[int, int, int], fill: float, device: str, repeats: int) -> dict[str, Any]:
-    """All candidates on one shape, taking turns."""
+def measure(
+    shape: tuple[int, int, int], fill: float, device: str, repeats: int, everything: bool | None = None
+) -> dict[str, Any]:
+    """All candidates on one shape, taking turns; ``everything``: see :func:`candidates`, by default on a GPU."""
     cuda = device == "cuda"
+    everything = cuda if everything is None else everything
     dtype = torch.bfloat16 if cuda else torch.float32
     n, h, v = shape
     length = LENGTH if cuda else 64
@@ -324,7 +334,7 @@ def measure(shape: tuple[int, int, int], fill: float, device: str, repeats: int)
     least = 2 * logits.numel() * logits.element_size()
     rows: dict[str, dict[str, Any]] = {}
     able = {}
-    for name, candidate in candidates(cuda).items():
+    for name, candidate in candidates(everything).items():
         rows[name] = {"entry": candidate.entry, "notes": candidate.notes}
         try:
             rows[name]["error"] = error(candidate, h, v, device, dtype)
@@ -369,7 +379,7 @@ def measure(shape: tuple[int, int, int], fill: float, device: str, repeats: int)
             longer.logits = longer.hidden @ longer.weight.t() if candidate.entry == "logits" else None
             rows[name]["first_call_at_a_new_length_ms"] = 1e3 * seconds(step(candidate, longer, True), cuda)
         else:
-            rows[name]["peak_bytes"] = peak_cpu(name, shape, fill)
+            rows[name]["peak_bytes"] = peak_cpu(name, shape, fill) if not everything else 0
     p.logits = None
     return {**entry, "logits_bytes": tokens * v * logits.element_size(), "results": rows}
 

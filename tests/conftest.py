@@ -61,6 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The embedded data set: 64 clips to train on, 10 to validate, 20 to test."""
+    pytest.importorskip("torchcodec", reason="clips are rendered and decoded by torchcodec")
     root = str(tmp_path_factory.mktemp("data"))
     for split, size in (("train", 64), ("validation", 10), ("test", 20)):
         ShapesDataset(root, split, size=size).prepare()

@@ -68,7 +68,8 @@ def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> No
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=_dtype(sharding.param_dtype), reduce_dtype=_dtype(sharding.reduce_dtype)
         ),
-        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+        # Without a GPU, torch 2.11 cannot pin, and there is nothing to copy to.
+        "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if sharding.cpu_offload else OffloadPolicy(),
     }
     for layer in layers_of.modules():
         if (

@@ -1,0 +1,146 @@
+"""The parts in order, each in a process of its own and within its limit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Where the results of a GPU lie that the pages are made from.
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+#: In order of worth: module and function, and the share of the time where all parts have one limit together.
+PARTS: dict[str, tuple[str, str, float]] = {
+    "kernels_correct": ("benchmarks.gpu.kernels_correct", "run", 2.0),
+    "kernels_speed": ("benchmarks.gpu.kernels_speed", "run", 2.0),
+    "prefix": ("benchmarks.gpu.prefix", "run", 2.0),
+    "rollout": ("benchmarks.gpu.rollout", "run", 2.0),
+    "rlaif_steps": ("benchmarks.gpu.training", "rlaif_steps", 1.5),
+    "sharding": ("benchmarks.gpu.training", "sharding", 1.5),
+    "decode": ("benchmarks.gpu.decode", "run", 0.3),
+    "pipeline": ("benchmarks.gpu.training", "pipeline", 1.0),
+}
+#: Minutes of a part; a lease's command ends at 10.
+LIMIT = 9.0
+#: Seconds that a part has, past its limit, for what it is in the middle of.
+GRACE = 25.0
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/gpu_day.py",
+        description="Measure what is owed from a GPU, part after part; each writes <output>/<part>.json as it goes.",
+    )
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), metavar="PART", help=f"only: {', '.join(PARTS)}")
+    parser.add_argument("--minutes", type=float, default=LIMIT, help="limit of each part (%(default)s)")
+    parser.add_argument("--total", type=float, help="minutes of all together, shared among them by worth")
+    parser.add_argument("--output", help="folder of the results; by default $OUT, or outputs/gpu")
+    parser.add_argument("--wheels", help="folder of wheels that are installed beside the run, not into the environment")
+    parser.add_argument("--videos", help="folder of MP4 files to decode; by default shared/videos")
+    parser.add_argument("--rehearse", action="store_true", help="every part at a small size, on any machine")
+    parser.add_argument("--render", action="store_true", help="only write the pages from benchmarks/results/gpu")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+def inside(part: str, folder: Path, options: argparse.Namespace) -> int:
+    """Run one part in this process; 1 where something failed."""
+    from benchmarks.gpu.notebook import Notebook
+    from orlaif.demo.demo import quiet
+
+    quiet()
+    module, function, _ = PARTS[part]
+    notebook = Notebook(part, folder, 60 * options.minutes, options.rehearse, {"videos": options.videos})
+    getattr(import_module(module), function)(notebook)
+    notebook.write(finished=True)
+    return 1 if notebook.found["failed"] else 0
+
+
+def with_wheels(folder: str, to: str) -> None:
+    """Install all wheels of a folder, without looking at what they need, into a folder of their own."""
+    wheels = [str(wheel) for wheel in sorted(Path(folder).glob("*.whl"))]
+    if not wheels:
+        raise SystemExit(f"--wheels {folder}: there is no wheel in it")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    subprocess.run([*command, "--no-cache-dir", "--upgrade", "--target", to, *wheels], check=True)
+
+
+def child(part: str, folder: Path, minutes: float, options: argparse.Namespace, environment: dict[str, str]) -> int:
+    """One part in a process group of its own, ended where it outlasts its limit; its exit status."""
+    command = [sys.executable, str(ROOT / "tools" / "gpu_day.py"), "--inside", "--part", part, "--output", str(folder)]
+    command += ["--minutes", str(minutes), *(["--rehearse"] if options.rehearse else [])]
+    command += ["--videos", options.videos] if options.videos else []
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(60 * minutes + GRACE)
+    except subprocess.TimeoutExpired:
+        print(f"{part}: stopped at its limit of {minutes:.1f} min; what it had is in its file", flush=True)
+        return 124
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def told(part: str, folder: Path, status: int) -> tuple[str, bool]:
+    """A line about a part, and whether it ran through with nothing wrong."""
+    path = folder / f"{part}.json"
+    if not path.is_file():
+        return f"{part}: ended with {status} and left nothing", False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    line = f"{part}: {len(found['entries'])} measured in {found['seconds']:.0f} s"
+    for what in ("not_measured", "failed"):
+        if found[what]:
+            line += f"; {what.replace('_', ' ')}: " + "; ".join(f"{k} ({v[:160]})" for k, v in found[what].items())
+    if not found["finished"]:
+        line += f"; did not finish (exit {status})"
+    return line, status == 0 and found["finished"] and not found["failed"]
+
+
+def minutes_of(part: str, still: Sequence[str], options: argparse.Namespace, until: float) -> float:
+    """What a part may take: its limit, or its share of what all have left."""
+    if options.total is None:
+        return float(options.minutes)
+    left = (until - time.monotonic() - GRACE) / 60
+    share = PARTS[part][2] / sum(PARTS[name][2] for name in still)
+    return min(float(options.minutes), left * share)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run what is asked for; 0 where every part ran through and nothing was wrong."""
+    options = arguments(given)
+    if options.render:
+        from benchmarks.gpu.page import write_pages
+
+        write_pages(RESULTS)
+        return 0
+    folder = Path(options.output or os.environ.get("OUT") or ROOT / "outputs" / "gpu").resolve()
+    parts = options.part or list(PARTS)
+    if options.inside:
+        return inside(parts[0], folder, options)
+    until = time.monotonic() + 60 * (options.total or 0)
+    environment: dict[str, str] = dict(os.environ)
+    lines, whole = [], True
+    with tempfile.TemporaryDirectory() as scratch:
+        environment.setdefault("ORLAIF_GPU_SCRATCH", scratch)
+        if options.wheels:
+            with_wheels(options.wheels, f"{scratch}/wheels")
+            environment["PYTHONPATH"] = f"{scratch}/wheels:{environment.get('PYTHONPATH', '')}"
+        for number, part in enumerate(parts):
+            minutes = minutes_of(part, parts[number:], options, until)
+            print(f"--- {part}, at most {minutes:.1f} min", flush=True)
+            status = child(part, folder, minutes, options, environment)
+            line, well = told(part, folder, status)
+            lines.append(line)
+            whole = whole and well
+    print("\n".join(["", *lines]), flush=True)
+    return 0 if whole else 1

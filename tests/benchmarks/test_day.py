@@ -1,0 +1,144 @@
+"""The day a GPU is there: limits, what a stopped part leaves, how its minutes are shared, whose commit it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.gpu import day
+from benchmarks.gpu.kernels_correct import marked, outcome
+from benchmarks.gpu.notebook import MissingError, Notebook
+from benchmarks.models import build
+from tests.conftest import REPO
+
+
+def notebook(folder: Path, seconds: float = 60.0, rehearse: bool = False) -> Notebook:
+    return Notebook("prefix", folder, seconds, rehearse)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "prefix.json").read_text())
+    return found
+
+
+def test_what_was_measured_is_written_at_once_and_the_rest_named(tmp_path: Path) -> None:
+    book = notebook(tmp_path)
+    book.measure("good", lambda: {"x": 1})
+    assert read(tmp_path)["entries"] == {"good": {"x": 1}}
+
+    def missing() -> None:
+        raise MissingError("no such thing")
+
+    book.measure("missing", missing)
+    book.measure("broken", lambda: 1 / 0)
+    book.measure("too long", dict, takes_s=600)
+    found = read(tmp_path)
+    assert found["not_measured"]["missing"] == "no such thing"
+    assert found["not_measured"]["too long"].startswith("no time left: ")
+    assert found["failed"] == {"broken": "ZeroDivisionError: division by zero"}
+    assert not found["finished"]
+    book.write(finished=True)
+    assert read(tmp_path)["finished"]
+    assert found["about"]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_part_that_outlasts_its_limit_is_ended_and_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "gpu_day.py").write_text("import time; time.sleep(600)")
+    had = {"entries": {"a": 1}, "not_measured": {}, "failed": {}, "finished": False, "seconds": 2}
+    (tmp_path / "prefix.json").write_text(json.dumps(had))
+    monkeypatch.setattr(day, "ROOT", tmp_path)
+    monkeypatch.setattr(day, "GRACE", 0.5)
+    begun = time.monotonic()
+    assert day.main(["--part", "prefix", "--minutes", "0.01", "--output", str(tmp_path)]) == 1
+    assert time.monotonic() - begun < 300
+    assert read(tmp_path)["entries"] == {"a": 1}
+    line, well = day.told("prefix", tmp_path, 124)
+    assert not well
+    assert line == "prefix: 1 measured in 2 s; did not finish (exit 124)"
+
+
+def test_minutes_are_shared_by_worth_and_never_above_a_parts_limit() -> None:
+    options = day.arguments(["--total", "9"])
+    until = time.monotonic() + 9 * 60
+    shares = [day.minutes_of(part, [*day.PARTS], options, until) for part in ("kernels_correct", "decode")]
+    assert shares[0] / shares[1] == pytest.approx(2.0 / 0.3, rel=1e-3)
+    assert sum(day.minutes_of(part, [*day.PARTS], options, until) for part in day.PARTS) < 9
+    assert day.minutes_of("prefix", ["prefix"], day.arguments([]), 0.0) == 9.0
+
+
+def test_the_commit_is_known_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_git(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    monkeypatch.delenv("ORLAIF_COMMIT", raising=False)
+    assert harness.commit() == "unknown"
+    (tmp_path / ".commit").write_text("abc1234\n")
+    assert harness.commit() == "abc1234"
+    monkeypatch.setenv("ORLAIF_COMMIT", "def5678")
+    assert harness.commit() == "def5678"
+
+
+def test_the_driver_starts_without_torch(tmp_path: Path) -> None:
+    """It only starts parts, so that a broken environment is told by each part's file and not before the first."""
+    code = f"import sys; sys.path[:0] = [{str(REPO)!r}]; import benchmarks.gpu.day; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_report_of_pytest_is_counted_by_name() -> None:
+    report = ElementTree.fromstring(
+        '<testsuites><testsuite><testcase classname="a" name="good"/>'
+        '<testcase classname="a" name="bad"><failure message="1 != 2"/></testcase>'
+        '<testcase classname="a" name="broken"><error message="no file"/></testcase>'
+        '<testcase classname="a" name="not here"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
+    )
+    assert outcome(report) == {
+        "passed": 1,
+        "wrong": {"a::bad": "1 != 2", "a::broken": "no file"},
+        "skipped": {"a::not here": "no GPU"},
+    }
+
+
+def test_tests_for_a_gpu_are_found() -> None:
+    names = {Path(file).relative_to(REPO).as_posix() for file in marked()}
+    assert {"tests/kernels/test_gpu.py", "tests/policy/prefix/test_gpu.py"} <= names
+    assert "tests/test_house.py" not in names
+
+
+@pytest.mark.parametrize(("name", "millions"), [("qwen2.5-vl-3b", 3754.6), ("qwen3.5-2b", 2213.2)])
+def test_models_have_the_parameters_that_the_hub_counts(name: str, millions: float) -> None:
+    kind, config, _ = build(name)
+    with torch.device("meta"):
+        model = kind(config)
+    counted = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
+    assert counted / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_a_short_run_of_the_rlaif_benchmark_beside_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps, one batch ahead: steps are timed, stages named, and the prompt is as long as it was planned."""
+    from dataclasses import replace
+
+    from benchmarks.gpu.training import LEAST
+    from benchmarks.rlaif import measure
+
+    monkeypatch.setenv("ORLAIF_GPU_SCRATCH", str(tmp_path))
+    found = measure(replace(LEAST, staleness=1))
+    assert len(found["seconds"]) == 3
+    assert {"rollout_wait", "policy", "reference"} <= found["medians"].keys()
+    assert found["step_s"] > 0
+    assert found["tokens_per_step"] == found["prompt_tokens"] + 2 * 4
+    assert found["planned_bytes"] > 4 * 106400 * 0.9
