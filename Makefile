@@ -6,7 +6,7 @@
 # make gpu-rehearsal   every part of it at a small size on a CPU, with a GPU machine's versions (5 GB)
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
-# make figures       tables and plots of README and docs, from the JSON of benchmarks/results
+# make figures         tables and plots of README and docs, from the JSON of benchmarks/results
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
 WORKERS ?= 2

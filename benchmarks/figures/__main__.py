@@ -6,6 +6,7 @@ from benchmarks import ordinal_vs_scalar, step
 from benchmarks.figures.claims import CLAIMS, missing
 from benchmarks.figures.pages import PAGES, REPO, rendered
 from benchmarks.figures.results import RESULTS, load
+from benchmarks.gpu.page import write_pages
 
 
 def plots() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(REPO)}: written")
+    write_pages(RESULTS / "gpu")
     for claim in CLAIMS:
         if words := missing(claim):
             print(f"{claim.page}: by hand, please: {words}")

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 #: In order of worth: module and function, and the share of the time where all parts have one limit together.
 PARTS: dict[str, tuple[str, str, float]] = {
-    "kernels_correct": ("benchmarks.gpu.kernels_correct", "run", 2.0),
+    "kernels_correct": ("benchmarks.gpu.kernels_correct", "run", 3.0),
     "kernels_speed": ("benchmarks.gpu.kernels_speed", "run", 2.0),
-    "prefix": ("benchmarks.gpu.prefix", "run", 2.0),
+    "prefix": ("benchmarks.gpu.prefix", "run", 2.5),
     "rollout": ("benchmarks.gpu.rollout", "run", 2.0),
     "rlaif_steps": ("benchmarks.gpu.training", "rlaif_steps", 1.5),
     "sharding": ("benchmarks.gpu.training", "sharding", 1.5),

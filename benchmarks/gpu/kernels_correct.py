@@ -65,7 +65,7 @@ def tests(notebook: Notebook) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts="]
-        limit = max(30.0, notebook.left() - 60)
+        limit = max(60.0, notebook.left() - 40)
         done = subprocess.run([*command, f"--junitxml={report}", *marked()], cwd=ROOT, timeout=limit)
         if not report.is_file():
             raise RuntimeError(f"pytest ended with {done.returncode} and left no report")

@@ -1,7 +1,7 @@
 """From the results of a GPU to the pages: the benchmark page's section and README's lines, between markers.
 
-``python tools/gpu_day.py --render`` after the JSON files of a run were put into ``benchmarks/results/gpu``. Nothing
-else writes between the markers, and a test holds the pages against the files.
+``python tools/gpu_day.py --render``, or ``make figures``, after the JSON files of a run were put into
+``benchmarks/results/gpu``. Nothing else writes between the markers, and a test holds the pages against the files.
 """
 
 from __future__ import annotations
@@ -146,5 +146,6 @@ def pages(results: dict[str, Found]) -> dict[Path, str]:
 def write_pages(folder: Path) -> None:
     """Bring README and the benchmark page up to what lies in ``folder``."""
     for path, text in pages(read_results(folder)).items():
-        path.write_text(text, encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} written")
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.notebook import Notebook
+from benchmarks.gpu.notebook import MissingError, Notebook
 from benchmarks.gpu.policies import lay_out, policy_of, prompts
 from benchmarks.harness import seconds, spread
 from orlaif.policy import Policy
@@ -83,6 +84,8 @@ def rollout(
         key: of the point.
     """
     layout, compile_decode, meanwhile = WAYS[way]
+    if compile_decode and not notebook.cuda and shutil.which("g++") is None:
+        raise MissingError("no C++ compiler, which torch.compile needs on a CPU")
     group, tokens = (2, 4) if notebook.rehearse else (GROUP, TOKENS)
     lay_out(policy, layout)
     sampling = SamplingParams(max_new_tokens=tokens)

@@ -73,7 +73,7 @@ def test_minutes_are_shared_by_worth_and_never_above_a_parts_limit() -> None:
     options = day.arguments(["--total", "9"])
     until = time.monotonic() + 9 * 60
     shares = [day.minutes_of(part, [*day.PARTS], options, until) for part in ("kernels_correct", "decode")]
-    assert shares[0] / shares[1] == pytest.approx(2.0 / 0.3, rel=1e-3)
+    assert shares[0] / shares[1] == pytest.approx(3.0 / 0.3, rel=1e-3)
     assert sum(day.minutes_of(part, [*day.PARTS], options, until) for part in day.PARTS) < 9
     assert day.minutes_of("prefix", ["prefix"], day.arguments([]), 0.0) == 9.0
 
