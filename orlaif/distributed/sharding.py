@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from orlaif.distributed.deferred import hold
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -55,7 +56,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> None:
-    """Shard a model in place.
+    """Shard a model in place; of weights that are still in their files each process reads its rows.
 
     Args:
         model: as it will be called; it becomes the root.
@@ -71,6 +72,9 @@ def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> No
         # Without a GPU, torch 2.11 cannot pin, and there is nothing to copy to.
         "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if sharding.cpu_offload else OffloadPolicy(),
     }
+    if mesh.device_type != "cpu":  # FSDP2 would move them itself, by assigning values
+        device = torch.device(mesh.device_type, torch.accelerator.current_device_index())
+        hold(model, lambda weight: weight.to(device))
     for layer in layers_of.modules():
         if (
             isinstance(layer, GradientCheckpointingLayer) and layer is not model
@@ -113,8 +117,3 @@ def gathered(model: Any) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(model.reshard_layers and unit is not model, recurse=False)
             unit.reshard()
-
-
-def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Whole weights on the CPU: on process 0 of a sharded model (all must call, the others get nothing), else here."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orlaif.distributed import sharding
+from torch import Tensor
+
 from orlaif.distributed.checkpoint_io import publish, sync_to_disk, unfinished
+from orlaif.distributed.gathering import with_whole_weights
 from orlaif.distributed.sync import process_index
 from orlaif.policy import lora as adapters
 from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source, copy_processor
 from orlaif.policy.merging import add_adapters, check_sum, merged
+from orlaif.policy.unread import written_one_by_one
 from orlaif.policy.whole import complete, holds_more
 from orlaif.stages import stage
 
@@ -132,16 +135,20 @@ def export_policy(policy: Policy, folder: str, merge: bool = False) -> None:
 
 def write_policy(policy: Policy, folder: str, merge: bool) -> None:
     """The files of :func:`export_policy`, as they are written; all processes must call where it is sharded."""
+
+    def write(weights: dict[str, Tensor]) -> None:
+        with written_one_by_one():
+            _write(policy, folder, merge, {"state_dict": weights})
+
+    if policy.is_sharded:
+        with_whole_weights(policy.network, write)
+    elif process_index() == 0:
+        _write(policy, folder, merge, {})
+
+
+def _write(policy: Policy, folder: str, merge: bool, options: dict[str, Any]) -> None:
+    """By one process; ``options`` of ``save_pretrained``."""
     model, source = policy.network, policy.source
-    weights = sharding.full_state_dict(model) if policy.is_sharded else None
-    if process_index() > 0:
-        return
-    options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False) if weights is not None else ():
-        assert weights is not None
-        if name in weights and (same := first.setdefault(id(parameter), name)) in weights:
-            weights[name] = weights[same]  # tied weights are one tensor, which is written once
     if policy.lora is None:
         model.save_pretrained(folder, **options)
     elif not merge:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,13 @@ from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
 from orlaif.policy.prefix.current import kept
 from orlaif.policy.prefix.synthetic import narrow_windows, synthetic_prompt
 from orlaif.policy.reached import freeze_unreached
+from orlaif.policy.unread import held, unread
 from orlaif.stages import stage
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +45,14 @@ class Loaded:
 
 
 @stage("loading the model")
-def load_model(policy: Policy, device: torch.device | None) -> Loaded:
+def load_model(policy: Policy, device: torch.device | None, later: bool = False) -> Loaded:
     """The model that the settings of ``policy`` ask for.
 
     Args:
         policy: whose settings, source, family and processor are used; its ``attn_implementation`` becomes ``eager``
             where the model has no other.
         device: where a quantised base goes; others stay on the CPU.
+        later: leave weights in their files where that can be.
 
     Raises:
         ValueError: a quantised base without a GPU, or as :func:`~orlaif.policy.prefix.choice.choose_prefix`.
@@ -58,9 +64,12 @@ def load_model(policy: Policy, device: torch.device | None) -> Loaded:
             raise ValueError("policy.quantization needs a GPU, and this run has none")
         options["quantization_config"] = adapters.quantization_config(policy.quantization)
         options["device_map"] = {"": device}
-    model: Any = family.load(
-        source.model, dtype=getattr(torch, policy.dtype), attn_implementation=policy.attn_implementation, **options
-    )
+    with unread() if later else nullcontext():
+        model: Any = family.load(
+            source.model, dtype=getattr(torch, policy.dtype), attn_implementation=policy.attn_implementation, **options
+        )
+    if later and (whole := held(model)):
+        log.info("each process holds %s, and %d more weights, whole before they are sharded", whole[0], len(whole) - 1)
     if model.get_decoder().config._attn_implementation == "eager":
         policy.attn_implementation = "eager"
     leave_out_balance(model)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from orlaif.distributed.deferred import hold
 from orlaif.policy.families import Family
 from orlaif.policy.hub import ADAPTER_CONFIG, Source
 
@@ -67,9 +68,10 @@ def merge(model: Any) -> Any:
 
 
 def fold(model: Any, adapter: str) -> Any:
-    """``model`` with the PEFT adapter in a folder merged into it."""
+    """``model`` with the PEFT adapter in a folder merged into it; weights that are still in files are read whole."""
     from peft import PeftModel
 
+    hold(model)
     return merge(PeftModel.from_pretrained(model, adapter))
 
 

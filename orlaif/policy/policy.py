@@ -112,17 +112,17 @@ class Policy(Checkpoint):
         #: Of compiled rollouts, by size (``orlaif.rollout.compiled``).
         self.decode_caches: dict[tuple[int, ...], Any] = {}
 
-    def load(self, device: torch.device | None = None) -> Policy:
+    def load(self, device: torch.device | None = None, later: bool = False) -> Policy:
         """Load weights and processor if that has not been done; returns self.
 
         Args:
             device: where a quantised base goes; it is quantised on its way there. Others stay on the CPU.
+            later: leave weights in their files where that can be, for :meth:`shard` to read (``orlaif.policy.unread``).
         """
         if self.model is not None:
             return self
-        loaded = load_model(self, device)
-        self.choice, self.continued, self.folded = loaded.choice, loaded.continued, loaded.folded
-        self.model = loaded.model
+        made = load_model(self, device, later)
+        self.model, self.choice, self.continued, self.folded = made.model, made.choice, made.continued, made.folded
         return self
 
     def load_reference(self, refreshed: bool = False) -> None:

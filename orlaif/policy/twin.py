@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from orlaif.distributed import sharding
+from orlaif.distributed.deferred import hold
 from orlaif.policy.passes import LastBatch
 from orlaif.policy.policy import Policy
 
@@ -70,6 +71,7 @@ class Twin:
             The policy to sample from. Its weights change with the next call, before which sampling must have ended.
         """
         if self._of != policy.version:
+            hold(self.policy.network, lambda weight: torch.empty_like(weight, device=policy.device))
             twin = self.policy.network.to(policy.device)
             if policy.is_sharded:
                 twin.to(sharding.compute_dtype(policy.network))

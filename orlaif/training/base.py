@@ -89,7 +89,7 @@ class PolicyModule(ResumableModule):
             device = strategy.root_device
             if type(strategy.checkpoint_io) is TorchCheckpointIO:  # complete files, and folders of sharded runs
                 strategy.checkpoint_io = SafeCheckpointIO()
-        self.policy.load(device)
+        self.policy.load(device, later=self.device_mesh is not None)
         self.agree_on_layout()
         self.know_base()
         self.prepare_reference()
