@@ -108,7 +108,7 @@ def answer(folder: str) -> None:
             mask = torch.ones(p, g, t, dtype=torch.bool)
             batches[key] = batch, Completions(ids=ids, mask=mask, texts=texts)
         batch, completions = batches[key]
-        policy.forget_features()
+        policy.features.forget()
         policy.network.zero_grad()
         start = time.process_time()
         if what == "step":

@@ -464,6 +464,17 @@ class LooksAhead(Protocol):
     batches_ahead: int
 
 
+@runtime_checkable
+class DealsPrompts(Protocol):
+    """A LightningModule some of whose processes are given the same prompts.
+
+    Attributes:
+        processes_per_prompt: how many next to each other in the run, 1 or more.
+    """
+
+    processes_per_prompt: int
+
+
 class Prompts(Protocol):
     """Questions in their order, as the data set of a stage has them."""
 

@@ -231,7 +231,8 @@ def fit(job: Job, rank: int, world: int) -> None:
         callbacks.append(Checkpointing(job.save_every, dirpath=str(Path(job.out).parent / "checkpoints")))
     if job.export:
         callbacks.append(ExportHuggingFace(merge=job.merge))
-    source = data(job.root, job.batch // world, **job.data)
+    shares = world // job.policy.get("sequence_parallel", 1)
+    source = data(job.root, job.batch // shares, **job.data)
     if job.replay is not None:
         source.datasets["train"] = HardPromptReplay(source.datasets["train"], share=job.replay, measure=True)  # type: ignore[arg-type]
     if job.fps is not None:

@@ -19,7 +19,7 @@ from orlaif.data.datasets import PromptDataset, StreamingDataset
 from orlaif.data.epochs import EpochLoader
 from orlaif.data.loader import NothingLeft, PrefetchLoader, Sealed, SealingCollator
 from orlaif.data.longest import longest_prompt
-from orlaif.data.resumable import ResumableDataModule
+from orlaif.data.resumable import ResumableDataModule, dealt_out
 from orlaif.data.spelled import spelled_in
 from orlaif.data.video import PixelBudget, Sampling, UniformSampling, require_ffmpeg
 from orlaif.distributed.sync import check_same, num_processes, raise_together
@@ -254,7 +254,7 @@ class VideoDataModule(ResumableDataModule):
             ValueError: fewer rows than a batch; a checkpoint that cannot be gone on from, and why not.
         """
         dataset, trainer = self._dataset("train"), self.trainer
-        world, process_index = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        world, process_index = dealt_out(trainer) if trainer is not None else (1, 0)
         if dataset.num_rows is not None and dataset.num_rows < self.batch_size * world:
             raise ValueError(
                 f"data.batch_size is {self.batch_size} on {world} processes, but train has {dataset.num_rows} rows"

@@ -12,7 +12,17 @@ from orlaif.data.collator import BadVideos
 from orlaif.data.place import Place, PlaceKeeper
 from orlaif.data.running_rates import RunningRates
 from orlaif.distributed.changes import is_allowed
-from orlaif.types import Measured
+from orlaif.types import DealsPrompts, Measured
+
+
+def dealt_out(trainer: Any) -> tuple[int, int]:
+    """Into how many shares training data is dealt out, and which of them is this process's.
+
+    One for each process, or for those that share their prompts.
+    """
+    module = trainer.lightning_module
+    number = module.processes_per_prompt if isinstance(module, DealsPrompts) else 1
+    return trainer.world_size // number, trainer.global_rank // number
 
 
 class ResumableDataModule(LightningDataModule):
@@ -54,7 +64,7 @@ class ResumableDataModule(LightningDataModule):
                 f"data.train measures pass rates while training, and {type(module).__name__} has no oracle to measure "
                 "by; set measure: false"
             )
-        self._keeper = PlaceKeeper(batch_size * trainer.world_size)
+        self._keeper = PlaceKeeper(batch_size * dealt_out(trainer)[0])
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [self._keeper, *(one for one in callbacks if not isinstance(one, PlaceKeeper))]
 

@@ -47,7 +47,8 @@ def completion_outputs(
         policy: how groups go through the model.
         model: the policy's, or its reference.
         batch: P prompts.
-        completions: their P x G completions.
+        completions: their P x G completions; where ``policy.sequence`` says that processes share the prompts, those of
+            this process.
         hidden: last hidden states instead of logits.
 
     Returns:
@@ -83,5 +84,6 @@ def _one_pass(policy: Policy, model: Any, batch: PromptBatch, completions: Compl
     """The same for prompts that go through the model together."""
     family, positions = policy.family, policy.prompt_positions(batch)
     assert policy.choice is not None
+    at = (positions, policy.pad_id, family)
     with policy.features.reused(family, model, batch):
-        return policy.choice.outputs(model, batch, completions, positions, policy.pad_id, family, hidden)
+        return policy.choice.outputs(model, batch, completions, *at, hidden, policy.sequence)

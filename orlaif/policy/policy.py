@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from orlaif.answer_format import AnswerFormat, FormatName, named_format
 from orlaif.distributed import sharding
+from orlaif.distributed.sequence import SequenceGroup
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy.asking import base_of
 from orlaif.policy.chat import Chat
@@ -66,6 +67,7 @@ class Policy(Checkpoint):
             what its model type asks for.
         answer_format: what of a completion is the answer (``orlaif.answer_format``), for oracles and evaluation alike.
         chat: how the model is asked: prompt template, arguments of its chat template.
+        sequence_parallel: processes that share each prompt, which is divided among them (``orlaif.policy.sequence``).
 
     Raises:
         ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
@@ -87,17 +89,19 @@ class Policy(Checkpoint):
         family: Family | None = None,
         answer_format: AnswerFormat | FormatName = "whole",
         chat: Chat | None = None,
+        sequence_parallel: int = 1,
     ) -> None:
         super().__init__(path, family)
         self.answer_format, self.chat = named_format(answer_format), chat or Chat()
         self.lora, self.quantization = lora, quantization
-        self.sharding = sharding or Sharding()
-        self.dtype = dtype
+        self.sharding, self.dtype = sharding or Sharding(), dtype
         self.prefix: Prefix = prefix
-        self.attn_implementation = attn_implementation
+        self.attn_implementation, self.sequence_parallel = attn_implementation, sequence_parallel
         self.gradient_checkpointing, self.freeze_vision = gradient_checkpointing, freeze_vision
         self.prefix_attention: PrefixAttention = prefix_attention
         check_settings(self)
+        #: The processes that share the prompts of the passes that run now, if they do.
+        self.sequence: SequenceGroup | None = None
         #: How often the weights have changed since they were loaded.
         self.version = 0
         #: ``prefix`` as settled by the loaded model; None before that.
@@ -252,10 +256,6 @@ class Policy(Checkpoint):
     def _model(self, reference: bool) -> contextlib.AbstractContextManager[nn.Module]:
         """The policy, or its reference without gradient."""
         return self.reference.running(self.network) if reference else contextlib.nullcontext(self.network)
-
-    def forget_features(self) -> None:
-        """Compute features of videos anew; sharded processes must agree on when the vision tower runs."""
-        self.features.forget()
 
     def completion_logps(
         self,

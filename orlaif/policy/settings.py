@@ -40,3 +40,23 @@ def check_settings(policy: Policy) -> None:
         )
     if policy.quantization is not None and policy.lora is None:
         raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")
+    check_sequence(policy)
+
+
+def check_sequence(policy: Policy) -> None:
+    """Raise ValueError where ``sequence_parallel`` is out of its range, or beside settings that do not divide a row."""
+    number = policy.sequence_parallel
+    if number < 1:
+        raise ValueError(f"policy.sequence_parallel is {number}; it must be 1 or more processes")
+    if number == 1:
+        return
+    if policy.attn_implementation != "sdpa" or policy.prefix not in ("auto", "shared"):
+        raise ValueError(
+            f"policy.sequence_parallel is {number}; it needs attn_implementation 'sdpa' and prefix 'auto' or 'shared', "
+            f"and they are {policy.attn_implementation!r} and {policy.prefix!r}"
+        )
+    if policy.prefix_attention not in ("auto", "split"):
+        raise ValueError(
+            f"policy.prefix_attention is {policy.prefix_attention!r}; with policy.sequence_parallel: {number} it must "
+            "be 'auto' or 'split'"
+        )

@@ -29,8 +29,8 @@ from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Loop, Stage
 from orlaif.policy import Policy
 from orlaif.training.averaging import check_averaging
-from orlaif.training.resumable import ResumableModule
 from orlaif.training.schedules import scheduled
+from orlaif.training.sharing import SharesPrompts
 from orlaif.training.step_state import Given, StepState
 from orlaif.types import Delivery, PromptBatch
 
@@ -47,7 +47,7 @@ def prompt_generators(batch: PromptBatch, key: str, device: torch.device) -> lis
     return [torch.Generator(device).manual_seed(_number(f"{key}/{prompt.id}")) for prompt in batch.prompts]
 
 
-class PolicyModule(ResumableModule):
+class PolicyModule(SharesPrompts):
     """Base of the training stages.
 
     Args:
@@ -79,6 +79,7 @@ class PolicyModule(ResumableModule):
         """Refuse callbacks that cannot work, before anything is loaded."""
         if stage == "fit":
             check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
+            self.check_sharing()
         super().setup(stage)
 
     def configure_model(self) -> None:
@@ -91,6 +92,7 @@ class PolicyModule(ResumableModule):
                 strategy.checkpoint_io = SafeCheckpointIO()
         self.policy.load(device, later=self.device_mesh is not None)
         self.agree_on_layout()
+        self.begin_sharing()
         self.know_base()
         self.prepare_reference()
         if self.device_mesh is not None:
@@ -113,6 +115,7 @@ class PolicyModule(ResumableModule):
         """
         if self.policy.prefix_attention == "flex" and self.device.type != "cuda":
             raise ValueError("policy.prefix_attention is 'flex', which trains on CUDA only; use 'auto' here")
+        self.try_sharing()
         self.policy.network.train()
 
     def export(self, folder: str, merge: bool = False) -> None:
@@ -214,6 +217,7 @@ class PolicyModule(ResumableModule):
     def on_train_batch_start(self, batch: Delivery, batch_idx: int) -> None:
         """Free the gradients of the step before, so that a rollout has their memory; keep the totals behind it."""
         self.batch_begins()
+        self.check_same_prompts(batch.batch)
         if self.begins_step(batch_idx):
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()

@@ -155,7 +155,7 @@ class Gathering:
     def _agree(self, teaching: list[bool], sampled: int, rows: int) -> list[int]:
         """Which groups of this process are kept, once all have said which of theirs teach; and whether to step."""
         module, counts = self._module[0], self._counts
-        everyone = exchange((teaching, sampled, rows))
+        everyone = exchange((teaching, sampled, rows))[:: module.processes_per_prompt]  # who speak for their prompts
         target = module.trainer.accumulate_grad_batches * sum(rows for _, _, rows in everyone)
         of_all = [marks for marks, _, _ in everyone]
         room = target - counts.trained
@@ -175,7 +175,7 @@ class Gathering:
         self.is_stepping = is_full or at_limit or is_last
         if self.is_stepping:
             self._note()
-        return [i for i, process in kept if process == module.global_rank]
+        return [i for i, process in kept if process == module.global_rank // module.processes_per_prompt]
 
     def _note(self) -> None:
         """What the step's groups cost."""
@@ -201,7 +201,7 @@ class Gathering:
         else:
             return None
         if module.policy.is_sharded:  # some have other batches now: all run the tower again, or none
-            module.policy.forget_features()
+            module.policy.features.forget()
         return kept
 
     def _of(self, ranked: Ranked, places: list[int]) -> Ranked:

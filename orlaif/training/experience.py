@@ -70,11 +70,13 @@ class Experience:
 
     Args:
         batch: P prompts.
-        parts: their groups, cut.
+        completions: [P, G, T], their groups, whole.
+        parts: the same, cut; where processes share prompts, those of this process.
         normalizer: 0-dim, what all tokens count together.
     """
 
     batch: PromptBatch
+    completions: Completions
     parts: tuple[Part, ...]
     normalizer: Tensor
 
@@ -153,11 +155,15 @@ def judge(
     completions, asked = sampled.completions, sampled.asked
     with borrowed(module):
         ranking = rank_together(module, asked, batch.prompts)
+    if module.sequence is not None:
+        ranking = module.sequence.from_first(None if ranking is None else ranking.to("cpu"))
     if ranking is None:
         ranking = Ranking(ranks=torch.full(completions.ids.shape[:2], -1))
     said, ranking = ranking, by_length(module, ranking, completions)
     advantages = module.advantages(ranking, completions)
-    if counts:
+    known = (None, None) if logps is None else (whole(logps.reference), whole(logps.old))
+    reference, trainer = (module.of_all(one, completions.group_size) for one in known)
+    if counts and module.leads:
         note_completions(module, completions, ranking, advantages)
         note_answers(module, completions)
         show(
@@ -170,8 +176,8 @@ def judge(
                 step=module.global_step,
                 epoch=module.current_epoch,
                 batch_idx=batch_idx,
-                reference=None if logps is None else whole(logps.reference),
-                trainer=None if logps is None else whole(logps.old),
+                reference=reference,
+                trainer=trainer,
                 exchanges=() if asked is None else asked.exchanges,
                 seconds={"rollout": sampled.seconds, "oracle": 0.0 if asked is None else asked.seconds},
             ),
@@ -179,34 +185,35 @@ def judge(
     every = module.order_consistency_every_n_steps
     if every and module.global_step % every == 0:
         with borrowed(module), stage("asking once more"):
-            if counts and not ranking.failures:
+            if counts and module.leads and not ranking.failures:
                 groups = candidate_groups(batch, completions, module.policy.answer_format)
                 note_order_consistency(module, groups, said, batch_idx)
     if module.oracle.borrows_policy:  # which has taken the place of this batch's features where it was asked
-        module.policy.forget_features()
+        module.policy.features.forget()
     return Ranked(batch=batch, completions=completions, ranking=ranking, advantages=advantages)
 
 
 def as_experience(module: OracleRLAIF, ranked: Ranked, logps: LogProbs) -> Experience:
-    """The groups with their weights, cut into parts."""
+    """This process's of the groups with their weights, cut into parts."""
     completions, ranking = ranked.completions, ranked.ranking
     # A group that was not ranked at all carries no weight: neither in the sum nor in what it is divided by.
     is_ranked = (ranking.ranks >= 0).any(-1).to(completions.device)
     mask = completions.mask & is_ranked[:, None, None]
     if module.truncated == "mask":
         mask &= ~cut_off(completions, module.policy.eos_ids).unsqueeze(-1)
-    parts, old = completions.split(module.microbatch), logps.old
+    parts, old = module.own_completions(completions).split(module.microbatch), logps.old
     weights: list[Tensor | None] = [None] * len(parts)
     if module.rollout.correction is not None:
         weights = list(importance_weights(module, completions, old, mask).split(module.microbatch or mask.shape[1], 1))
+    mask, advantages = module.own(mask, fill=False), module.own(ranked.advantages)
     if module.num_updates == 1:  # the ratio is exactly 1
         old = [None] * len(parts)
     sizes = [part.group_size for part in parts]
-    ranks = ranks_for_loss(module, ranking) if len(parts) == 1 else None
-    advantages = ranked.advantages.split(sizes, 1)
-    cut = zip(parts, mask.split(sizes, 1), advantages, weights, logps.reference, old, strict=True)
+    ranks = ranks_for_loss(module, ranking) if len(parts) == 1 and module.sequence is None else None
+    cut = zip(parts, mask.split(sizes, 1), advantages.split(sizes, 1), weights, logps.reference, old, strict=True)
     return Experience(
         batch=ranked.batch,
+        completions=completions,
         parts=tuple(
             Part(completions=c, mask=m, advantages=a, ranks=ranks, weights=w, reference=r, old=o)
             for c, m, a, w, r, o in cut
@@ -219,10 +226,10 @@ def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.
     """Completions of P prompts by the policy of this moment, and the oracle at work on them, if they count."""
     start = time.perf_counter()
     with stage("rollout"):
-        completions = module.rollout(module.policy, batch, generators)
+        completions = module.by_first(lambda: module.rollout(module.policy, batch, generators))
     seconds = elapsed(start, module.device)
     groups = candidate_groups(batch, completions, module.policy.answer_format)
-    asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts else None
+    asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts and module.leads else None
     return Sampled(completions=completions, asked=asked, seconds=seconds)
 
 

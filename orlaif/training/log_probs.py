@@ -33,8 +33,8 @@ class LogProbs:
 
 
 def log_probs(module: OracleRLAIF, batch: PromptBatch, completions: Completions) -> LogProbs:
-    """What the loss will compare with, of the completions [P, G, T] of P prompts."""
-    parts = completions.split(module.microbatch)
+    """What the loss will compare with, of this process's of the completions [P, G, T] of P prompts."""
+    parts = module.own_completions(completions).split(module.microbatch)
     reference: list[Tensor | None] = [None] * len(parts)
     old: list[Tensor | None] = [None] * len(parts)
     if module.loss.kl_coef:
@@ -50,7 +50,7 @@ def logps_without_gradient(
     module: OracleRLAIF, batch: PromptBatch, completions: Completions, reference: bool = False
 ) -> Tensor:
     """f32[P, g, T] by the reference, or by the policy of this moment."""
-    with torch.no_grad(), nullcontext() if reference else evaluating(module.policy.network):
+    with torch.no_grad(), module.divided(), nullcontext() if reference else evaluating(module.policy.network):
         return module.policy.completion_logps(
             batch,
             completions,

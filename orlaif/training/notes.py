@@ -29,10 +29,12 @@ class StepNotes:
 
     Attributes:
         totals: counted over all steps and processes so far.
+        counts: whether this process adds to them; not where another one speaks for its prompts.
     """
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
+        self.counts = True
         self._noted: dict[str, tuple[float, float]] = {}
         self._counted: dict[str, float] = {}
         self._first_delivery_at: float | None = None
@@ -48,7 +50,8 @@ class StepNotes:
 
     def count(self, name: str, number: float) -> None:
         """Add to a total over all steps and processes."""
-        self._counted[name] = self._counted.get(name, 0.0) + number
+        if self.counts:
+            self._counted[name] = self._counted.get(name, 0.0) + number
 
     @contextmanager
     def stage(self, name: str, device: torch.device) -> Iterator[None]:

@@ -116,12 +116,11 @@ class OracleRLAIF(SamplesAhead):
         self.loss: Loss = loss or GRPORankLoss()
         self.reference, self.on_oracle_failure = reference or Reference(), on_oracle_failure or OracleFailure()
         self.order_consistency_every_n_steps = order_consistency_every_n_steps
-        self.microbatch, self.num_updates = microbatch, num_updates
+        self.microbatch, self.num_updates, self.truncated, self.overlong = microbatch, num_updates, truncated, overlong
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"microbatch is {microbatch}; it must be 1 or more completions, or null for whole groups")
         if num_updates < 1:
             raise ValueError(f"num_updates is {num_updates}; it must be 1 or more passes over a rollout")
-        self.truncated, self.overlong = truncated, overlong
         check_lengths(truncated, overlong, self.rollout.sampling.max_new_tokens)
         #: Of the batches that are accumulated, where several updates wait for all of them.
         self._experiences: list[Experience] = []
@@ -260,7 +259,7 @@ class OracleRLAIF(SamplesAhead):
             return None
         experience = make_experience(self, given.batch, given.generators, batch_idx, given.counts)
         if given.counts:
-            self.note_delivery(delivery, [part.completions for part in experience.parts])
+            self.note_delivery(delivery, [experience.completions])
         return experience
 
     def _gathered(self, delivery: Delivery, batch_idx: int) -> Experience | None:
@@ -294,7 +293,8 @@ class OracleRLAIF(SamplesAhead):
             mapping = KERNEL_MAPPINGS[type(self.advantage)]
             tokens |= {"ranks": part.ranks, "group_size": part.ranks.shape[1], "mapping": mapping}
         ids = part.completions.ids.flatten(0, 1)
-        if self.loss.fused_head:
+        with self.divided():
+            if not self.loss.fused_head:
+                return self.loss.of_logits(self.policy.completion_logits(batch, part.completions), ids, **tokens)
             hidden, head = self.policy.completion_hidden(batch, part.completions)
-            return self.loss.of_hidden(hidden, head.pop("weight"), ids, **head, **tokens)
-        return self.loss.of_logits(self.policy.completion_logits(batch, part.completions), ids, **tokens)
+        return self.loss.of_hidden(hidden, head.pop("weight"), ids, **head, **tokens)

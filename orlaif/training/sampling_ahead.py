@@ -25,6 +25,8 @@ class SamplesAhead(PolicyModule):
         rollout: BaseRollout
         on_oracle_failure: OracleFailure
 
+    can_share_prompts = True
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         #: The groups in flight, while training, where the rollout samples ahead.
@@ -35,6 +37,19 @@ class SamplesAhead(PolicyModule):
     def batches_ahead(self) -> int:
         """How many batches the rollout samples ahead: :class:`~orlaif.types.LooksAhead`."""
         return self.rollout.staleness
+
+    def check_sharing(self) -> None:
+        """And where the rollout is not one that a process can do for others."""
+        super().check_sharing()
+        rollout = self.rollout
+        if self.processes_per_prompt > 1 and (
+            rollout.samples_apart or not rollout.samples_by_policy or rollout.correction is not None
+        ):
+            raise ValueError(
+                f"policy.sequence_parallel is {self.processes_per_prompt}, and rollout is {type(rollout).__name__}; it "
+                "must be one by the policy itself, in the step and without importance weights, such as "
+                "orlaif.rollout.Rollout"
+            )
 
     def prepare_reference(self) -> None:
         """Before the policy is sharded: a copy to sample from, or engines elsewhere, where the rollout needs them."""

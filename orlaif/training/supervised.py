@@ -49,6 +49,8 @@ class SupervisedFineTuning(PolicyModule):
         seed: of everything random in a training step; by default that of ``seed_everything``.
     """
 
+    can_share_prompts = True
+
     def __init__(
         self,
         policy: Policy,
@@ -65,11 +67,13 @@ class SupervisedFineTuning(PolicyModule):
         if given is None:
             return self.empty_step(batch_idx)
         self.step_state.begin_policy()
-        completions = reference_completions(self.policy, given.batch)
-        total = -self.policy.completion_logps(given.batch, completions).sum()
+        answers = reference_completions(self.policy, given.batch)
+        completions = self.own_completions(answers)
+        with self.divided():
+            total = -self.policy.completion_logps(given.batch, completions).sum()
         total, count = given.weigh(total, completions.mask.sum())
         self.notes.note("train/loss", total.detach() / count.clamp(min=1), count)
         if given.counts:
-            self.notes.delivery(delivery, int(given.batch.attention_mask.sum() + count))
+            self.notes.delivery(delivery, int(given.batch.attention_mask.sum() + answers.mask.sum()))
         self.log_noted()
         return self.accumulate(total, count.float(), batch_idx)

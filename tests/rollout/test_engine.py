@@ -173,7 +173,7 @@ def test_names_of_a_published_checkpoint(shapes: ShapesDataset, tmp_path: Path) 
     with torch.no_grad():
         for parameter in policy.network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    policy.forget_features()
+    policy.features.forget()
     policy.version += 1
     assert difference(policy, batch, engine(policy, batch, generators())) < 1e-5
     assert difference(policy, batch, before) > 1e-2

@@ -183,8 +183,13 @@ class Estimate:
         if self.policy.prefix == "fork":
             return self.passes.forked(s, train, grown), each * s.part
         together = 1 if self.policy.prefix == "duplicate" else s.part
-        length = s.prompt_tokens + together * s.completion_tokens
-        return self.passes.decoder(s.prompts, length, train, grown), each * together
+        run = -(-s.prompt_tokens // s.sharers)
+        used = self.passes.decoder(s.prompts, run + together * s.completion_tokens, train, grown)
+        # Of prompts that are shared: the rest of the embeddings, and in a layer the others' keys and values.
+        rest = s.prompts * (s.prompt_tokens - run)
+        embedded = rest * self.text.hidden_size * self.compute.itemsize
+        layer = self._cache_bytes(rest) // self.text.num_hidden_layers
+        return Used(kept=used.kept + embedded, peak=used.peak + embedded + layer), each * together
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""

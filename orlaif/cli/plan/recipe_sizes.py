@@ -63,6 +63,8 @@ def setup_of(
     name = setting if isinstance(setting, str) else type(setting).__name__
     strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
     video, patches, pixels = tokens
+    if gpus % (sharers := module.processes_per_prompt):
+        raise ValueError(f"policy.sequence_parallel is {sharers}, and --gpus {gpus} is no multiple of it")
     common: dict[str, Any] = {
         "gpus": gpus,
         "strategy": strategy,
@@ -70,17 +72,19 @@ def setup_of(
         "prompt_tokens": video + text_tokens,
         "patches": patches * data.batch_size,
         "pixels": pixels,
+        "sharers": sharers,
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
     }
     if isinstance(module, OracleRLAIF):
         group = module.rollout.group_size
+        own = -(-group // sharers)
         loss = "fused_head" if module.loss.fused_head else "logits"
         if loss == "logits" and module.loss.implementation != "torch":
             loss = "inplace"
         return Setup(
             **common,
             group_size=group,
-            part=min(group, module.microbatch or group),
+            part=min(own, module.microbatch or own),
             completion_tokens=module.rollout.sampling.max_new_tokens,
             num_updates=module.num_updates,
             reference=bool(module.loss.kl_coef),

@@ -22,6 +22,7 @@ class Setup:
         prompts: P of a batch on one GPU.
         group_size: G.
         part: completions of a group in one forward and backward pass.
+        sharers: processes that share each prompt (``policy.sequence_parallel``), and deal out its group.
         prompt_tokens: S.
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
@@ -46,6 +47,7 @@ class Setup:
     prompts: int = 1
     group_size: int = 1
     part: int = 1
+    sharers: int = 1
     prompt_tokens: int = 1024
     completion_tokens: int = 64
     patches: int = 0
@@ -66,7 +68,7 @@ class Setup:
     @property
     def passes(self) -> int:
         """Backward passes whose gradients add up in one step."""
-        return -(-self.group_size // self.part) * self.accumulate
+        return -(-self.group_size // (self.part * self.sharers)) * self.accumulate
 
     @property
     def tokens_per_step(self) -> int:
@@ -76,7 +78,7 @@ class Setup:
     @property
     def tokens_per_batch(self) -> int:
         """Of one batch of each GPU."""
-        return self.gpus * self.prompts * (self.prompt_tokens + self.group_size * self.completion_tokens)
+        return self.gpus // self.sharers * self.prompts * (self.prompt_tokens + self.group_size * self.completion_tokens)
 
     @property
     def answers(self) -> str:
@@ -129,7 +131,7 @@ class Plan:
         lines = [
             f"parameters   {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M trained "
             f"({100 * self.trained / self.parameters:.2f} %)",
-            f"a step       {s.gpus} x {s.accumulate} x {s.prompts} prompts of {s.prompt_tokens:,} tokens, "
+            f"a step       {s.gpus // s.sharers} x {s.accumulate} x {s.prompts} prompts of {s.prompt_tokens:,} tokens, "
             f"{s.answers}: {s.tokens_per_step:,} tokens",
             *([s.sampled] if s.max_batches else []),
             f"strategy     {s.strategy}, {s.gpus} GPU{'s' if s.gpus > 1 else ''}",

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from orlaif.policy.prefix.divided import Division
+from orlaif.policy.prefix.divided_attention import divided_attention
 from orlaif.policy.prefix.layout import GroupRows
 from orlaif.policy.prefix.masks import row_mask
 from orlaif.policy.prefix.split import split_runs_on
@@ -102,6 +104,17 @@ class RowAttention:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See :class:`Grouping`."""
         return self.function(*same_dtype(query, key, value), self.rows, scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedAttention:
+    """Groups whose prompts are divided among processes."""
+
+    division: Division
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See :class:`Grouping`."""
+        return divided_attention(*same_dtype(query, key, value), self.division, scale)
 
 
 def prefix_attention(

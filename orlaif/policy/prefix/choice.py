@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from orlaif.distributed.sequence import SequenceGroup
 from orlaif.policy.families import Family
 from orlaif.policy.prefix.attention import PrefixAttention, enable_grouping
 from orlaif.policy.prefix.fork import CHECKPOINTING, fork_forward
@@ -61,6 +62,7 @@ class PrefixChoice:
         pad_id: int,
         family: Family,
         hidden: bool,
+        sequence: SequenceGroup | None = None,
     ) -> Tensor:
         """Groups through the model.
 
@@ -72,12 +74,13 @@ class PrefixChoice:
             pad_id: a token that the model can embed.
             family: of the model.
             hidden: hidden states instead of logits.
+            sequence: processes that share the prompts, which the layout ``shared`` alone can divide.
 
         Returns:
             [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
         """
         if self.layout == "shared":
-            return shared_forward(model, batch, completions, positions, self.attentions, family, hidden)
+            return shared_forward(model, batch, completions, positions, self.attentions, family, hidden, sequence)
         forward = fork_forward if self.layout == "fork" else duplicate_forward
         return forward(model, batch, completions, positions, pad_id, family, hidden)
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from orlaif.policy.prefix.divided import Division
 from orlaif.policy.prefix.layout import GroupRows
 
 
@@ -21,10 +22,12 @@ class Laid:
     Args:
         rows: its layout.
         attention: what attends to them (``orlaif.policy.prefix.attention``).
+        division: of their prompts among processes, where they are divided; ``rows`` is what this process has.
     """
 
     rows: GroupRows
     attention: str
+    division: Division | None = None
 
 
 _CURRENT: ContextVar[Laid | None] = ContextVar("orlaif_rows", default=None)

@@ -15,11 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orlaif.distributed.sequence import SequenceGroup
 from orlaif.distributed.sharding import compute_dtype
 from orlaif.policy.asking import base_of, per_token
 from orlaif.policy.families import Family
-from orlaif.policy.prefix.attention import RowAttention, autocast_dtype, choose_attention, flex_attention
+from orlaif.policy.prefix.attention import (
+    DividedAttention,
+    RowAttention,
+    autocast_dtype,
+    choose_attention,
+    flex_attention,
+)
 from orlaif.policy.prefix.current import Laid, laid
+from orlaif.policy.prefix.divided import Division, decoder_keeps, divide
 from orlaif.policy.prefix.layout import GroupRows, group_rows
 from orlaif.policy.prefix.masks import nothing_to_read
 from orlaif.policy.prefix.prepare import has_own_masks
@@ -28,12 +36,15 @@ from orlaif.types import Completions, PromptBatch
 
 
 @contextmanager
-def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None, before: Tensor | None) -> Iterator[None]:
+def _head_at(
+    head: nn.Module, places: Tensor, taken: list[Tensor] | None, before: Tensor | None, division: Division | None
+) -> Iterator[None]:
     """Let ``head`` see hidden states at ``places`` [B, T] of [R * L] only; with ``taken``, hand them over instead."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        flat = inputs[0].flatten(0, 1).index_select(0, places.flatten())
-        hidden = flat.view(*places.shape, flat.shape[-1])
+        states = inputs[0].flatten(0, 1)
+        hidden = states.index_select(0, places.flatten()).view(*places.shape, states.shape[-1])
+        hidden = hidden if division is None else division.with_ends(states, hidden)
         hidden = hidden if before is None else torch.cat([before, hidden], 1)
         if taken is None:
             return hidden, *inputs[1:]
@@ -48,7 +59,13 @@ def _head_at(head: nn.Module, places: Tensor, taken: list[Tensor] | None, before
 
 
 def run(
-    model: Any, head: nn.Module, places: Tensor, hidden: bool, inputs: dict[str, Any], before: Tensor | None = None
+    model: Any,
+    head: nn.Module,
+    places: Tensor,
+    hidden: bool,
+    inputs: dict[str, Any],
+    before: Tensor | None = None,
+    division: Division | None = None,
 ) -> Tensor:
     """One pass of a model, its outputs where they are wanted.
 
@@ -59,12 +76,13 @@ def run(
         hidden: last hidden states instead of logits.
         inputs: of the pass; with ``past_key_values`` it fills that cache.
         before: hidden states [B, N, H] of an earlier pass, which the head takes first.
+        division: of the prompts among processes, if they are divided; ``places`` are then of what this one has.
 
     Returns:
         [B, N + T, V] or [B, N + T, H].
     """
     taken: list[Tensor] | None = [] if hidden else None
-    with _head_at(head, places, taken, before):
+    with _head_at(head, places, taken, before, division), decoder_keeps(model, division):
         logits = model(use_cache="past_key_values" in inputs, **inputs).logits
     return logits if taken is None else taken[0]
 
@@ -77,6 +95,7 @@ def shared_forward(
     attentions: tuple[str, ...],
     family: Family,
     hidden: bool = False,
+    sequence: SequenceGroup | None = None,
 ) -> Tensor:
     """Groups in rows: each prompt, with its video, goes through the model once.
 
@@ -88,15 +107,21 @@ def shared_forward(
         attentions: the implementations to choose from, by size (``orlaif.policy.prefix.attention.choose_attention``).
         family: of the model.
         hidden: hidden states instead of logits.
+        sequence: processes that the prompts are divided among; ``completions`` are then this process's own.
 
     Returns:
         [P * G, T, V] or [P * G, T, H] at the positions that predict completion tokens.
     """
     device, dtype = batch.input_ids.device, compute_dtype(model)
     computed = autocast_dtype(device, dtype)
-    own_masks = has_own_masks(model)
-    name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
-    rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask" and not own_masks)
+    own_masks, division = has_own_masks(model), None
+    if sequence is None:
+        name = choose_attention(batch.attention_mask, completions.mask, attentions, device, computed)
+        rows = group_rows(batch.attention_mask, completions.mask, one_row=name != "mask" and not own_masks)
+    else:
+        name = choose_attention(batch.attention_mask, completions.mask, ("split",), device, computed)
+        division = divide(batch.attention_mask, completions.mask, sequence)
+        rows = division.whole
     _, g, t = completions.ids.shape
     ahead = family.completion_positions(positions, t).unsqueeze(-2)
     none = torch.zeros_like(completions.ids)
@@ -105,13 +130,18 @@ def shared_forward(
         "input_ids": rows.lay(batch.input_ids, completions.ids),
         "position_ids": rows.lay(positions, ahead.expand(*ahead.shape[:-2], g, t)),
         **{key: rows.lay(value, none.to(value.dtype)) for key, value in per_token(batch, given).items()},
-        **_attention_inputs(model, rows, name, dtype, own_masks),
+        **_attention_inputs(model, rows, name, dtype, own_masks, division),
     }
-    with laid(Laid(rows=rows, attention=name)):
-        return run(model, family.head(model), rows.predict.flatten(0, 1), hidden, inputs)
+    mine = rows if division is None else division.rows
+    with laid(Laid(rows=mine, attention=name, division=division)):
+        return run(model, family.head(model), mine.predict.flatten(0, 1), hidden, inputs, division=division)
 
 
-def _attention_inputs(model: Any, rows: GroupRows, name: str, dtype: torch.dtype, own_masks: bool) -> dict[str, Any]:
+def _attention_inputs(
+    model: Any, rows: GroupRows, name: str, dtype: torch.dtype, own_masks: bool, division: Division | None
+) -> dict[str, Any]:
+    if division is not None:
+        return {"attention_mask": nothing_to_read(rows), "grouping": DividedAttention(division=division)}
     if own_masks:  # built by the model, from a mask of two dimensions
         given = torch.ones_like(rows.source)
     elif name != "mask":

@@ -16,6 +16,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -25,8 +26,9 @@ from transformers import DynamicCache
 
 from orlaif.policy.asking import base_of
 from orlaif.policy.prefix.current import current, laid
+from orlaif.policy.prefix.divided import Division
 from orlaif.policy.prefix.layout import GroupRows
-from orlaif.policy.prefix.states import let_gradients_through
+from orlaif.policy.prefix.states import hand_in, let_gradients_through, states_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,77 @@ def cut(rows: GroupRows) -> Cut:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A call of a layer with a state, to be made of parts of rows.
+
+    Args:
+        forward: its own.
+        mixer: what is known of it.
+        given: arguments of the call, by name.
+        shape: of the rows, (R, L).
+    """
+
+    forward: Callable[..., Any]
+    mixer: Mixer
+    given: dict[str, Any]
+    shape: tuple[int, int]
+
+    def on(self, cache: DynamicCache, take: Callable[[Tensor], Tensor], real: Tensor | None) -> Any:
+        """The layer on what ``take`` takes of the rows, behind ``cache``; ``real`` is False at padding."""
+        inputs = {name: _each(value, self.shape, take) for name, value in self.given.items()}
+        inputs[self.mixer.cache] = cache
+        if "attention_mask" in inputs:
+            inputs["attention_mask"] = real
+        with laid(None):  # layers inside of this one share its cut and its cache
+            return self.forward(**inputs)
+
+    def laid_back(self, parts: Cut, prompts: Any, completions: Any) -> Any:
+        """What the layer returns for the rows, of what it returned for their parts."""
+        if isinstance(prompts, Tensor):
+            return parts.lay(prompts, completions, self.shape)
+        return parts.lay(prompts[0], completions[0], self.shape), *(None for _ in prompts[1:])
+
+
+def divided_layer(layer: Layer, parts: Cut, division: Division) -> Any:
+    """The layer on prompts that are divided among processes: each goes on from the state of the one before it.
+
+    Completions go on from the state at the end of the prompt, which the last process has. One prompt at a time, since
+    padding before a run would move the state that it goes on from.
+    """
+    device, (p, s, g, t) = parts.prompts.device, parts.size
+    number, module = layer.mixer.layer, getattr(layer.forward, "__self__", None)
+    trained = [x for x in layer.given.values() if isinstance(x, Tensor)]
+    trained += list(module.parameters()) if isinstance(module, nn.Module) else []
+    with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in trained)
+    outputs: list[tuple[Any, Any]] = []
+    for span, run, behind in zip(
+        division.rows.spans, parts.prompts.view(p, s), parts.completions.view(p, g * t), strict=True
+    ):
+        cache = layer.mixer.empty_cache()
+        hand_in(cache.layers[number], division.group.receive(device, with_gradient))
+        one = layer.on(cache, partial(_taken, run[s - span.prompt :], 1), None)
+        states = states_of(cache.layers[number])
+        if isinstance(one, Tensor):
+            one = division.group.send_on(one, states)
+        else:
+            one = division.group.send_on(one[0], states), *one[1:]
+        cache = layer.mixer.empty_cache()
+        hand_in(cache.layers[number], division.group.from_last(states, with_gradient))
+        cache.layers[number].reorder_cache(torch.zeros(g, dtype=torch.long, device=device))
+        outputs.append((one, layer.on(cache, partial(_taken, behind, g), None)))
+    first = [one if isinstance(one, Tensor) else one[0] for one, _ in outputs]
+    prompts = torch.cat([nn.functional.pad(x, (0, 0, s - x.shape[1], 0)) for x in first])
+    completions = torch.cat([two if isinstance(two, Tensor) else two[0] for _, two in outputs])
+    rows = parts.lay(prompts, completions, layer.shape)
+    return rows if isinstance(outputs[0][0], Tensor) else (rows, *(None for _ in outputs[0][0][1:]))
+
+
+def _taken(places: Tensor, number: int, x: Tensor) -> Tensor:
+    """[R, L, ...] at ``places`` i64[number * N] to [number, N, ...]."""
+    return x.flatten(0, 1).index_select(0, places).view(number, -1, *x.shape[2:])
+
+
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """``forward`` of a layer with a state: as ever, or in rows."""
     running, alone, mixer = current(), self.orlaif_alone, self.orlaif_mixer
@@ -191,22 +264,15 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return alone(*args, **kwargs)
     given = _by_name(alone, args, kwargs)
     given.pop("grouping", None)  # what attention does in rows, of which there are none in here
-    parts, shape = running.rows.memo("cut", cut), running.rows.shape
-    given[mixer.cache] = cache = mixer.empty_cache()
-
-    def on(take: Callable[[Tensor], Tensor], real: Tensor | None) -> Any:
-        inputs = {name: _each(value, shape, take) for name, value in given.items()}
-        if "attention_mask" in inputs:
-            inputs["attention_mask"] = real
-        with laid(None):  # layers inside of this one share its cut and its cache
-            return alone(**inputs)
-
-    prompts = on(parts.prompts_of, None if parts.real is None else parts.real.long())
+    layer = Layer(forward=alone, mixer=mixer, given=given, shape=running.rows.shape)
+    parts = running.rows.memo("cut", cut)
+    if running.division is not None:
+        return divided_layer(layer, parts, running.division)
+    cache = mixer.empty_cache()
+    prompts = layer.on(cache, parts.prompts_of, None if parts.real is None else parts.real.long())
     cache.layers[mixer.layer].reorder_cache(parts.owner)
-    completions = on(parts.completions_of, None)
-    if isinstance(prompts, Tensor):
-        return parts.lay(prompts, completions, shape)
-    return parts.lay(prompts[0], completions[0], shape), *(None for _ in prompts[1:])
+    completions = layer.on(cache, parts.completions_of, None)
+    return layer.laid_back(parts, prompts, completions)
 
 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

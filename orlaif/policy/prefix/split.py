@@ -23,7 +23,7 @@ from orlaif.policy.prefix.layout import GroupRows
 aten = torch.ops.aten
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, Any]:
+def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, Any]:
     """Output [B, H, N, D], log-sum-exp f32 or f64[B, H, N], and what CUDA's backward pass needs besides."""
     if query.device.type == "cpu":
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
@@ -34,7 +34,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
     return out, lse, (cum_q, cum_k, max_q, max_k, seed, offset)
 
 
-def _flash_backward(
+def flash_backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -62,7 +62,7 @@ def split_runs_on(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
+class Block:
     """Groups of the same lengths at the same place of consecutive rows; usually one group.
 
     Args:
@@ -84,10 +84,16 @@ class _Block:
     back: Tensor | None
 
 
-def _blocks(rows: GroupRows) -> list[_Block]:
-    """The layout as blocks: one where all groups are alike and start a row each, else one per group."""
+def blocks_of(rows: GroupRows, alike: bool | None = None) -> list[Block]:
+    """The layout as blocks: one where all groups are alike and start a row each, else one per group.
+
+    Args:
+        rows: of the batch.
+        alike: whether they are; by default what ``rows`` says.
+    """
     spans = rows.spans
-    alike = all((s.start, s.prompt, s.completions) == (0, spans[0].prompt, spans[0].completions) for s in spans)
+    if alike is None:
+        alike = all((s.start, s.prompt, s.completions) == (0, spans[0].prompt, spans[0].completions) for s in spans)
     blocks = []
     for span in spans[:1] if alike else spans:
         lengths = torch.tensor(span.completions)
@@ -103,7 +109,7 @@ def _blocks(rows: GroupRows) -> list[_Block]:
             source, valid = source.flatten().to(device), valid.flatten().to(device)
         end = span.start + span.prompt
         blocks.append(
-            _Block(
+            Block(
                 rows=slice(0, len(spans)) if alike else slice(span.row, span.row + 1),
                 prompt=slice(span.start, end),
                 completions=slice(end, span.start + span.length),
@@ -116,12 +122,12 @@ def _blocks(rows: GroupRows) -> list[_Block]:
     return blocks
 
 
-def _fold(x: Tensor, heads: int) -> Tensor:
+def fold(x: Tensor, heads: int) -> Tensor:
     """[B, H, N, ...] to [B, K, n * N, ...]: query heads that share a key head become further queries."""
     return x.reshape(x.shape[0], heads, -1, *x.shape[3:])
 
 
-def _apart(block: _Block, x: Tensor, zero: bool = False) -> Tensor:
+def apart(block: Block, x: Tensor, zero: bool = False) -> Tensor:
     """Completions' tokens [B, H, tokens, ...] to one row per completion [B * G, H, T, ...]."""
     g, t = block.size
     if block.source is not None:
@@ -133,8 +139,8 @@ def _apart(block: _Block, x: Tensor, zero: bool = False) -> Tensor:
     return x.reshape(b, h, g, t, *rest).transpose(1, 2).reshape(b * g, h, t, *rest)
 
 
-def _together(block: _Block, x: Tensor) -> Tensor:
-    """One row per completion [B * G, H, T, ...] to completions' tokens [B, H, tokens, ...]: reverses :func:`_apart`."""
+def together(block: Block, x: Tensor) -> Tensor:
+    """One row per completion [B * G, H, T, ...] to completions' tokens [B, H, tokens, ...]: reverses :func:`apart`."""
     g, t = block.size
     x = x.reshape(-1, g, *x.shape[1:]).transpose(1, 2)
     x = x.reshape(x.shape[0], x.shape[1], g * t, *x.shape[4:])
@@ -151,22 +157,22 @@ class _Split(torch.autograd.Function):
         result = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         lses: list[tuple[Tensor, Tensor | None]] = []
         rests: list[tuple[Any, Any, Any]] = []
-        for block in rows.memo("blocks", _blocks):
+        for block in rows.memo("blocks", blocks_of):
             q, k, v, out = (x[block.rows] for x in (query, key, value, result))
             at, behind = block.prompt, block.completions
             prompt_k, prompt_v = k[:, :, at], v[:, :, at]
-            prompt_out, prompt_lse, rest_p = _flash(q[:, :, at], prompt_k, prompt_v, True, scale)
+            prompt_out, prompt_lse, rest_p = flash(q[:, :, at], prompt_k, prompt_v, True, scale)
             out[:, :, at] = prompt_out
             if behind.start == behind.stop:  # completions without a token
                 lses.append((prompt_lse, None))
                 rests.append((rest_p, None, None))
                 continue
             q = q[:, :, behind]
-            out_1, lse_1, rest_1 = _flash(_fold(q, heads), prompt_k, prompt_v, False, scale)
+            out_1, lse_1, rest_1 = flash(fold(q, heads), prompt_k, prompt_v, False, scale)
             out_1, lse_1 = out_1.reshape(q.shape), lse_1.reshape(q.shape[:3])
-            row_q, row_k, row_v = (_apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind]))
-            out_2, lse_2, rest_2 = _flash(row_q, row_k, row_v, True, scale)
-            out_2, lse_2 = _together(block, out_2), _together(block, lse_2)
+            row_q, row_k, row_v = (apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind]))
+            out_2, lse_2, rest_2 = flash(row_q, row_k, row_v, True, scale)
+            out_2, lse_2 = together(block, out_2), together(block, lse_2)
             lse = torch.logaddexp(lse_1, lse_2)
             weight = torch.exp(lse_1 - lse).unsqueeze(-1)
             out[:, :, behind] = (out_2 + (out_1 - out_2) * weight).to(out.dtype)
@@ -182,37 +188,37 @@ class _Split(torch.autograd.Function):
         query, key, value, result = ctx.saved_tensors
         scale, heads = ctx.scale, key.shape[1]
         grads = [torch.zeros_like(x) for x in (query, key, value)]
-        blocks = ctx.rows.memo("blocks", _blocks)
+        blocks = ctx.rows.memo("blocks", blocks_of)
         for block, (prompt_lse, lse), (rest_p, rest_1, rest_2) in zip(blocks, ctx.lses, ctx.rests, strict=True):
             q, k, v, out, g_out = (x[block.rows] for x in (query, key, value, result, grad))
             g_q, g_k, g_v = (x[block.rows] for x in grads)
             at, behind = block.prompt, block.completions
             prompt_k, prompt_v = k[:, :, at], v[:, :, at]
-            g_q[:, :, at], g_pk, g_pv = _flash_backward(
+            g_q[:, :, at], g_pk, g_pv = flash_backward(
                 g_out[:, :, at], q[:, :, at], prompt_k, prompt_v, out[:, :, at], prompt_lse, True, scale, rest_p
             )
             if lse is not None:
                 q, out, g_out = (x[:, :, behind] for x in (q, out, g_out))
-                g_q1, g_k1, g_v1 = _flash_backward(
-                    _fold(g_out, heads),
-                    _fold(q, heads),
+                g_q1, g_k1, g_v1 = flash_backward(
+                    fold(g_out, heads),
+                    fold(q, heads),
                     prompt_k,
                     prompt_v,
-                    _fold(out, heads),
-                    _fold(lse, heads),
+                    fold(out, heads),
+                    fold(lse, heads),
                     False,
                     scale,
                     rest_1,
                 )
                 g_pk, g_pv = g_pk + g_k1, g_pv + g_v1
                 row_q, row_k, row_v, row_out, row_lse = (
-                    _apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind], out, lse)
+                    apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind], out, lse)
                 )
-                g_q2, g_k2, g_v2 = _flash_backward(
-                    _apart(block, g_out, zero=True), row_q, row_k, row_v, row_out, row_lse, True, scale, rest_2
+                g_q2, g_k2, g_v2 = flash_backward(
+                    apart(block, g_out, zero=True), row_q, row_k, row_v, row_out, row_lse, True, scale, rest_2
                 )
-                g_q[:, :, behind] = g_q1.reshape(q.shape) + _together(block, g_q2)
-                g_k[:, :, behind], g_v[:, :, behind] = _together(block, g_k2), _together(block, g_v2)
+                g_q[:, :, behind] = g_q1.reshape(q.shape) + together(block, g_q2)
+                g_k[:, :, behind], g_v[:, :, behind] = together(block, g_k2), together(block, g_v2)
             g_k[:, :, at], g_v[:, :, at] = g_pk, g_pv
         return grads[0], grads[1], grads[2], None, None
 

@@ -38,3 +38,16 @@ def _to_fresh(layer: Any, states: str, update: Callable[..., Tensor]) -> Callabl
         return update(*args, **kwargs)
 
     return updated
+
+
+def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
+    """The states that a layer of a cache holds, by the method that writes them and their number."""
+    kinds = (("update_conv_state", "conv_states"), ("update_recurrent_state", "recurrent_states"))
+    held = ((update, getattr(layer, name)) for update, name in kinds if hasattr(layer, update))
+    return {(update, i): state for update, kept in held for i, state in kept.items() if state is not None}
+
+
+def hand_in(layer: Any, states: dict[tuple[str, int], Tensor]) -> None:
+    """Let an empty layer of a cache go on from the :func:`states_of` another."""
+    for (update, number), state in states.items():
+        getattr(layer, update)(state, state_idx=number)

@@ -1,0 +1,150 @@
+"""Processes that share their prompts: the losses, gradients and weights of one process, and what each of them has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orlaif.demo.shapes import words
+from orlaif.distributed import sequence
+from orlaif.distributed.sequence import SequenceGroup, check_divides
+from orlaif.policy import Policy
+from orlaif.policy.prefix.divided import divide
+from orlaif.policy.sequence import dealt_completions
+from orlaif.rollout import Pipelined, Rollout
+from orlaif.tiny import tiny_model as write_tiny_model
+from orlaif.training.ranker import PreferenceRankerTraining
+from orlaif.types import Completions
+from tests.distributed.test_processes import same
+from tests.processes import LORA, Job, run
+from tests.training.test_rlaif import rlaif
+
+
+@pytest.fixture
+def job(tiny_model: str, data_root: str, tmp_path: Path) -> Any:
+    def make(name: str, **settings: Any) -> Job:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Job(**{"folder": tiny_model, "root": data_root, "out": str(tmp_path / name / "out.pt")} | settings)
+
+    return make
+
+
+def shared(settings: dict[str, Any], number: int) -> dict[str, Any]:
+    """The same settings, each prompt shared by so many processes."""
+    return settings | {"policy": settings.get("policy", {}) | {"sequence_parallel": number}}
+
+
+def same_throughout(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-6) -> None:
+    """Losses, weights and totals; the gradients of every step, beside the largest of them; what the log says."""
+    same(one, two, tolerance)
+    for here, there in zip(one["grads"], two["grads"], strict=True):
+        assert here.keys() == there.keys()
+        largest = max(float(grad.abs().max()) for grad in here.values())
+        for name, grad in here.items():
+            assert float((there[name] - grad).abs().max()) <= tolerance * max(1.0, largest), name
+    for here, there in zip(one["metrics"], two["metrics"], strict=True):
+        names = {name for name in here if not name.startswith("time/")}
+        assert names == {name for name in there if not name.startswith("time/")}
+        for name in names:
+            assert there[name] == pytest.approx(here[name], abs=10 * tolerance, rel=tolerance, nan_ok=True), name
+
+
+# ------------------------------------------------------------ two processes
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_share_each_prompt(job: Any, strategy: str) -> None:
+    """Two steps of sampled rollouts, groups of four in parts: full under DDP, LoRA and a frozen tower in shards."""
+    settings: dict[str, Any] = {"batch": 2, "module": {"microbatch": 1}}
+    if strategy == "fsdp2":
+        settings |= {"lora": LORA, "policy": {"freeze_vision": True}, "fused_head": True}
+    one = run(job("one", **settings))
+    two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2)
+    assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
+    same_throughout(one, two)
+
+
+def test_states_are_handed_on_between_processes(job: Any, tmp_path: Path) -> None:
+    """Recurrent layers of a hybrid, recomputed; supervised, where the second process has no answer of its own."""
+    folder = write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
+    settings: dict[str, Any] = {"batch": 2, "stage": "sft", "policy": {"gradient_checkpointing": True}}
+    one = run(job("one", folder=folder, **settings))
+    two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2)
+    assert any("linear_attn" in name for name in two["grads"][0])
+    same_throughout(one, two, 5e-6)
+
+
+# ----------------------------------------------------------- four processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("number", [2, 4])
+def test_four_processes_train_as_one(
+    job: Any, tmp_path: Path, kind: str, lora: Any, strategy: str, number: int
+) -> None:
+    """Each prompt on two of them or on all four, prompts dealt out to the rest; ragged groups of four."""
+    folder = write_tiny_model(kind, tmp_path / "model", words())
+    settings: dict[str, Any] = {"folder": folder, "batch": 4, "lora": lora, "scripted": True, "max_new_tokens": 8}
+    one = run(job("one", **settings))
+    four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=600)
+    same_throughout(one, four, 5e-6)
+
+
+# ------------------------------------------------------- what each of them has
+
+
+def group(index: int, size: int) -> SequenceGroup:
+    return SequenceGroup(size=size, index=index, group=None)
+
+
+def test_prompts_are_divided_and_completions_stay_whole() -> None:
+    """A prompt of five behind one of padding, completions of two tokens and one."""
+    prompt_mask = torch.tensor([[0, 1, 1, 1, 1, 1]])
+    completion_mask = torch.tensor([[[1, 1], [1, 0]]]).bool()
+    first, last = (divide(prompt_mask, completion_mask, group(i, 2)) for i in range(2))
+    assert first.kept.tolist() == [[0, 1, 5, 6, 7]]
+    assert last.kept.tolist() == [[2, 3, 4, 5, 6, 7]]
+    assert (first.ends.tolist(), last.ends.tolist()) == ([1], [2])
+    assert first.rows.segment.tolist() == [[0, 0, 1, 1, 2]]
+    assert first.rows.predict[0, :, 1].tolist() == [2, 1]  # the first completion's second token, and a masked one
+    with pytest.raises(ValueError, match=r"policy.sequence_parallel is 3, and a prompt has 5 tokens; it must have 6"):
+        divide(prompt_mask, completion_mask, group(0, 3))
+
+
+def test_completions_are_dealt_out_in_turns() -> None:
+    """Five to two processes: the second has a third one without a token."""
+    ids = torch.arange(5).view(1, 5, 1)
+    completions = Completions(ids=ids, mask=torch.ones_like(ids).bool(), texts=(tuple("abcde"),), logps=ids.float())
+    first, second = (dealt_completions(completions, group(i, 2)) for i in range(2))
+    assert (first.ids.flatten().tolist(), first.texts) == ([0, 2, 4], (("a", "c", "e"),))
+    assert second.ids.flatten().tolist() == [1, 3, 4]
+    assert second.mask.flatten().tolist() == [True, True, False]
+    assert dealt_completions(completions, None) is completions
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_what_cannot_be_divided_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"sequence_parallel is 0; it must be 1 or more processes"):
+        Policy(tiny_model, sequence_parallel=0)
+    with pytest.raises(ValueError, match=r"sequence_parallel is 2; it needs .* they are 'sdpa' and 'duplicate'"):
+        Policy(tiny_model, sequence_parallel=2, prefix="duplicate")
+    with pytest.raises(ValueError, match=r"prefix_attention is 'mask'; with policy.sequence_parallel: 2 it must be"):
+        Policy(tiny_model, sequence_parallel=2, prefix_attention="mask")
+    with pytest.raises(ValueError, match=r"sequence_parallel is 2 on 1 processes; it must divide their number"):
+        check_divides(2)
+    monkeypatch.setattr(sequence, "num_processes", lambda: 4)
+    module, ahead = rlaif(tiny_model), rlaif(tiny_model, rollout=Pipelined(Rollout(group_size=4), 1))
+    module.policy = ahead.policy = Policy(tiny_model, sequence_parallel=2)
+    module.check_sharing()
+    with pytest.raises(ValueError, match=r"sequence_parallel is 2, which PreferenceRankerTraining does not know"):
+        PreferenceRankerTraining(module.policy).check_sharing()
+    with pytest.raises(ValueError, match=r"sequence_parallel is 2, and rollout is Pipelined; it must be one by"):
+        ahead.check_sharing()
