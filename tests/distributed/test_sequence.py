@@ -61,8 +61,8 @@ def test_two_processes_share_each_prompt(job: Any, strategy: str) -> None:
     settings: dict[str, Any] = {"batch": 2, "module": {"microbatch": 1}}
     if strategy == "fsdp2":
         settings |= {"lora": LORA, "policy": {"freeze_vision": True}, "fused_head": True}
-    one = run(job("one", **settings))
-    two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2)
+    one = run(job("one", **settings), timeout=600)
+    two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2, timeout=600)
     assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
     same_throughout(one, two)
 
@@ -71,8 +71,8 @@ def test_states_are_handed_on_between_processes(job: Any, tmp_path: Path) -> Non
     """Recurrent layers of a hybrid, recomputed; supervised, where the second process has no answer of its own."""
     folder = write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
     settings: dict[str, Any] = {"batch": 2, "stage": "sft", "policy": {"gradient_checkpointing": True}}
-    one = run(job("one", folder=folder, **settings))
-    two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2)
+    one = run(job("one", folder=folder, **settings), timeout=600)
+    two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2, timeout=600)
     assert any("linear_attn" in name for name in two["grads"][0])
     same_throughout(one, two, 5e-6)
 
@@ -91,7 +91,7 @@ def test_four_processes_train_as_one(
     """Each prompt on two of them or on all four, prompts dealt out to the rest; ragged groups of four."""
     folder = write_tiny_model(kind, tmp_path / "model", words())
     settings: dict[str, Any] = {"folder": folder, "batch": 4, "lora": lora, "scripted": True, "max_new_tokens": 8}
-    one = run(job("one", **settings))
+    one = run(job("one", **settings), timeout=600)
     four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=600)
     same_throughout(one, four, 5e-6)
 

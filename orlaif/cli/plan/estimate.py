@@ -185,6 +185,8 @@ class Estimate:
         together = 1 if self.policy.prefix == "duplicate" else s.part
         run = -(-s.prompt_tokens // s.sharers)
         used = self.passes.decoder(s.prompts, run + together * s.completion_tokens, train, grown)
+        if s.sharers == 1:
+            return used, each * together
         # Of prompts that are shared: the rest of the embeddings, and in a layer the others' keys and values.
         rest = s.prompts * (s.prompt_tokens - run)
         embedded = rest * self.text.hidden_size * self.compute.itemsize

@@ -78,7 +78,8 @@ class Setup:
     @property
     def tokens_per_batch(self) -> int:
         """Of one batch of each GPU."""
-        return self.gpus // self.sharers * self.prompts * (self.prompt_tokens + self.group_size * self.completion_tokens)
+        of_prompt = self.prompt_tokens + self.group_size * self.completion_tokens
+        return self.gpus // self.sharers * self.prompts * of_prompt
 
     @property
     def answers(self) -> str:
