@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from orlaif.cli.plan.live_bytes import LiveBytes
+from orlaif.cli.plan.passes import Passes
 from orlaif.demo.shapes import words
 from orlaif.distributed import sequence
 from orlaif.distributed.sequence import SequenceGroup, check_divides
 from orlaif.policy import Policy
+from orlaif.policy.prefix.attention import NAME, DividedAttention, RowAttention
 from orlaif.policy.prefix.divided import divide
+from orlaif.policy.prefix.layout import group_rows
+from orlaif.policy.prefix.split import split_attention
 from orlaif.policy.sequence import dealt_completions
 from orlaif.rollout import Pipelined, Rollout
 from orlaif.tiny import tiny_model as write_tiny_model
@@ -126,6 +131,45 @@ def test_completions_are_dealt_out_in_turns() -> None:
     assert second.ids.flatten().tolist() == [1, 3, 4]
     assert second.mask.flatten().tolist() == [True, True, False]
     assert dealt_completions(completions, None) is completions
+
+
+class Alone(SequenceGroup):
+    """A group of which one process is there: the others' tensors have their shapes."""
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(self.size, *x.shape)
+
+    def scatter_sum(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x[0])
+
+
+def test_activations_of_a_long_row_halve_with_two(tiny_model: str) -> None:
+    """16,384 tokens, eight answers of 64 among them, through the decoder and back, by the counter of the plan."""
+    passes = Passes(Policy(tiny_model, dtype="bfloat16"))
+    decoder, hidden = passes.base.get_decoder(), passes.text.hidden_size
+    decoder.set_attn_implementation(NAME)
+    prompt_mask = torch.ones(1, 16384 - 512, dtype=torch.long)
+
+    def bytes_of(division: Any, rows: Any, grouping: Any) -> tuple[int, int]:
+        inputs = torch.empty(1, rows.shape[1], hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        places = torch.empty(3, 1, rows.shape[1], dtype=torch.long, device="meta")
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+        with LiveBytes([inputs, places, mask, *decoder.parameters(), *decoder.buffers()]) as live:
+            given = {"inputs_embeds": inputs, "position_ids": places, "attention_mask": mask, "grouping": grouping}
+            out = decoder(use_cache=False, **given).last_hidden_state
+            kept = live.now
+            out.backward(torch.empty_like(out))
+        return kept, live.peak
+
+    rows = group_rows(prompt_mask, torch.ones(1, 8, 64).bool())
+    one = bytes_of(None, rows, RowAttention(rows=rows, function=split_attention))
+    both = [divide(prompt_mask, torch.ones(1, 4, 64).bool(), Alone(size=2, index=i, group=None)) for i in range(2)]
+    assert [division.rows.shape[1] for division in both] == [8192, 8192]
+    for division in both:
+        kept, peak = bytes_of(division, division.rows, DividedAttention(division=division))
+        assert kept / one[0] == pytest.approx(0.5, abs=0.01)
+        assert peak / one[1] < 0.6  # with the other's keys and values, for as long as a layer attends
+        print(kept / one[0], peak / one[1], one)
 
 
 # ---------------------------------------------------------------- refusals
