@@ -144,7 +144,7 @@ class _FromLast(torch.autograd.Function):
         summed = [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
         for grad in summed:
             dist.all_reduce(grad, group=ctx.group.group)
-        return None, None, *(summed if ctx.group.is_last else map(torch.zeros_like, summed))
+        return None, None, *(summed if ctx.group.is_last else [torch.zeros_like(grad) for grad in summed])
 
 
 class _SendOn(torch.autograd.Function):

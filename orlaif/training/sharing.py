@@ -105,14 +105,14 @@ class SharesPrompts(ResumableModule):
                 made = make().to("cpu") if self.leads else None
             except Exception as problem:  # whatever it is, the others must not wait
                 error = problem
-        made, said = self.sequence.from_first((made, None if error is None else f"{type(error).__name__}: {error}"))
+        told, said = self.sequence.from_first((made, None if error is None else f"{type(error).__name__}: {error}"))
         if error is not None:
             raise error
         if said is not None:
             raise RuntimeError(f"the process that samples this one's prompts stopped: {said}")
         if self.policy.is_sharded:  # features that the rollout left on one would keep the others waiting in the tower
             self.policy.features.forget()
-        return made.to(self.device)
+        return told.to(self.device)
 
     def check_same_prompts(self, batch: PromptBatch) -> None:
         """Raise RuntimeError on all processes where any that share prompts were given others; all must call."""

@@ -95,7 +95,8 @@ class _Divided(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, division: Division, scale: float) -> Tensor:
         runs = division.rows.memo("runs", lambda _: _runs(division))
         result = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        lses, rests = [], []
+        lses: list[tuple[Tensor, Tensor | None]] = []
+        rests: list[tuple[Any, ...]] = []
         for one, (whole_k, whole_v) in zip(runs, _prompts(key, value, division, runs), strict=True):
             block, at, behind = one.block, one.block.prompt, one.block.completions
             q, k, v, out = (x[block.rows] for x in (query, key, value, result))
@@ -108,8 +109,8 @@ class _Divided(torch.autograd.Function):
             lse_c = rest_w = rest_c = None
             if behind.start < behind.stop:
                 out_w, lse_w, rest_w = _open(q[:, :, behind], whole_k, whole_v, scale)
-                own = (apart(block, x[:, :, behind]) for x in (q, k, v))
-                out_c, lse_c, rest_c = flash(*own, True, scale)
+                row_q, row_k, row_v = (apart(block, x[:, :, behind]) for x in (q, k, v))
+                out_c, lse_c, rest_c = flash(row_q, row_k, row_v, True, scale)
                 out_c, lse_c = _merged(together(block, out_c), together(block, lse_c), out_w, lse_w)
                 out[:, :, behind] = out_c
             lses.append((lse_p, lse_c))
@@ -138,17 +139,21 @@ class _Divided(torch.autograd.Function):
             )
             if one.start:
                 before = slice(0, one.start)
-                own, theirs = (x[:, :, at] for x in (g_out, q, out)), (x[:, :, before] for x in (whole_k, whole_v))
-                more = _open_backward(*own, *theirs, lse_p, scale, rest_b)
-                g_q[:, :, at] += more[0]
-                g_whole_k[:, :, before], g_whole_v[:, :, before] = more[1], more[2]
+                g_run, q_run, out_run = (x[:, :, at] for x in (g_out, q, out))
+                k_b, v_b = whole_k[:, :, before], whole_v[:, :, before]
+                more, g_k_b, g_v_b = _open_backward(g_run, q_run, out_run, k_b, v_b, lse_p, scale, rest_b)
+                g_q[:, :, at] += more
+                g_whole_k[:, :, before], g_whole_v[:, :, before] = g_k_b, g_v_b
             if lse_c is not None:
                 q, out, g_out = (x[:, :, behind] for x in (q, out, g_out))
                 g_q1, g_k1, g_v1 = _open_backward(g_out, q, out, whole_k, whole_v, lse_c, scale, rest_w)
                 g_whole_k += g_k1
                 g_whole_v += g_v1
-                own = (apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind], out, lse_c))
-                g_q2, g_k2, g_v2 = flash_backward(apart(block, g_out, zero=True), *own, True, scale, rest_c)
+                row_q, row_k, row_v, row_out, row_lse = (
+                    apart(block, x) for x in (q, k[:, :, behind], v[:, :, behind], out, lse_c)
+                )
+                row_g = apart(block, g_out, zero=True)
+                g_q2, g_k2, g_v2 = flash_backward(row_g, row_q, row_k, row_v, row_out, row_lse, True, scale, rest_c)
                 g_q[:, :, behind] = g_q1 + together(block, g_q2)
                 g_k[:, :, behind], g_v[:, :, behind] = together(block, g_k2), together(block, g_v2)
             of_prompts.append(torch.cat([g_whole_k, g_whole_v], -1))
