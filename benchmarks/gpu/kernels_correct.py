@@ -127,7 +127,7 @@ def sanitizer(tool: str, notebook: Notebook) -> dict[str, Any]:
     beside = Path("/usr/local/cuda/bin/compute-sanitizer")
     found = shutil.which("compute-sanitizer") or (str(beside) if beside.is_file() else None)
     if notebook.rehearse:
-        subprocess.run(watched, cwd=ROOT, check=True, timeout=120)
+        subprocess.run(watched, cwd=ROOT, check=True, timeout=max(30.0, notebook.left()))
         return {"errors": 0, "first": "", "rehearsed": "without a sanitizer"}
     if found is None:
         raise MissingError("no compute-sanitizer")
