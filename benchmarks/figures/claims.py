@@ -48,7 +48,7 @@ def _rollout() -> tuple[object, ...]:
 
 def _demo_row(kind: str) -> Callable[[], tuple[object, ...]]:
     def figures() -> tuple[object, ...]:
-        summary = load("demo")
+        summary = load("demo")["seeds"]["0"]
         start = summary["accuracy_warm_start"] if kind == "all" else summary["by_kind_warm_start"][kind]
         end = summary["accuracy_rlaif"] if kind == "all" else summary["by_kind_rlaif"][kind]
         return kind, 100 * start, 100 * end, 100 * (end - start)

@@ -6,19 +6,43 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import demo_controls, ordinal_vs_scalar
-from benchmarks.figures.results import load, markdown, source
+from benchmarks.figures.results import load, markdown, plus_minus, source
 
 Rows = list[list[str]]
 
 
 def demo() -> str:
     """The demo of one seed, by kind of question."""
-    summary = load("demo")
+    summary = load("demo")["seeds"]["0"]
     start, end = summary["by_kind_warm_start"], summary["by_kind_rlaif"]
     kinds = {kind: (start[kind], end[kind]) for kind in sorted(start)}
     kinds["all"] = (summary["accuracy_warm_start"], summary["accuracy_rlaif"])
     rows = [[k, f"{100 * a:.1f} %", f"{100 * b:.1f} %", f"{100 * (b - a):+.1f}"] for k, (a, b) in kinds.items()]
     return _with_source(["", "warm start", "RLAIF", "gain"], rows, "demo")
+
+
+def think() -> str:
+    """The demo in tags over seeds."""
+    seeds = load("demo_think")["seeds"]
+    rows: Rows = []
+    for name, key in (("warm start", "accuracy_warm_start"), ("RLAIF", "accuracy_rlaif")):
+        values = [100 * row[key] for row in seeds.values()]
+        rows.append([name, *(f"{value:.1f}" for value in values), plus_minus(values)])
+    gains = [100 * row["gain"] for row in seeds.values()]
+    rows.append(["gain", *(f"{gain:+.1f}" for gain in gains), plus_minus(gains, "+")])
+    return _with_source(["", *(f"seed {seed}" for seed in seeds), "mean, 95 % interval"], rows, "demo_think")
+
+
+def grounding() -> str:
+    """The demo of grounding over seeds: mIoU before and after, beside the best answer that looks at no clip."""
+    found = load("grounding_demo")["found"]
+    rows = [
+        [seed, f"{row['constant_miou']:.3f}", f"{row['before']['miou']:.3f}", f"{row['after']['miou']:.3f}"]
+        + [f"{row['after']['miou'] - row['before']['miou']:+.3f}", f"{row['core_seconds_by_stage']['rlaif']:.0f}"]
+        for seed, row in found.items()
+    ]
+    head = ["seed", "best constant answer", "warm start", "RLAIF", "gain", "core seconds of RLAIF"]
+    return _with_source(head, rows, "grounding_demo")
 
 
 def controls() -> str:
@@ -179,6 +203,8 @@ def _with_source(head: list[str], rows: Rows, *files: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
+    "think": think,
+    "grounding": grounding,
     "controls": controls,
     "pipeline-steps": pipeline_steps,
     "pipeline-accuracy": pipeline_accuracy,
