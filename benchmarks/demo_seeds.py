@@ -1,7 +1,6 @@
-"""The demo, or a variant of it, over seeds: test accuracy before and after, collected from the runs' own summaries; for a variant
-without the seconds of its stages, as seeds may run side by side.
+"""The demo, or a variant of it, over seeds: test accuracy before and after, from the runs' own summaries.
 
-Runs that are there are not repeated:
+For a variant without the seconds of its stages, as seeds may run side by side. Runs that are there are not repeated:
 
     .venv/bin/python -m benchmarks.demo_seeds [--variant think] [--seeds 0 1 2 3 4] [--output outputs/demo_seeds]
 """

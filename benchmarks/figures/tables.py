@@ -36,11 +36,11 @@ def think() -> str:
 def grounding() -> str:
     """The demo of grounding over seeds: mIoU before and after, beside the best answer that looks at no clip."""
     found = load("grounding_demo")["found"]
-    rows = [
-        [seed, f"{row['constant_miou']:.3f}", f"{row['before']['miou']:.3f}", f"{row['after']['miou']:.3f}"]
-        + [f"{row['after']['miou'] - row['before']['miou']:+.3f}", f"{row['core_seconds_by_stage']['rlaif']:.0f}"]
-        for seed, row in found.items()
-    ]
+    rows: Rows = []
+    for seed, row in found.items():
+        figures = row["constant_miou"], row["before"]["miou"], row["after"]["miou"]
+        gain, seconds = figures[2] - figures[1], row["core_seconds_by_stage"]["rlaif"]
+        rows.append([seed, *(f"{figure:.3f}" for figure in figures), f"{gain:+.3f}", f"{seconds:.0f}"])
     head = ["seed", "best constant answer", "warm start", "RLAIF", "gain", "core seconds of RLAIF"]
     return _with_source(head, rows, "grounding_demo")
 
