@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +37,12 @@ def main(words: Sequence[str]) -> int:
     from orlaif.view.export import one_file
     from orlaif.view.run import Run
 
+    if not 0 <= given.port <= 65535:
+        raise ValueError(f"--port is {given.port}; it must be 0 (any that is free) to 65535")
     runs = [Run(Path(folder)) for folder in given.runs]
+    for run in runs:
+        if run.overview["left_out"] is not None:
+            print(f"orlaif view: {run.overview['left_out']}", file=sys.stderr)
     if given.export is not None:
         path = Path(given.export)
         path.write_text(one_file(runs, given.most, given.frames_mb), encoding="utf-8")
@@ -57,7 +64,14 @@ def serve(runs: Sequence[Run], host: str, port: int) -> int:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()
+    except (socket.gaierror, UnicodeError) as error:
+        raise ValueError(
+            f"--host is {host!r}, which is no address or name of this machine ({error}); "
+            "127.0.0.1 is seen by this machine only, 0.0.0.0 by others as well"
+        ) from None
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ValueError(f"--host {host} is no address of this machine; 127.0.0.1 always is") from None
         raise ValueError(
             f"--port {port} at {host} cannot be had: {error.strerror}; --port 0 takes a free one"
         ) from None

@@ -149,13 +149,14 @@ def json_line(values: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        text = json.dumps(_without_nan(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(without_nan(values), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return f"{text}\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same values with null for numbers that JSON cannot say."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
-        return {name: _without_nan(one) for name, one in value.items()}
-    return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: without_nan(one) for name, one in value.items()}
+    return [without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -6,6 +6,8 @@ import importlib.resources
 import json
 from typing import Any
 
+from orlaif.samples.shards import without_nan
+
 
 def static(name: str) -> str:
     """The text of a file of the page."""
@@ -14,5 +16,8 @@ def static(name: str) -> str:
 
 def as_json(value: Any) -> str:
     """JSON that may stand within HTML as well."""
-    text = json.dumps(value, separators=(",", ":"))
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # 1e999 in a line is read as infinity
+        text = json.dumps(without_nan(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orlaif.samples.reading import locate_groups, read_at
+from orlaif.samples.reading import LeftOut, locate_groups, read_at, told
+from orlaif.view.malformed import malformed
 from orlaif.view.media import file_of, is_playable, kept_sheet, made_sheet, shown
 from orlaif.view.signs import signs
 from orlaif.view.summaries import FIELDS, summary
@@ -21,7 +22,8 @@ class Run:
 
     Attributes:
         summaries: of all groups (:func:`~orlaif.view.summaries.summary`), by step.
-        overview: what the page shows at first: ``name``, ``signs``, ``curves``, and ``groups``: summaries as columns.
+        overview: what the page shows at first: ``name``, ``signs``, ``curves``, ``left_out`` (a sentence on lines of
+            the samples that are no groups; None: there are none), and ``groups``: summaries as columns.
 
     Raises:
         ValueError: there is no such folder, or nothing in it to show.
@@ -37,11 +39,19 @@ class Run:
             raise ValueError(f"{self.folder} is no folder of a run")
         self.refresh()
         if not self.summaries and not self.overview["curves"]:
-            raise ValueError(f"{self.folder / 'samples'} holds no samples of a run (KeepSamples writes them)")
+            left_out = self.overview["left_out"]
+            why = "KeepSamples writes them" if left_out is None else left_out
+            raise ValueError(f"{self.folder / 'samples'} holds no samples of a run ({why})")
 
     def refresh(self) -> None:
         """Read what is there now."""
-        located = [(summary(one.group), one.path, one.offset) for one in locate_groups(self.folder / "samples")]
+        located: list[tuple[dict[str, Any], Path, int]] = []
+        left_out: list[LeftOut] = []
+        for one in locate_groups(self.folder / "samples", left_out):
+            if (reason := malformed(one.group)) is not None:
+                left_out.append(LeftOut(path=one.path, line=one.line, reason=reason))
+            else:
+                located.append((summary(one.group), one.path, one.offset))
         located.sort(key=lambda one: one[0]["step"])  # stable: processes one behind the other
         self.summaries = [one for one, _, _ in located]
         self._places = [(path, offset) for _, path, offset in located]
@@ -49,6 +59,7 @@ class Run:
             "name": self.folder.name,
             "signs": signs(self.summaries),
             "curves": curves(self.folder),
+            "left_out": told(left_out) if left_out else None,
             "groups": {name: [one[name] for one in self.summaries] for name in FIELDS},
         }
 
@@ -60,7 +71,9 @@ class Run:
         """
         places = self._places
         group = read_at(*places[place]) if 0 <= place < len(places) else None
-        for item in [] if group is None else group["seen"]:
+        if group is None or malformed(group) is not None:  # removed, or another line since the samples were read
+            return None
+        for item in group["seen"]:
             item["shown"], path = shown(item), file_of(item)
             item["plays"] = path is not None and is_playable(path)
         return group
@@ -82,9 +95,12 @@ class Run:
         return seen[item] if 0 <= item < len(seen) else None
 
 
-#: Curves that the page shows, where the run logged them.
+#: Curves that the page shows, where the run logged them; /low and /high are drawn as a band about theirs.
 SHOWN = (
     "val/win_rate",
+    "val/win_rate/low",
+    "val/win_rate/high",
+    "val/greedy_rank",
     "val/accuracy",
     "oracle/mean_score",
     "train/loss",

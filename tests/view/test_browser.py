@@ -140,6 +140,44 @@ def test_hostile_texts_are_texts(page: Any, address: str) -> None:
     assert page.locator("#group script, #group img[onerror]").count() == 0
 
 
+def test_texts_turn_nothing_round_and_stretch_nothing(page: Any, tmp_path: Path) -> None:
+    """Marks that turn text round are shown by name; a long category and a tiny video keep to sensible sizes."""
+    turned = group(0, "p", answer("a \u202eb \x1b", 0), answer("c", 1), reference="\u2067right")
+    turned["prompt"] |= {"question": "what \u202eis it", "category": "c" * 300}
+    for address in served([Run(run(tmp_path / "one", [turned]))]):
+        row = ready(page, address).locator(".row").first
+        assert "what [U+202E]is it → a [U+202E]b \u241b" in row.inner_text()
+        assert row.locator("bdi").all_inner_texts() == ["p", "what [U+202E]is it", "a [U+202E]b \u241b"]
+        row.click()
+        page.wait_for_selector(".answer")
+        assert page.locator(".answer .text").first.inner_text() == "a[U+202E]b\u241b"
+        said = page.locator("#group > p.quiet").first
+        assert "reference: [U+2067]right; rollout" in said.inner_text()
+        assert not set("\u202e\u2067\x1b") & set(page.locator("body").inner_text())
+        assert page.locator("#task").bounding_box()["width"] < 200
+        page.select_option("#task", index=1)
+        assert page.locator("#count").inner_text() == "1 of 1 groups"
+        video = "(v => (document.getElementById('group').append(v), v.getBoundingClientRect().width))"
+        assert page.evaluate(f"{video}(document.createElement('video'))") >= 300
+
+
+def test_a_curve_of_one_point_is_a_dot_and_bounds_are_a_band(page: Any, tmp_path: Path) -> None:
+    """On the page and in the exported file."""
+    one = Run(run(tmp_path / "one", [group(0, "p", answer("a", 0), answer("b", 1))]))
+    bounds = {"val/win_rate/low": [[0.0, 0.4], [9.0, 0.6]], "val/win_rate/high": [[0.0, 0.6], [9.0, 0.9]]}
+    one.overview["curves"] = {"val/win_rate": [[0.0, 0.5], [9.0, 0.7]], **bounds, "val/accuracy": [[4.0, 0.25]]}
+    (tmp_path / "page.html").write_text(one_file([one], most=5), encoding="utf-8")
+    for address in served([one]):
+        for place in (address, (tmp_path / "page.html").as_uri()):
+            curves = ready(page, place).locator(".curve")
+            assert curves.locator("figcaption span").all_inner_texts() == ["val/win_rate", "val/accuracy"]
+            assert curves.first.locator("b").inner_text() == "0.700 (0.600 to 0.900)"
+            assert curves.first.locator("polygon").bounding_box()["height"] > 60
+            dot = curves.last.locator("circle").bounding_box()
+            assert dot["width"] >= 5
+            assert curves.last.locator("polyline").count() == 0
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
 def test_in_the_dark_and_on_a_phone(browser: Any, address: str, scheme: str, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)

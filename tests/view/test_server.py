@@ -220,9 +220,12 @@ def test_a_run_with_curves_and_no_groups_yet(tmp_path: Path) -> None:
 
     writer = SummaryWriter(str(tmp_path))
     writer.add_scalar("train/loss", 0.5, 3)
+    names = ("val/greedy_rank", "val/win_rate", "val/win_rate/low", "val/win_rate/high")
+    for name in names:
+        writer.add_scalar(name, 0.25, 3)
     writer.close()
     one = Run(tmp_path)
-    assert one.overview["curves"] == {"train/loss": [[3.0, 0.5]]}
+    assert one.overview["curves"] == {"train/loss": [[3.0, 0.5]], **{name: [[3.0, 0.25]] for name in names}}
     assert one.overview["groups"]["step"] == []
 
 
@@ -241,6 +244,22 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(ValueError, match=r"--port \d+ at 127.0.0.1 cannot be had"):
             main([str(folder), "--port", str(taken.getsockname()[1])])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "99999"], r"--port is 99999; it must be 0 .* to 65535"),
+        (["--port", "-1"], r"--port is -1"),
+        (["--host", "no such host"], r"--host is 'no such host'"),
+        (["--host", "a..b"], r"--host is 'a..b'"),
+        (["--host", "192.0.2.1"], r"--host 192.0.2.1 is no address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be(words: list[str], message: str, tmp_path: Path) -> None:
+    folder = run(tmp_path / "one", [group(0, "p", answer("a", 0), answer("b", 1))])
+    with pytest.raises(ValueError, match=message):
+        main([str(folder), *words])
 
 
 def test_it_says_where_it_serves(

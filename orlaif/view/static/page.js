@@ -17,7 +17,12 @@ function element(name, attributes = {}, ...children) {
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
+// Texts of a run: characters that are not seen, or turn round the text behind them, are shown by name, each text apart.
+const visible = (text) => String(text ?? "").replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
+  (c) => c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "[U+" + c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "]");
+const apart = (text) => element("bdi", {}, visible(text));
 const number = (value, digits = 3) => (value === null || value === undefined ? "-" : Number(value).toFixed(digits).replace(/^-(0\.?0*)$/, "$1"));
+const short = (text, most) => (text.length <= most ? text : text.slice(0, most) + "…");
 const sign = (value) => (value > 0 ? "plus" : value < 0 ? "minus" : "quiet");
 const columns = () => runs[state.run].groups;
 
@@ -49,25 +54,32 @@ function drawSigns() {
 }
 function drawCurves() {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
-  $("curves").replaceChildren(...names.map((name) => {
-    const lines = runs.map((run) => run.curves[name] || []);
-    const points = lines.flat();
-    const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
-    const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("viewBox", "0 0 220 80");
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", name + ", from " + number(low) + " to " + number(high));
-    lines.forEach((line, i) => {
-      const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-      drawn.setAttribute("class", "run" + (i % 3));
-      const at = (p) => [(4 + 212 * (p[0] - left) / (right - left || 1)).toFixed(1), (76 - 72 * (p[1] - low) / (high - low || 1)).toFixed(1)];
-      drawn.setAttribute("points", line.map((p) => at(p).join(",")).join(" "));
-      svg.append(drawn);
-    });
-    const last = lines.map((line) => (line.length ? number(line[line.length - 1][1]) : "-")).join(" | ");
-    return element("figure", { class: "curve" }, element("figcaption", { title: name + ", " + number(low) + " to " + number(high) }, element("span", {}, name), element("b", {}, last)), svg);
-  }));
+  const isBound = (name) => /\/(low|high)$/.test(name) && names.includes(name.replace(/\/(low|high)$/, ""));
+  $("curves").replaceChildren(...names.filter((name) => !isBound(name)).map(curveOf));
+}
+// A line for each run, a dot where there is one point, and a band between <name>/low and <name>/high.
+function curveOf(name) {
+  const [lines, lows, highs] = ["", "/low", "/high"].map((end) => runs.map((run) => run.curves[name + end] || []));
+  const points = [...lines, ...lows, ...highs].flat(), xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
+  const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const share = (value, from, to) => (to > from ? (value - from) / (to - from) : 0.5);
+  const at = (p) => [(4 + 212 * share(p[0], left, right)).toFixed(1), (76 - 72 * share(p[1], low, high)).toFixed(1)];
+  const drawn = (kind, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", kind);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+  const joined = (some) => some.map((p) => at(p).join(",")).join(" ");
+  const svg = drawn("svg", { viewBox: "0 0 220 80", role: "img", "aria-label": name + ", from " + number(low) + " to " + number(high) });
+  lines.forEach((line, i) => {
+    const color = "run" + (i % 3);
+    if (lows[i].length && highs[i].length) svg.append(drawn("polygon", { class: color, points: joined([...lows[i], ...[...highs[i]].reverse()]) }));
+    if (line.length === 1) svg.append(drawn("circle", { class: color, cx: at(line[0])[0], cy: at(line[0])[1], r: 3 }));
+    else svg.append(drawn("polyline", { class: color, points: joined(line) }));
+  });
+  const end = (line) => (line.length ? number(line[line.length - 1][1]) : "-");
+  const last = lines.map((line, i) => end(line) + (lows[i].length && highs[i].length ? " (" + end(lows[i]) + " to " + end(highs[i]) + ")" : "")).join(" | ");
+  return element("figure", { class: "curve" }, element("figcaption", { title: name + ", " + number(low) + " to " + number(high) }, element("span", {}, name), element("b", {}, last)), svg);
 }
 
 // ----------------------------------------------------------------------------------------------------- the list
@@ -96,8 +108,8 @@ function drawRows() {
   const rows = shown.slice(first, last).map((place, k) => {
     const marks = [c.failed[place] ? "unranked" : c.tied[place] ? "tied" : null, c.overruled[place] ? "overruled" : null];
     const row = element("div", { class: place === state.group ? "row picked" : "row", role: "option", "aria-selected": String(place === state.group), onclick: () => open(place) },
-      element("div", {}, "step " + c.step[place] + "  ", element("span", { class: "quiet" }, c.id[place] + " " + marks.filter(Boolean).join(", "))),
-      element("div", {}, c.question[place] + " → ", element("b", {}, c.best[place] ?? "-")));
+      element("div", {}, "step " + c.step[place] + "  ", element("span", { class: "quiet" }, apart(c.id[place]), " " + marks.filter(Boolean).join(", "))),
+      element("div", {}, apart(c.question[place]), " → ", element("b", {}, apart(c.best[place] ?? "-"))));
     row.style.top = (first + k) * ROW + "px";
     return row;
   });
@@ -137,24 +149,24 @@ async function open(place) {
   if (state.group !== place || state.run !== run) return;
   const c = columns(), again = [...c.step.keys()].filter((i) => c.id[i] === group.prompt.id);
   const parts = [
-    element("h2", {}, group.prompt.question),
-    element("p", { class: "quiet" }, "step " + group.step + ", epoch " + group.epoch + ", prompt " + group.prompt.id +
-      (group.prompt.answer ? "; reference: " + group.prompt.answer : "") + "; rollout " + number(group.seconds.rollout, 2) + " s, oracle " + number(group.seconds.oracle, 2) + " s (batch)"),
+    element("h2", {}, apart(group.prompt.question)),
+    element("p", { class: "quiet" }, "step " + group.step + ", epoch " + group.epoch + ", prompt ", apart(group.prompt.id),
+      ...(group.prompt.answer ? ["; reference: ", apart(group.prompt.answer)] : []), "; rollout " + number(group.seconds.rollout, 2) + " s, oracle " + number(group.seconds.oracle, 2) + " s (batch)"),
     ...mediaOf(group, run, place),
     element("div", { class: "others" }, "This prompt over time: ", ...again.map((i) =>
       element("button", { type: "button", "aria-pressed": String(i === place), onclick: () => open(i) }, "step " + c.step[i]))),
-    group.failure ? element("p", { class: "minus" }, group.failure) : null,
+    group.failure ? element("p", { class: "minus" }, apart(group.failure)) : null,
     ...answersOf(group),
     ...others.flatMap(([i, near, other]) => other === null ? [] :
-      [element("h2", { class: "run" + (i % 3) }, runs[i].name + ", step " + runs[i].groups.step[near]), ...answersOf(other)]),
+      [element("h2", { class: "run" + (i % 3) }, apart(runs[i].name), ", step " + runs[i].groups.step[near]), ...answersOf(other)]),
     ...wordsOf(group)];
   $("group").replaceChildren(...parts.filter((part) => part !== null));
 }
 function mediaOf(group, run, place) {
   return group.seen.flatMap((item, n) => {
     const span = item.times_s ? "#t=" + item.times_s[0] + "," + (item.times_s[item.times_s.length - 1] + 0.1) : "";
-    const frames = element("div", { class: "frames" }), note = element("p", { class: "quiet" }, item.path);
-    const says = (words) => note.replaceChildren(item.path + " (" + words + ")");
+    const frames = element("div", { class: "frames" }), note = element("p", { class: "quiet" }, apart(item.path));
+    const says = (words) => note.replaceChildren(apart(item.path), " (" + words + ")");
     showSheet(frames, item, sheetOf(run, place, n), () => says(embedded ? "its frames are not in this file" : "no frames to be had here"));
     const video = embedded || !item.times_s || !item.plays ? null :
       element("video", { controls: "", preload: "metadata", muted: "", src: "media/" + [run, place, n].join("/") + span, onerror: () => video.remove() });
@@ -202,27 +214,30 @@ function answersOf(group) {
       element("div", { class: "text", dir: "auto" }, ...tokensOf(answer))));
 }
 function tokensOf(answer) {
-  if (answer.logps === null) return [answer.text];
+  if (answer.logps === null) return [visible(answer.text)];
   return answer.tokens.map((token, i) => {
     const surprise = Math.min(1, -answer.logps[i] / 6);
-    const made = element("span", { class: "token", title: "log-prob " + number(answer.logps[i]) }, token);
+    const made = element("span", { class: "token", title: "log-prob " + number(answer.logps[i]) }, visible(token));
     made.style.backgroundColor = "rgba(217, 119, 6, " + (0.75 * surprise).toFixed(3) + ")";
     return made;
   });
 }
 function wordsOf(group) {
   return group.exchanges.flatMap((one) => [
-    element("h2", {}, "The judge was asked"), element("pre", { dir: "auto" }, one.asked),
-    element("h2", {}, "and replied"), element("pre", { dir: "auto" }, one.replied)]);
+    element("h2", {}, "The judge was asked"), element("pre", { dir: "auto" }, visible(one.asked)),
+    element("h2", {}, "and replied"), element("pre", { dir: "auto" }, visible(one.replied))]);
 }
 
 // -------------------------------------------------------------------------------------------------------- start
 
 function drawAll(again) {
-  $("runs").replaceChildren(...runs.map((run, i) => element("span", { class: "run" + (i % 3) }, run.name + "  ")));
-  $("run").replaceChildren(...runs.map((run, i) => element("option", { value: i }, run.name)));
+  $("runs").replaceChildren(...runs.map((run, i) => element("span", { class: "run" + (i % 3) }, apart(run.name), "  ")));
+  $("run").replaceChildren(...runs.map((run, i) => element("option", { value: i, dir: "auto" }, visible(run.name))));
   const tasks = [...new Set(runs.flatMap((run) => run.groups.task))].filter(Boolean).sort();
-  $("task").replaceChildren(element("option", { value: "" }, "all"), ...tasks.map((task) => element("option", { value: task }, task)));
+  $("task").replaceChildren(element("option", { value: "" }, "all"), ...tasks.map((task) => element("option", { value: task, title: visible(task), dir: "auto" }, short(visible(task), 60))));
+  const wrong = runs.filter((run) => run.left_out);
+  $("left_out").replaceChildren(...wrong.map((run) => element("div", {}, apart(run.name), ": ", apart(run.left_out))));
+  $("left_out").hidden = !wrong.length;
   readAddress();
   drawSigns();
   drawCurves();
