@@ -98,6 +98,21 @@ def test_the_callbacks(block: Block, tmp_path: Path) -> None:
     assert settings["callbacks"]
 
 
+def test_a_callback_is_added_to_those_of_a_recipe(tmp_path: Path) -> None:
+    """By the words of the page on seeing a run and of the first real run."""
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    for page, name, value in (
+        ("concepts/seeing_a_run", "WinRate", 64),
+        ("tutorials/first_real_run", "GreedyRank", None),
+    ):
+        words = [f"--trainer.callbacks+=orlaif.training.callbacks.{name}"]
+        words += [] if value is None else [f"--trainer.callbacks.num_prompts={value}"]
+        assert " ".join(words) in (REPO / "docs" / f"{page}.md").read_text()
+        settings = read_recipe(["--config", recipe, f"--run_dir={tmp_path}", *words]).trainer_settings
+        kinds = [type(one).__name__ for one in settings["callbacks"]]
+        assert {"ExportHuggingFace", "CompletionsBoard", name} <= set(kinds)
+
+
 def test_every_python_snippet_is_known() -> None:
     """Files that pages include are tested below."""
     for block in blocks("python"):
