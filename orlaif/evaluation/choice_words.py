@@ -39,14 +39,52 @@ DENIED = re.compile(
     r"(?:(?:the|answer|option|choice|letter)\s+)*$",
     re.IGNORECASE,
 )
+#: The same from further away: "I would never choose", "I doubt it's", "I don't think the answer is", "people may say".
+DENIED_FAR = re.compile(
+    r"(?:n['’]t|\b(?:not|never|hardly|unlikely|(?<!no\s)(?<!a\s)(?<!any\s)doubt(?:s|ed|ful)?)|"
+    r"\b(?:people|some|others|many|one|you|they|someone)\s+(?:may|might|could|would|will|can)\s+(?:say|think|choose|pick|answer)|"
+    r"although|though|while|whereas|even\s+if|at\s+first(?:\s+i\s+\w+)?|i\s+(?:first|initially|originally)\s+\w+)\s+"
+    r"(?:(?:ever|be|to|say|think|believe|choose|pick|select|go|going|with|opt|vote|for|mark|call|consider|sure|certain|"
+    r"convinced|clear|whether|if|it|it['’]s|its|is|was|that|this|that['’]s|the|case|option|choice|answer|letter|correct|"
+    r"right|best|would|could|should|can|really|actually|likely|probably|even|as|my)\s+)*[\"'“‘(\[]?$",
+    re.IGNORECASE,
+)
+#: Behind a letter: what was thought first, or would hold if things were otherwise.
+OVERRULED = re.compile(
+    r"\s*,?\s*(?:(?:is|was)\s+(?:what\s+i\s+|my\s+)?(?:first|initial|original|tempting)|but\s+only\s+if\b|"
+    r"(?:looks|seems|sounds)\s+\w+\s*,?\s*(?:but|yet|though)\b|"
+    r"(?:only\s+)?(?:if|unless|had\s+there)\s+(?!(?:i|we|you|forced|asked|pressed|anything|not)\b))",
+    re.IGNORECASE,
+)
+#: "A: wrong. B: right.": a verdict behind a colon, where another letter has one as well; else it may be the text.
+WRONG_LISTED = re.compile(
+    r"\s*[:=]\s*(?:wrong|incorrect|false|no|not\s+\w+)\b(?=.*\b[A-Z]\s*[:=]\s*(?:\w+ly\s+)?(?:wrong|incorrect|false|not|no|"
+    r"right|correct|true|yes)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+#: What comes after "The answer is A. Wait, actually" is the answer.
+ACTUALLY = re.compile(r"[.!?\n]\s*(?:(?:no|wait|hmm|sorry|oh|but)\b[\s,.!—-]*)*actually\b[\s,:]*", re.IGNORECASE)
+#: An option by its number: "Option 2", "The second option".
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+BY_NUMBER = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?answer\s*(?:is|:)\s*)?(?:the\s+)?(?:(?:option|choice)\s+(?:number\s+)?([1-9])|"
+    rf"({'|'.join(ORDINALS)})\s+(?:option|choice|one))\s*[.!]?",
+    re.IGNORECASE,
+)
+#: "No" that is no answer.
+IDIOM = re.compile(
+    r"\b(?:(?:there\s+is\s+|there['’]s\s+)?(?:no|without\s+(?:a|any))\s+(?:doubt|question)\b(?:\s+(?:about\s+it|that))?|"
+    r"(?:i\s+have\s+)?no\s+(?:idea|clue)\b)\s*[,.:;!-]*\s*",
+    re.IGNORECASE,
+)
 #: Of a list: "neither A, C nor D", "it can't be A or C".
 DENIED_TOO = re.compile(
     r"(?i:n['’]t\s+be|\b(?:neither|cannot\s+be|eliminat(?:es?|ed|ing)|rul(?:es?|ed|ing)\s+out|except|excluding))\s+"
     r"(?:[(\[]?[A-Z][)\]]?\s*(?:,\s*(?:and|or|nor)?|and|or|nor|/|&)\s*)+$"
 )
 WRONG = re.compile(
-    r"\s*(?:(?:is|are|was|seems|looks|would\s+be|can|could|does|do|has|must)\s+)?(?:(?:not|never)\b(?!\s+[(\[]?[A-Z]\b)|"
-    r"clearly\s+wrong|wrong\b|incorrect\b|false\b|impossible\b|out\b|ruled\s+out|eliminated|excluded|cannot\b|"
+    r"\s*(?:(?:is|are|was|seems|looks|sounds|would\s+be|can|could|does|do|has|must)\s+)?(?:(?:very|highly|clearly|rather)\s+)?(?:(?:not|never)\b(?!\s+[(\[]?[A-Z]\b)|"
+    r"(?:wrong|incorrect|false|impossible|implausible|unlikely|improbable|doubtful|unconvincing)\b|out\b|ruled\s+out|eliminated|excluded|cannot\b|"
     r"(?:is|are|was|does|do|can|could|would|has|wo)n['’]t\b)",
     re.IGNORECASE,
 )
@@ -60,14 +98,14 @@ GOES_ON = re.compile(
 NAME_OF_I = re.compile(r"\s*(?:$|[.:)\]]\s*(?:$|\n|[A-Z])|\n)")
 #: From a letter that is denied to the one that stands for it: "not A but B".
 INSTEAD = re.compile(
-    r"\s*[,;:.]?\s*(?:(?:but|rather|so|hence|it\s+is|it['’]s|is|the|option|answer|choice|correct|right)\s+)*",
+    r"\s*[,;:.]?\s*(?:(?:but|yet|however|rather|so|hence|it\s+is|it['’]s|is|the|option|answer|choice|correct|right)\s+)*",
     re.IGNORECASE,
 )
 RIGHT = re.compile(
     r"\s+(?:is|fits|matches|seems|looks|would\s+be|must\s+be)\s+(?:the\s+)?(?:most\s+)?"
     r"(?:best|better|correct|right|accurate|answer|likely|true|one)\b|"
     r"\s+(?:best|most\s+\w+ly)\s+\w+s\b|\s+(?:matches|describes|captures|answers|explains|summarizes|represents|reflects)\b|"
-    r"\s+only\W*$",
+    r"\s+(?:only|then)\W*$|\s*:\s*(?:right|correct|true|yes)\b",
     re.IGNORECASE,
 )
 #: Somebody who thinks better of it.

@@ -35,6 +35,11 @@ def choice(answer: str, options: Sequence[str]) -> int | None:
     same = [i for i, text in enumerate(texts) if _same(said, text)]
     if len(same) == 1:
         return same[0]
+    if (numbered := _by_number(said, texts)) is not None:
+        return numbered
+    if len(parts := words.ACTUALLY.split(said)) > 1 and (corrected := choice(parts[-1], options)) is not None:
+        return corrected
+    said = words.IDIOM.sub("", said)
     tokens = _tokens(said)
     letters = _stated(said, tokens)
     if letters is None:
@@ -73,7 +78,7 @@ def final_answer(text: str) -> str:
     text = text.replace("。", ". ")
     if "\n" not in text.strip() and not re.search("[✗✘❌]", text):  # else marks are verdicts of options
         text = re.sub(r"^[✅✔✓☑👉\ufe0f\s]+|[✅✔✓☑\ufe0f\s]+$", "", text)
-    text = re.sub(r"(?<!\w)_(\w+)_(?!\w)", r"\1", text)
+    text = re.sub(r"(?<!\w)_+(\w+?)_+(?!\w)", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()
 
@@ -110,7 +115,8 @@ def _tokens(said: str) -> list[_Token]:
         before, after = _before(said, match.start()), said[match.end() :]
         if not match[3] and _is_word(match[2], before, after):
             continue
-        denied = bool(words.DENIED.search(before) or words.DENIED_TOO.search(before) or words.WRONG.match(after))
+        denied = any(denial.search(before) for denial in (words.DENIED, words.DENIED_TOO, words.DENIED_FAR))
+        denied = denied or any(denial.match(after) for denial in (words.WRONG, words.WRONG_LISTED, words.OVERRULED))
         if (
             tokens
             and tokens[-1].denied
@@ -193,6 +199,9 @@ def _stated(said: str, tokens: Sequence[_Token]) -> set[str] | None:
         for one, other in pairwise(tokens)
         if one.denied and not other.denied and words.INSTEAD.fullmatch(said[one.end : other.start])
     }
+    later = {t.letter for t in meant if t.letter not in first and words.OPTION.search(_before(said, t.start))}
+    if first and later:  # "B. It's C."
+        return first | later
     for stated in (first - denied or first, optional):
         if stated:
             return stated
@@ -237,16 +246,26 @@ def _is_figure(text: str) -> bool:
     return re.fullmatch(r"\s*[-+−]?[\d.,]+\s*%?\.?\s*", text) is not None and any(c.isdigit() for c in text)
 
 
+def _by_number(said: str, texts: Sequence[str]) -> int | None:
+    """The option that an answer names by its number, where no option's text speaks of numbers itself."""
+    match = words.BY_NUMBER.fullmatch(said)
+    if not match or any(re.search(rf"\d|\b(?:{'|'.join(words.ORDINALS)})\b", text, re.IGNORECASE) for text in texts):
+        return None
+    place = int(match[1]) - 1 if match[1] else words.ORDINALS.index(match[2].lower())
+    return place if place < len(texts) else None
+
+
 def _by_text(said: str, texts: Sequence[str]) -> int | None:
     """The one option whose text stands in an answer and is not denied there."""
     plain = words.PREAMBLE.sub("", said)
     same = [i for i, text in enumerate(texts) if _same(plain, text)]
     if len(same) == 1:
         return same[0]
-    first = normalize_answer(re.split(r"[,.;:!\n]", said)[0])
-    for i, text in enumerate(texts):  # "Yes, there is no dog."
-        if normalize_answer(text) == first and first in ("yes", "no", "true", "false"):
-            return i
+    clauses = [normalize_answer(clause) for clause in re.split(r"[,.;:!\n]", said)]
+    normal = [normalize_answer(text) for text in texts]
+    if clauses[0] in ("yes", "no", "true", "false") and clauses[0] in normal:  # "Yes, there is no dog."
+        both = {clause for clause in clauses if clause in normal}  # "No, yes"
+        return normal.index(clauses[0]) if len(both) == 1 else None
     if all(_is_figure(text) for text in texts):
         figures = numbers(said)
         named = [i for i, text in enumerate(texts) if len(figures) == 1 and numbers(text) == figures]

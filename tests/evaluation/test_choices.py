@@ -315,6 +315,36 @@ def test_an_article_is_no_letter(answer: str) -> None:
     assert choice(answer, [f"option number {i}" for i in range(9)]) is None
 
 
+DENIED = [
+    ("A: wrong. B: right.", 1),
+    ("A: wrong. B: wrong. C: right. D: wrong.", 2),
+    ("People may say A, yet B", 1),
+    ("B seems implausible; C then", 2),
+    ("B is what I first thought. It's C.", 2),
+    ("B was my first thought. The answer is C.", 2),
+    ("The correct answer would be C if there was a horse; there is none, so B", 1),
+    ("The answer would be B if I had to guess", 1),
+    ("Although A looks right, it's B", 1),
+    ("I doubt it's B", None),
+    ("There is no doubt it's B", 1),
+    ("I would never choose B", None),
+    ("I don't think it's B", None),
+    ("I'm not sure, but I think B", 1),
+    ("It is unlikely to be B", None),
+    ("B. It's C.", None),
+    ("The answer is A. Wait, actually it's B.", 1),
+    ("__B__", 1),
+    ("Option 2", 1),
+    ("The second option.", 1),
+    ("Option 9", None),
+]
+
+
+@pytest.mark.parametrize(("answer", "expected"), DENIED)
+def test_who_denies_or_overrules_a_letter_has_not_named_it(answer: str, expected: int | None) -> None:
+    assert choice(answer, OPTIONS) == expected
+
+
 LABELLED = ("A. a cat", "B. a dog", "C. a black cat", "D. none of these")
 
 
@@ -332,6 +362,11 @@ LABELLED = ("A. a cat", "B. a dog", "C. a black cat", "D. none of these")
         ("B", ["B. second first", "A. first second"], 0),  # by the letter that the option carries
         ("Yes, there is no dog.", ["yes", "no"], 0),
         ("No, it is not.", ["yes", "no"], 1),
+        ("no doubt, yes", ["yes", "no"], 0),
+        ("No, yes", ["yes", "no"], None),
+        ("No idea", ["yes", "no"], None),
+        ("A: false", ["false", "true"], 0),
+        ("Option 2", ["2", "1"], 0),
         ("It is not visible", ["visible", "not visible"], 1),
         ("There are two.", ["1", "2", "12"], 1),
         ("12 birds", ["1", "2", "12"], 2),
