@@ -134,28 +134,31 @@ class BoxedAnswer(AnswerFormat):
     def read(self, text: str) -> Read:
         """The last box."""
         boxes = list(self._OPENING.finditer(text))
+        closing = _closings(text)
         for box in reversed(boxes):
-            if (end := _closing(text, box.end())) is not None:
+            if (end := closing.get(box.end() - 1)) is not None:
                 answer = text[box.end() : end].strip() or None
                 return Read(answer, text[: box.start()].strip() or None, answer is not None and len(boxes) == 1)
         return Read(None, text.strip() or None, False)
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that was opened before ``start`` is closed."""
-    depth = 1
-    for sign in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(sign[0], 0)
-        if depth == 0:
-            return start + sign.start()
-    return None
+def _closings(text: str) -> dict[int, int]:
+    """Where each opening brace that is closed is closed, by its place; in one pass, for a text may open thousands."""
+    opened: list[int] = []
+    closed: dict[int, int] = {}
+    for sign in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if sign[0].endswith("{") and sign[0] != r"\{":
+            opened.append(sign.end() - 1)
+        elif sign[0] == "}" and opened:
+            closed[opened.pop()] = sign.start()
+    return closed
 
 
 class PatternAnswer(AnswerFormat):
     """A regular expression of Python, searched for anywhere; of several matches the last.
 
-    The answer is its group ``answer``, else its first; thoughts are its group ``thoughts``, if it has one. Well formed
-    is: one match, and an answer in it that is not empty.
+    The answer is its group ``answer``, else its first other than ``thoughts``; thoughts are its group ``thoughts``, if
+    it has one. Well formed is: one match, and an answer in it that is not empty.
 
     Args:
         pattern: with a group, such as ``(?i)final answer: *(.+)``.
@@ -170,8 +173,11 @@ class PatternAnswer(AnswerFormat):
             self._compiled = re.compile(pattern)
         except re.error as error:
             raise ValueError(f"answer_format.pattern is {pattern!r}, no regular expression: {error}") from None
-        if not self._compiled.groups:
+        named = self._compiled.groupindex
+        groups = [place for place in range(1, self._compiled.groups + 1) if place != named.get("thoughts")]
+        if not groups:
             raise ValueError(f"answer_format.pattern is {pattern!r}; it must have a group around the answer, '(...)'")
+        self._answer = named.get("answer", groups[0])
 
     def read(self, text: str) -> Read:
         """The last match."""
@@ -179,7 +185,7 @@ class PatternAnswer(AnswerFormat):
         if not matches:
             return Read(None, None, False)
         named = self._compiled.groupindex
-        answer = (matches[-1]["answer" if "answer" in named else 1] or "").strip() or None
+        answer = (matches[-1][self._answer] or "").strip() or None
         thoughts = matches[-1]["thoughts"] if "thoughts" in named else None
         return Read(answer, thoughts, answer is not None and len(matches) == 1)
 
@@ -204,15 +210,22 @@ class FunctionAnswer(AnswerFormat):
             pass
 
     def read(self, text: str) -> Read:
-        """What the function says; ValueError where that is neither a text nor None."""
-        answer = self.function(text)
+        """What the function says; ValueError where it raises, or that is neither a text nor None."""
+        try:
+            answer = self.function(text)
+        except Exception as error:
+            said = f"answer_format.function {self._name()} raised {type(error).__name__} ({error}) on {text[:80]!r}"
+            raise ValueError(f"{said}; it must give a text, or None for no answer") from error
         if answer is not None and not isinstance(answer, str):
             raise ValueError(f"answer_format.function gave {answer!r}; it must give a text, or None for no answer")
         return Read(answer, None, answer is not None)
 
     def __repr__(self) -> str:
+        return f"FunctionAnswer({self._name()})"
+
+    def _name(self) -> str:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return f"FunctionAnswer({self.function.__module__}.{name})"
+        return f"{self.function.__module__}.{name}"
 
 
 FormatName = Literal["whole", "think_answer", "last_line", "boxed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -79,6 +80,12 @@ def test_boxes(text: str, read: Read) -> None:
     assert BoxedAnswer().read(text) == read
 
 
+def test_many_open_boxes_take_no_long_time() -> None:
+    start = time.perf_counter()
+    assert BoxedAnswer().read(r"\boxed{A}" + r"\boxed{" * 20000).answer == "A"
+    assert time.perf_counter() - start < 5.0  # quadratic it took minutes
+
+
 def test_the_last_line() -> None:
     assert LastLine().read("first\n\nit is round \n red \n\n") == Read("red", "first\n\nit is round", True)
     assert LastLine().read("red") == Read("red", None, True)
@@ -98,10 +105,16 @@ def test_a_pattern() -> None:
     named = PatternAnswer(r"(?s)(?P<thoughts>.*)(=)>(?P<answer>.*)")
     assert named.read("round=> red ") == Read("red", "round", True)
     assert named.read("round=> ") == Read(None, "round", False)
-    with pytest.raises(ValueError, match=r"answer_format.pattern is 'red'; it must have a group"):
-        PatternAnswer("red")
+    assert PatternAnswer(r"(?P<thoughts>\w+) (\w+)").read("round red") == Read("red", "round", True)
+    for without in ("red", "(?P<thoughts>red)"):
+        with pytest.raises(ValueError, match=r"answer_format.pattern is '.*red\)?'; it must have a group"):
+            PatternAnswer(without)
     with pytest.raises(ValueError, match=r"answer_format.pattern is '\(', no regular expression"):
         PatternAnswer("(")
+
+
+def _raises(text: str) -> str:
+    raise KeyError("boom")
 
 
 def test_a_function_of_ones_own() -> None:
@@ -110,6 +123,10 @@ def test_a_function_of_ones_own() -> None:
     assert mine.read("red") == Read(None, None, False)
     with pytest.raises(ValueError, match=r"answer_format.function gave 3; it must give a text"):
         FunctionAnswer(lambda text: 3).read("red")  # type: ignore[arg-type,return-value]
+    with pytest.raises(
+        ValueError, match=r"function tests\.test_answer_format\._raises raised KeyError \('boom'\) on 'red'; it must"
+    ):
+        FunctionAnswer(_raises).read("red")
     for wrong in (os.getcwd, 3, lambda text, more: text):
         with pytest.raises(ValueError, match=r"answer_format.function cannot be called with a text: "):
             FunctionAnswer(wrong)  # type: ignore[arg-type]

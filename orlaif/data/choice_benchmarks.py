@@ -205,7 +205,10 @@ class MMVU(RowDataset):
             raise ValueError(f"{where}: field 'question_type' is {kind!r}; it must be multiple-choice or open-ended")
         several = kind == "multiple-choice"
         choices = object_row(row.get("choices"), f"{where}, choices") if several else {}
-        texts = [text_field(choices, letter, f"{where}, choices") for letter in choices]
+        letters = [chr(ord("A") + place) for place in range(len(choices))]
+        if sorted(choices) != letters:
+            raise ValueError(f"{where}: field 'choices' has the keys {list(choices)}; they must be {letters}")
+        texts = [text_field(choices, letter, f"{where}, choices") for letter in letters]
         end = "Answer directly with the option letter from the given choices."
         if not several:
             end = "Directly output the final short answer."

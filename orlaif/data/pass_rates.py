@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from glob import glob
 from typing import Literal
@@ -21,22 +22,29 @@ def read_pass_rates(file: str, what: str, field: str = "pass_rate") -> dict[str,
 
     Args:
         file: path of rows with ``id`` and ``field``, or a pattern (``pass_rates-*.jsonl``) for those of several
-            processes; of an id that comes twice the later row counts.
+            processes; of an id that comes in two files the later row counts.
         what: setting that names it, for errors.
         field: ``pass_rate`` or ``mean_score``.
 
     Raises:
-        ValueError: no such file, or a row without one of the two.
+        ValueError: no such file; a row without one of the two, or whose rate is none; an id twice in a file.
     """
     rates: dict[str, float] = {}
     paths = sorted(glob(file)) or [file]
     for path in paths:
+        seen: set[str] = set()
         for where, row in read_rows(path):
             if isinstance(row, ValueError):
                 raise row
             rate = row.get(field) if isinstance(row, dict) else None
             if not isinstance(rate, (int, float)) or not isinstance(row.get("id"), str):
                 raise ValueError(f"{what}: {where}: a row needs an id and a number under {field!r}, found {row!r}")
+            if not math.isfinite(rate) or (field == "pass_rate" and not 0 <= rate <= 1):
+                right = "from 0 to 1" if field == "pass_rate" else "a finite number"
+                raise ValueError(f"{what}: {where}: field {field!r} is {rate}; it must be {right}")
+            if row["id"] in seen:
+                raise ValueError(f"{what}: {where}: id {row['id']!r} stands in this file already; it must come once")
+            seen.add(row["id"])
             rates[row["id"]] = float(rate)
     return rates
 

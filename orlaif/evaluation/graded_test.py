@@ -60,12 +60,13 @@ class GradedTest(Loop):
         """Find out which questions have been answered already, and leave them out.
 
         Raises:
-            ValueError: there are no questions.
+            ValueError: there are no questions, or the suite cannot grade them.
         """
         data = _data(module)
         prompts = data.questions("test")
         self._labels = labels_key(prompts)
         self._questions = {prompt.id: prompt for prompt in (prompts[i] for i in range(len(prompts)))}
+        self.suite.check(list(self._questions.values()))
         self._keys = {name: question_key(prompt) for name, prompt in self._questions.items()}
         self._format = module.policy.answer_format
         self._made_by = made_by(module, data)

@@ -16,6 +16,7 @@ from orlaif.evaluation.choices import choice, final_answer
 from orlaif.evaluation.grader import ChatGrader, Ungraded
 from orlaif.evaluation.suite import Record, Suite, Table, mean_of, needed, table
 from orlaif.evaluation.text_metrics import is_correct, normalize_answer
+from orlaif.prompt import Prompt
 
 #: "Caption A: a dog runs": how TempCompass names the captions to choose from.
 _NAMED = re.compile(r"((?:option|caption|sentence)\s+\w+)\s*:\s*", re.IGNORECASE)
@@ -61,6 +62,19 @@ class MultipleChoiceSuite(Suite):
         self, title: str = "Multiple choice", by: Sequence[str] = ("category",), judge: ChatGrader | None = None
     ) -> None:
         self.title, self.by, self.judge = title, tuple(by), judge
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse questions without an answer or a label of ``by``, and, without a judge, data without any options."""
+        name = type(self).__name__
+        for prompt in prompts:
+            for field in ("answer", *(tag for tag in self.by if tag != "category")):
+                needed({"id": prompt.id, "answer": prompt.answer, "tags": prompt.tags}, field, name)
+        choosable = any(prompt.options or "probe" in prompt.tags for prompt in prompts)
+        if prompts and self.judge is None and not choosable:
+            raise ValueError(
+                f"{name} needs questions with options, and none of the {len(prompts)} of data.test has any; "
+                "orlaif.evaluation.suite.ExactMatch grades answers in words, a judge does so here"
+            )
 
     def grade(self, records: Sequence[Record]) -> list[Record]:
         """Adds ``strict`` (right by rule or not; None for a caption) and ``unreadable``.

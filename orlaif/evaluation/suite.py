@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orlaif.evaluation.text_metrics import is_correct, token_f1
+from orlaif.prompt import Prompt
 
 Record = dict[str, Any]
 
@@ -125,6 +126,9 @@ def ungraded_rates(verdicts: Sequence[Record]) -> dict[str, float]:
 
 class Suite(ABC):
     """An evaluation that a recipe names by ``class_path``."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (most suites grade any question)
+        """Before any question is asked: raise ValueError for data that this suite could not grade."""
 
     @abstractmethod
     def grade(self, records: Sequence[Record]) -> list[Record]:

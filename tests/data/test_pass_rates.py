@@ -72,6 +72,16 @@ def test_several_files_and_broken_rows(tmp_path: Path) -> None:
         read_pass_rates(str(tmp_path / "bad.jsonl"), "x.file")
 
 
+def test_rates_that_are_none_and_ids_that_come_twice(tmp_path: Path) -> None:
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"line 1.*field 'pass_rate' is {wrong}; it must be from 0 to 1"):
+            read_pass_rates(rates(tmp_path, wrong), "x.file")
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text('{"id": "p0", "pass_rate": 0.5}\n' * 2)
+    with pytest.raises(ValueError, match=r"line 2: id 'p0' stands in this file already"):
+        read_pass_rates(str(twice), "x.file")
+
+
 def test_refused_settings(tmp_path: Path) -> None:
     file = rates(tmp_path, 0.5)
     cases: list[tuple[dict[str, Any], str]] = [

@@ -161,12 +161,26 @@ def test_charades_sta(tmp_path: Path) -> None:
             r"line 1, question 1: field 'question' is 'Who\?'; its options must stand on a line each",
         ),
         (MMVU, "a.json", '[{"id": "1", "question_type": "poll"}]', r"field 'question_type' is 'poll'; it must be"),
+        (
+            MMVU,
+            "a.json",
+            '[{"id": "1", "question_type": "multiple-choice", "choices": {"A": "x", "C": "y"}}]',
+            r"field 'choices' has the keys \['A', 'C'\]; they must be \['A', 'B'\]",
+        ),
     ],
 )
 def test_a_broken_row_is_named(dataset: type[RowDataset], name: str, content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=said):
         dataset(str(tmp_path / name)).load()
+
+
+def test_choices_are_told_apart_by_their_letters_and_not_by_their_order(tmp_path: Path) -> None:
+    path = layout(tmp_path, "mmvu")
+    rows = json.loads(path.read_text())
+    rows[1]["choices"] = {"B": "y", "A": "x"}
+    path.write_text(json.dumps(rows))
+    assert MMVU(str(path)).prompts[1].options == ("A. x", "B. y")
 
 
 def test_a_folder_without_tasks_has_no_rows(tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from orlaif.demo.shapes import ShapesDataset
 from orlaif.evaluation.answer_judge import read_correct
+from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.grader import ChatGrader
 from orlaif.evaluation.grounding import GroundingSuite
 from orlaif.evaluation.multiple_choice import MultipleChoiceSuite, named_choice
 from orlaif.openai_client import ChatClient
+from orlaif.types import VideoPrompt
 from tests.data.layouts import layout
 from tests.evaluation.test_recipes import DATA, JUDGE, results_of
 from tests.oracles.server import ChatServer
@@ -65,6 +69,19 @@ def test_multiple_choice_by_hand() -> None:
     assert suite.metrics(graded)["accuracy/what"] == 0.5
     with pytest.raises(ValueError, match="question '0' has no aspect"):
         MultipleChoiceSuite(by=["aspect"]).grade(records)
+
+
+def test_data_that_cannot_be_graded_is_refused_before_it_is_asked() -> None:
+    asked = VideoPrompt(id="q", video="v", question="?", answer="A", options=("A. x", "B. y"), tags={"kind": "k"})
+    MultipleChoiceSuite(by=["category", "kind"]).check([asked, replace(asked, options=None)])
+    with pytest.raises(ValueError, match=r"question 'q' has no aspect, which MultipleChoiceSuite needs"):
+        MultipleChoiceSuite(by=["aspect"]).check([asked])
+    with pytest.raises(ValueError, match=r"needs questions with options, and none of the 1 of data\.test has any"):
+        MultipleChoiceSuite().check([replace(asked, options=None)])
+    module = MagicMock()
+    module.trainer.datamodule.questions.return_value = [asked]
+    with pytest.raises(ValueError, match="has no aspect"):
+        GradedTest(MultipleChoiceSuite(by=["aspect"])).setup(module)
 
 
 def marks(request: dict[str, Any]) -> Any:
