@@ -157,8 +157,13 @@ def test_texts_turn_nothing_round_and_stretch_nothing(page: Any, tmp_path: Path)
         assert page.locator("#task").bounding_box()["width"] < 200
         page.select_option("#task", index=1)
         assert page.locator("#count").inner_text() == "1 of 1 groups"
-        video = "(v => (document.getElementById('group').append(v), v.getBoundingClientRect().width))"
-        assert page.evaluate(f"{video}(document.createElement('video'))") >= 300
+        size = page.evaluate("""() => {
+            const video = document.createElement('video');
+            Object.assign(video.style, { width: '48px', height: '48px' });
+            document.getElementById('group').append(video);
+            return [video.getBoundingClientRect().width, video.getBoundingClientRect().height];
+        }""")
+        assert size == [320, 180]
 
 
 def test_a_curve_of_one_point_is_a_dot_and_bounds_are_a_band(page: Any, tmp_path: Path) -> None:
@@ -171,7 +176,9 @@ def test_a_curve_of_one_point_is_a_dot_and_bounds_are_a_band(page: Any, tmp_path
         for place in (address, (tmp_path / "page.html").as_uri()):
             curves = ready(page, place).locator(".curve")
             assert curves.locator("figcaption span").all_inner_texts() == ["val/win_rate", "val/accuracy"]
-            assert curves.first.locator("b").inner_text() == "0.700 (0.600 to 0.900)"
+            assert curves.first.locator("b").inner_text() == "0.700 (0.60\u20130.90)"
+            said = curves.first.locator("figcaption").get_attribute("title")
+            assert said == "val/win_rate, 0.400 to 0.900; last 0.700 (0.60\u20130.90)"
             assert curves.first.locator("polygon").bounding_box()["height"] > 60
             dot = curves.last.locator("circle").bounding_box()
             assert dot["width"] >= 5

@@ -77,9 +77,11 @@ function curveOf(name) {
     if (line.length === 1) svg.append(drawn("circle", { class: color, cx: at(line[0])[0], cy: at(line[0])[1], r: 3 }));
     else svg.append(drawn("polyline", { class: color, points: joined(line) }));
   });
-  const end = (line) => (line.length ? number(line[line.length - 1][1]) : "-");
-  const last = lines.map((line, i) => end(line) + (lows[i].length && highs[i].length ? " (" + end(lows[i]) + " to " + end(highs[i]) + ")" : "")).join(" | ");
-  return element("figure", { class: "curve" }, element("figcaption", { title: name + ", " + number(low) + " to " + number(high) }, element("span", {}, name), element("b", {}, last)), svg);
+  const end = (line, digits) => (line.length ? number(line[line.length - 1][1], digits) : "-");
+  const bounds = (i) => (lows[i].length && highs[i].length ? " (" + end(lows[i], 2) + "–" + end(highs[i], 2) + ")" : "");
+  const last = lines.map((line) => end(line)).join(" | ") + (lines.length === 1 ? bounds(0) : ""); // of several there is no room
+  const about = name + ", " + number(low) + " to " + number(high) + "; last " + lines.map((line, i) => end(line) + bounds(i)).join(" | ");
+  return element("figure", { class: "curve" }, element("figcaption", { title: about }, element("span", {}, name), element("b", {}, last)), svg);
 }
 
 // ----------------------------------------------------------------------------------------------------- the list
