@@ -71,28 +71,46 @@ def run_kind(demo: Demo, kind: str, start: str, files: dict[str, str], quick: bo
     return results
 
 
-def in_use(folder: str, file: str, kind: str, most: int = 64) -> dict[str, float]:
-    """Seconds per group, and how often a shuffled group is ranked alike, over held-out groups of the commonest size."""
+def held_out(file: str, most: int = 64) -> list[CandidateGroup]:
+    """Held-out groups of the commonest size."""
     prompts = [prompt for prompt in PreferenceJsonl(file).prompts if isinstance(prompt, PreferencePrompt)]
     size = Counter(len(prompt.answers) for prompt in prompts).most_common(1)[0][0]
     chosen = [prompt for prompt in prompts if len(prompt.answers) == size][:most]
-    groups = [
+    return [
         CandidateGroup(prompt=prompt, clip=decode_clip(prompt, UniformSampling(8)), answers=prompt.answers)
         for prompt in chosen
     ]
-    found: dict[str, float] = {"answers in a group": size}
+
+
+def loaded(folder: str, orders: int | None) -> PreferenceRanker:
+    """A ranker as a run's oracle has it."""
+    return PreferenceRanker(folder, dtype="float32", device="cpu", batch_size=32, num_orders=orders)
+
+
+def in_use(folder: str, file: str, kind: str) -> dict[str, float]:
+    """How often a shuffled group is ranked alike."""
+    groups = held_out(file)
+    found: dict[str, float] = {"answers in a group": len(groups[0].answers)}
     for orders in (1, 2) if kind == "listwise" else (None,):
-        oracle = PreferenceRanker(folder, dtype="float32", device="cpu", batch_size=32, num_orders=orders)
-        ranking = oracle.rank(groups)  # the first also loads
-        seconds = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            oracle.rank(groups)
-            seconds.append((time.perf_counter() - begin) / len(groups))
-        consistency = order_consistency(oracle, groups, ranking, torch.Generator().manual_seed(0))
-        name = "" if orders in (None, 2) else ", one order"
-        found |= {f"seconds per group{name}": statistics.median(seconds), f"order consistency{name}": consistency}
+        oracle = loaded(folder, orders)
+        consistency = order_consistency(oracle, groups, oracle.rank(groups), torch.Generator().manual_seed(0))
+        found[f"order consistency{', one order' if orders == 1 else ''}"] = consistency
     return found
+
+
+def costs(demo: Demo, file: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of cores that each ranker takes for a group, taking turns: median of seven, least and most."""
+    groups, times = held_out(file), {}
+    ways = {"pairwise": ("pairwise", None), "listwise, one order": ("listwise", 1), "listwise": ("listwise", 2)}
+    oracles = {name: loaded(demo.path(f"ranker_{kind}", "export"), orders) for name, (kind, orders) in ways.items()}
+    for oracle in oracles.values():
+        oracle.rank(groups)  # the first also loads
+    for _ in range(7):
+        for name, oracle in oracles.items():
+            begin = time.process_time()
+            oracle.rank(groups)
+            times.setdefault(name, []).append(1e3 * (time.process_time() - begin) / len(groups))
+    return {name: {"median": statistics.median(ms), "least": min(ms), "most": max(ms)} for name, ms in times.items()}
 
 
 def run_seed(seed: int, output: str, quick: bool) -> dict[str, dict[str, float]]:
@@ -104,13 +122,16 @@ def run_seed(seed: int, output: str, quick: bool) -> dict[str, dict[str, float]]
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
     missing = [kind for kind in KINDS if kind not in results]
-    if not missing:
-        return results
-    start, accuracy, files = prepared(demo, quick)
+    if missing:
+        start, accuracy, files = prepared(demo, quick)
     for kind in missing:
         results[kind] = {"warm start": accuracy, **run_kind(demo, kind, start, files, quick)}
         with open(path, "w", encoding="utf-8") as file:
             json.dump(results, file)
+    cost = costs(demo, demo.path("sampled", "held_out", "predictions", "preferences.jsonl"))
+    for kind in KINDS:
+        results[kind]["core ms per group"] = cost[kind]["median"]
+    results["listwise"]["core ms per group, one order"] = cost["listwise, one order"]["median"]
     return results
 
 
@@ -126,7 +147,7 @@ def main() -> None:
     gains = {kind: [100 * (row[kind]["rlaif"] - row[kind]["warm start"]) for row in results.values()] for kind in KINDS}
     report = {
         "what": "accuracy (a share) of 500 test questions before and after RLAIF against each kind of trained ranker; "
-        "its held-out pair accuracy; seconds per held-out group and share of shuffled groups that are ranked alike",
+        "its held-out pair accuracy; core milliseconds per held-out group, and share of shuffled groups ranked alike",
         "quick": arguments.quick,
         "seeds": {str(seed): row for seed, row in results.items()},
         "gain": {
@@ -139,12 +160,12 @@ def main() -> None:
     }
     with open(os.path.join(arguments.output, "preference_ranker.json"), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)
-    print("\n| seed | ranker | held-out pairs | warm start | RLAIF | gain | ms per group | order consistency |")
+    print("\n| seed | ranker | held-out pairs | warm start | RLAIF | gain | core ms per group | order consistency |")
     print("|---|---|---|---|---|---|---|---|")
     for place, (seed, kinds) in enumerate(results.items()):
         for kind, row in kinds.items():
             cells = [f"{100 * row[name]:.1f} %" for name in ("held-out pair accuracy", "warm start", "rlaif")]
-            cells += [f"{gains[kind][place]:+.1f}", f"{1000 * row['seconds per group']:.1f}"]
+            cells += [f"{gains[kind][place]:+.1f}", f"{row['core ms per group']:.1f}"]
             print(f"| {seed} | {kind} | {' | '.join(cells)} | {row['order consistency']:.2f} |")
 
 

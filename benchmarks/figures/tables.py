@@ -45,6 +45,27 @@ def grounding() -> str:
     return _with_source(head, rows, "grounding_demo")
 
 
+def dynamic() -> str:
+    """Accuracy and tokens with and without dynamic sampling: means over seeds with 95 % intervals."""
+    summary = load("dynamic_sampling")["summary"]
+    rows: Rows = []
+    for arm, row in summary.items():
+        cells = [f"{100 * row['test']['mean']:.1f} ± {100 * row['test']['half_width']:.1f}"]
+        for what in (
+            "sampled in all",
+            "trained in all",
+            "sampled until plain accuracy",
+            "trained until plain accuracy",
+        ):
+            cell = row[what]
+            half = f" ± {cell['half_width'] / 1e3:.0f}" if cell["half_width"] is not None else ""
+            missed = f" ({cell['seeds']} of {cell['of']} seeds)" if cell["seeds"] < cell["of"] else ""
+            cells.append("never" if cell["mean"] is None else f"{cell['mean'] / 1e3:.0f}{half}{missed}")
+        rows.append([arm, *cells])
+    head = ["", "test accuracy, %", "sampled", "trained", "sampled until", "trained until"]
+    return _with_source(head, rows, "dynamic_sampling")
+
+
 def controls() -> str:
     """What the demo's gain is made of."""
     accuracy = {int(seed): row for seed, row in load("demo_controls")["accuracy"].items()}
@@ -146,13 +167,24 @@ def before_after() -> str:
 
 
 def rankers() -> str:
-    """Oracle-RLAIF against trained rankers."""
+    """Oracle-RLAIF against trained rankers of both kinds."""
     rows: Rows = []
-    for seed, row in load("preference_ranker")["seeds"].items():
-        start, end = row["warm start"], row["rlaif"]
-        cells = [f"{value:.1f} %" for value in (row["held-out pair accuracy"], start, end)]
-        rows.append([seed, *cells, f"{end - start:+.1f}"])
-    head = ["seed", "held-out pairs", "warm start", "RLAIF against the ranker", "gain"]
+    for seed, kinds in load("preference_ranker")["seeds"].items():
+        for kind, row in kinds.items():
+            start, end = 100 * row["warm start"], 100 * row["rlaif"]
+            cells = [f"{100 * row['held-out pair accuracy']:.1f} %", f"{start:.1f} %", f"{end:.1f} %"]
+            cells += [f"{end - start:+.1f}", f"{row['core ms per group']:.1f}", f"{row['order consistency']:.2f}"]
+            rows.append([seed, kind, *cells])
+    head = [
+        "seed",
+        "ranker",
+        "held-out pairs",
+        "warm start",
+        "RLAIF against it",
+        "gain",
+        "core ms a group",
+        "order kept",
+    ]
     return _with_source(head, rows, "preference_ranker")
 
 
@@ -205,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "think": think,
     "grounding": grounding,
+    "dynamic": dynamic,
     "controls": controls,
     "pipeline-steps": pipeline_steps,
     "pipeline-accuracy": pipeline_accuracy,
