@@ -100,7 +100,8 @@ def in_use(folder: str, file: str, kind: str) -> dict[str, float]:
 
 def costs(demo: Demo, file: str) -> dict[str, dict[str, float]]:
     """Milliseconds of cores that each ranker takes for a group, taking turns: median of seven, least and most."""
-    groups, times = held_out(file), {}
+    groups = held_out(file)
+    times: dict[str, list[float]] = {}
     ways = {"pairwise": ("pairwise", None), "listwise, one order": ("listwise", 1), "listwise": ("listwise", 2)}
     oracles = {name: loaded(demo.path(f"ranker_{kind}", "export"), orders) for name, (kind, orders) in ways.items()}
     for oracle in oracles.values():

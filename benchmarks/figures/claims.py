@@ -84,7 +84,9 @@ def _prefix() -> tuple[object, ...]:
 
 def _dynamic() -> tuple[object, ...]:
     """Points at equal steps, and tokens until plain training's accuracy as shares of what plain training takes."""
-    points, sampled, trained = [], [], []
+    points: list[float] = []
+    sampled: list[float] = []
+    trained: list[float] = []
     for seed in load("dynamic_sampling")["seeds"].values():
         plain, dynamic = seed["all groups"], seed["dynamic sampling"]
         points.append(100 * (dynamic["test"] - plain["test"]))
@@ -116,8 +118,8 @@ CLAIMS = (
     Claim(BENCHMARKS, "Ranks did better by {} points", lambda: (_controls("rlaif", "scores (zscore)"),)),
     Claim(BENCHMARKS, "the smallest gain of any seed is {:.1f} points", _smallest_gain),
     Claim(BENCHMARKS, "At equal steps staleness 1 costs {} points", _staleness),
-    Claim(BENCHMARKS, "At equal steps it is {} points better, and better in every seed. It is not cheaper here: to plain "
-          "training's accuracy it samples {} times as many tokens, and trains on {} times as many", _dynamic),
+    Claim(BENCHMARKS, "At equal steps it is {} points better, and better in every seed. It is not cheaper here: to "
+          "plain training's accuracy it samples {} times as many tokens, and trains on {} times as many", _dynamic),
     Claim(BENCHMARKS, "The pairwise ranker gave {} points", _pairwise_gain),
     Claim(BENCHMARKS, "One actor samples {:.0f} answers a second, two sample {:.0f}", _actors),
     Claim(BENCHMARKS, "costs {:.1f} x less with `HTTPJudge` (a server that takes 50 ms), {:.0f} x less with "

@@ -243,7 +243,7 @@ def divided_layer(layer: Layer, parts: Cut, division: Division) -> Any:
             one = division.group.send_on(one[0], states), *one[1:]
         cache = layer.mixer.empty_cache()
         hand_in(cache.layers[number], division.group.from_last(states, with_gradient))
-        cache.layers[number].reorder_cache(torch.zeros(g, dtype=torch.long, device=device))
+        cache.layers[number].reorder_cache(torch.zeros(g, dtype=torch.long, device=device))  # type: ignore[arg-type]
         outputs.append((one, layer.on(cache, partial(_taken, behind, g), None)))
     first = [one if isinstance(one, Tensor) else one[0] for one, _ in outputs]
     prompts = torch.cat([nn.functional.pad(x, (0, 0, s - x.shape[1], 0)) for x in first])
