@@ -35,14 +35,18 @@ class Head:
     """How far the whole is.
 
     Args:
-        text: such as ``step 3 of 100``.
+        text: such as ``epoch 1 of 4, step 3 of 100``.
         metrics: names and values; the last ones go first where a row is too narrow.
         left_s: seconds to the end; None where that is not known.
+        brief: the text in fewer words, such as ``step 3 of 100``; empty where there are none.
+        waits: what is awaited while no stage is under way.
     """
 
     text: str = ""
     metrics: Sequence[tuple[str, str]] = field(default=())
     left_s: float | None = None
+    brief: str = ""
+    waits: str = ""
 
 
 def duration(seconds: float) -> str:
@@ -94,20 +98,25 @@ def row(head: Head, stages: str, width: int | None, shorter: str | None = None) 
     """All in one row of at most ``width`` characters.
 
     Args:
-        head: how far the whole is; where that is too much, its metrics are left out, the last one first.
-        stages: what is under way.
+        head: how far the whole is; where that is too much, its metrics are left out, the last one first, then what its
+            brief text has not, and all of its text at last. The time to the end is always last.
+        stages: what is under way; it is cut only where it does not fit alone.
         width: None for no limit.
         shorter: what is under way in fewer words, for where that helps.
     """
-    left = "" if head.left_s is None else f"{duration(head.left_s)} left"
-    shorter = stages if shorter is None else shorter
-    most = len(head.metrics)
-    for doing, shown in ((stages, most), *((shorter, number) for number in range(most, -1, -1))):
-        metrics = "  ".join(f"{name} {value}" for name, value in head.metrics[:shown])
-        text = " | ".join(part for part in (head.text, doing, metrics, left) if part)
-        if width is None or len(text) <= width:
-            return text
-    return " | ".join(part for part in (head.text, left, shorter) if part)[:width]
+    left = ""
+    if head.left_s is not None:
+        left = f"{duration(head.left_s)} left" if head.left_s >= 1 else "<1 s left"
+    brief, shorter = head.brief or head.text, stages if shorter is None else shorter
+    numbers = range(len(head.metrics), -1, -1)
+    tried = [(text, doing, n) for doing in (stages, shorter) for text in (head.text, brief) for n in numbers]
+    for text, doing, number in (*tried, ("", shorter or brief, 0)):
+        metrics = "  ".join(f"{name} {value}" for name, value in head.metrics[:number])
+        said = " | ".join(part for part in (text, doing, metrics, left) if part)
+        if width is None or len(said) <= width:
+            return said
+    ending = f" | {left}" if left else ""
+    return f"{(shorter or brief)[: max(0, width - len(ending))]}{ending}"[:width]
 
 
 class StatusLine:
@@ -121,8 +130,8 @@ class StatusLine:
 
     Attributes:
         head: how far the whole is, by the clock.
-        speaks: whether lines are written where there is no terminal: not before a recipe is read, so that a mistake in
-            it is the only line.
+        speaks: whether lines are written where there is no terminal in the first ten seconds too: not before a recipe
+            is read, so that a mistake in it is the only line.
     """
 
     #: The one that is running.
@@ -158,7 +167,8 @@ class StatusLine:
             if not self.is_terminal:
                 self._say(now, head, threads)
                 return
-            full, shorter = (stages_text(threads, time.monotonic(), outer_too) for outer_too in (True, False))
+            real = time.monotonic()
+            full, shorter = (stages_text(threads, real, outer_too) or head.waits for outer_too in (True, False))
             text = row(head, full, self._width(), shorter)
             text = text.encode("ascii", "replace").decode()  # wide characters would take two columns
             if text != self._shown and not self._open:
@@ -166,11 +176,12 @@ class StatusLine:
                 self._shown = text
 
     def _say(self, now: float, head: Head, threads: Sequence[Sequence[Stage]]) -> None:
-        key = f"{head.text} {stages_text(threads, None)}"
+        key = f"{head.text} {stages_text(threads, None) or head.waits}"
         when, before = self._last
-        if self.speaks and now - when >= EVERY_S and key != before:
+        speaks = self.speaks or now - self._began >= EVERY_S
+        if speaks and now - when >= EVERY_S and key != before:
             self._last = now, key
-            said = row(head, stages_text(threads, time.monotonic()), None)
+            said = row(head, stages_text(threads, time.monotonic()) or head.waits, None)
             self._write(f"orlaif: {duration(now - self._began)} {said}\n")
 
     def _width(self) -> int:

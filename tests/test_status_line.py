@@ -62,7 +62,10 @@ def test_stages_of_several_threads() -> None:
     assert stages_text([nested], 3.0) == "win rate 16 of 64 prompts: greedy answers 0 of 32 tokens at most, 3 s"
     assert stages_text([[under("judge")], [judge]], 3.0) == "judge 3 of 8 groups, 3 s"  # the same, counted elsewhere
     assert stages_text([nested], 3.0, outer_too=False) == "greedy answers 0 of 32 tokens at most, 3 s"
-    assert stages_text([[under("asking once more")], [judge]], 3.0, outer_too=False) == "judge 3 of 8 groups, 3 s"
+    assert (
+        stages_text([[under("asking the judge once more")], [judge]], 3.0, outer_too=False)
+        == "judge 3 of 8 groups, 3 s"
+    )
     assert stages_text([], 3.0) == ""
 
 
@@ -73,9 +76,23 @@ def test_a_row_of_80_columns_leaves_metrics_out_and_never_more() -> None:
         "step 3 of 100 | judge 12 of 32 groups, 4 of 9 s | kl 0.013  mean_score 0.52  rate 0.1 | 1:20 left"
     )
     assert row(head, awaited, 79) == "step 3 of 100 | judge 12 of 32 groups, 4 of 9 s | kl 0.013 | 1:20 left"
-    assert row(head, f"win rate: {awaited}", 79, awaited) == row(head, awaited, 79)
-    assert row(head, "a" * 80, 40) == "step 3 of 100 | 1:20 left | aaaaaaaaaaaa"
+    assert row(head, f"a long name of a win rate: {awaited}", 79, awaited) == row(head, awaited, 79)
+    assert (
+        row(head, f"win: {awaited}", 69, awaited) == "step 3 of 100 | win: judge 12 of 32 groups, 4 of 9 s | 1:20 left"
+    )
+    assert row(head, "a" * 80, 40) == "aaaaaaaaaaaaaaaaaaaaaaaaaaaa | 1:20 left"
+    assert row(Head(left_s=0.4), "policy", 79) == "policy | <1 s left"
     assert row(Head(), "", 79) == ""
+
+
+def test_a_stage_is_whole_before_an_epoch_and_metrics_are_said() -> None:
+    text, brief = "epoch 1 of 4, step 3 of 3, validating 1 of 1", "step 3 of 3, validating"
+    head = Head(text=text, brief=brief, metrics=[("val/win_rate", "0.5")], left_s=11)
+    decoding = "decoding 3 of 100 prompts, 4 s"
+    assert row(head, "data", 90) == f"{text} | data | val/win_rate 0.5 | 0:11 left"
+    assert row(head, decoding, 100) == f"{text} | {decoding} | 0:11 left"
+    assert row(head, decoding, 79) == f"{brief} | {decoding} | 0:11 left"
+    assert row(head, decoding, 50) == f"{decoding} | 0:11 left"
 
 
 def test_a_terminal_shows_what_has_changed_alone() -> None:
@@ -120,16 +137,31 @@ def test_a_pipe_gets_a_line_now_and_then_and_none_when_nothing_changed() -> None
     stream, now, text = io.StringIO(), [0.0], ["step 1 of 9"]
     line = StatusLine(stream, clock=lambda: now[0])
     line.head = lambda when: Head(text=text[0], left_s=100 - when)
-    now[0] = 60.0
+    now[0] = 9.0
     line.draw()
     assert stream.getvalue() == ""  # a recipe is still being read: its mistake is to be the only line
     line.speaks, told = True, []
-    for when in range(60, 101):
+    for when in range(9, 51):
         now[0] = float(when)
-        text[0] = f"step {min(3, when - 59)} of 9"
+        text[0] = f"step {min(3, when - 8)} of 9"
         line.draw()
         told += stream.getvalue().splitlines()[len(told) :]
-    assert told == ["orlaif: 1:00 step 1 of 9 | 0:40 left", "orlaif: 1:10 step 3 of 9 | 0:30 left"]
+    assert told == ["orlaif: 0:09 step 1 of 9 | 1:31 left", "orlaif: 0:19 step 3 of 9 | 1:21 left"]
+
+
+def test_a_pipe_gets_a_first_line_within_ten_seconds_whatever_is_awaited() -> None:
+    stream, now = io.StringIO(), [0.0]
+    line = StatusLine(stream, "orlaif fit", clock=lambda: now[0])
+    with stage("loading libraries"):
+        for second in range(11):
+            assert stream.getvalue() == ""
+            now[0] = float(second)
+            line.draw()
+    assert stream.getvalue() == "orlaif: 0:10 orlaif fit | loading libraries\n"
+    line.head = lambda _: Head(text="step 1 of 9", waits="optimizer")
+    now[0] = 20.0
+    line.draw()
+    assert stream.getvalue().endswith("\norlaif: 0:20 step 1 of 9 | optimizer\n")  # no stage says what is awaited
 
 
 def test_stages_are_those_of_their_threads_and_end_with_them() -> None:

@@ -133,6 +133,11 @@ class OrlaifCLI(RunOnceCLI):
         self.add_folder_arguments(parser)
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
+    @stage("reading the recipe")
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the classes and what they take."""
+        super().setup_parser(*args, **kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words; raises RecipeError, in one line, for what a recipe or a word may not say."""
         self._words = prepare(args)

@@ -184,7 +184,7 @@ def judge(
         )
     every = module.order_consistency_every_n_steps
     if every and module.global_step % every == 0:
-        with borrowed(module), stage("asking once more"):
+        with borrowed(module), stage("asking the judge once more"):
             if counts and module.leads and not ranking.failures:
                 groups = candidate_groups(batch, completions, module.policy.answer_format)
                 note_order_consistency(module, groups, said, batch_idx)

@@ -13,33 +13,10 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 
 from orlaif.stages import forget
 from orlaif.status_line import Head, StatusLine, duration
+from orlaif.training.callbacks.pace import Pace, validations_ahead
 
 #: Seconds between two looks at the metrics, which wait for a GPU.
 _METRICS_EVERY_S = 1.0
-
-
-class Pace:
-    """The time to the end, from how far the whole was when.
-
-    The first part of a run, which compiles and warms up, is left out, and so is what was done before it went on.
-    """
-
-    def __init__(self) -> None:
-        self._first: tuple[float, float] | None = None
-        self._last = (0.0, 0.0)
-
-    def reached(self, share: float, now: float) -> None:
-        """A part is done, and ``share`` of the whole with it."""
-        self._first = self._first or (share, now)
-        self._last = share, now
-
-    def left_s(self, now: float) -> float | None:
-        """Seconds to the end; None before the second part."""
-        share, when = self._last
-        if self._first is None or share <= self._first[0]:
-            return None
-        per_share = (when - self._first[1]) / (share - self._first[0])
-        return max(0.0, (1 - share) * per_share - (now - when))
 
 
 def place(trainer: Trainer, batches: int) -> tuple[str, float | None]:
@@ -84,7 +61,8 @@ class Progress(ProgressBar):
         self._clear()
 
     def _clear(self) -> None:
-        self._text, self._doing = "", ""
+        #: Where the training is, what else goes on, that in fewer words, and what is awaited where no stage says so.
+        self._text, self._doing, self._doing_brief, self._waits = "", "", "", ""
         self._pace, self._eval_pace = Pace(), Pace()
         self._metrics: list[tuple[str, str]] = []
         self._metrics_at = -math.inf
@@ -108,9 +86,16 @@ class Progress(ProgressBar):
         training = doing == "fit"
         left = self._pace.left_s(now) if training else self._eval_pace.left_s(now)
         limits = [timer.time_remaining() for timer in timers] if training and self._text else []
-        known = [one for one in (left, *limits) if one is not None]
-        text = ", ".join(part for part in (self._text, self._doing) if part) or f"orlaif {doing}"
-        return Head(text=text, metrics=self._metrics, left_s=min(known, default=None))
+        known = [one for one in (left, *limits) if one]  # a limit that is reached says nothing of what still comes
+        text = ", ".join(part for part in (self._text, self._doing) if part)
+        steps = [part for part in self._text.split(", ") if not part.startswith("epoch")]
+        return Head(
+            text=text or f"orlaif {doing}",
+            metrics=self._metrics,
+            left_s=min(known, default=None),
+            brief=", ".join(part for part in (*steps, self._doing_brief) if part),
+            waits=self._waits,
+        )
 
     def _let_go(self) -> None:
         if self._line is not None and self._before is not None:
@@ -125,6 +110,7 @@ class Progress(ProgressBar):
             return
         self._clear()
         self._line = StatusLine.current or self._own.enter_context(StatusLine(clock=self.clock).running())
+        self._waits = "setting up the run"
         self._before, self._line.head, self._line.speaks = self._line.head, self.head, True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -146,7 +132,7 @@ class Progress(ProgressBar):
         self._metrics_at = now
         known = self.get_metrics(self.trainer, self.trainer.lightning_module)
         shown = {name: value for name, value in known.items() if name != "v_num"}
-        ordered = sorted(shown, key=lambda name: not name.startswith("val/"))
+        ordered = sorted(shown, key=lambda name: (not name.startswith("val/"), name != "val/win_rate"))
         self._metrics = [(_short(name), _written(shown[name])) for name in ordered]
 
     # ------------------------------------------------------------------------------------------------- training
@@ -154,11 +140,21 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first batch is awaited."""
         self._text = place(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)[0]
-        self._doing = ""
+        self._does("", "first batch")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch begins."""
+        self._pace.trains(self.clock())
         self._text = place(trainer, batch_idx)[0]
+        self._waits = "model"
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gradients are there, of this process."""
+        self._waits = "gradients"
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Gradients are there, of all processes."""
+        self._waits = "optimizer"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -166,22 +162,27 @@ class Progress(ProgressBar):
         """A batch is done."""
         self._has_trained = True
         if (share := place(trainer, batch_idx + 1)[1]) is not None:
-            self._pace.reached(share, self.clock())
+            self._pace.reached(share, self.clock(), validations_ahead(trainer, batch_idx + 1))
         self._look_at_metrics()
+        self._waits = "next batch"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What comes now is export and the last checkpoint."""
         self._look_at_metrics(at_once=True)
-        self._doing = "ending"
+        self._does("ending")
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def _evaluate(self, number: int, of: float) -> None:
+    def _does(self, doing: str, waits: str = "", brief: str | None = None) -> None:
+        self._doing, self._doing_brief, self._waits = doing, doing if brief is None else brief, waits
+
+    def _evaluate(self, number: int, of: float, waits: str) -> None:
         trainer = self.trainer
         what = {"validate": "validating", "test": "testing", "predict": "predicting"}.get(str(trainer.state.fn.value))  # type: ignore[union-attr]
         if trainer.state.fn == "fit":
             what = "trying validation" if trainer.sanity_checking else "validating"
-        self._doing = f"{what} {number}" + (f" of {int(of)}" if math.isfinite(of) else "")
+        doing = f"{what} {number}" + (f" of {int(of)}" if math.isfinite(of) else "")
+        self._does(doing, waits, what if of == 1 else doing)
 
     def _evaluated(self, batch_idx: int, of: float) -> None:
         if self.trainer.state.fn != "fit" and math.isfinite(of) and of:
@@ -201,13 +202,15 @@ class Progress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first batch is awaited."""
-        self._evaluate(1, self._eval_batches())
+        if not trainer.sanity_checking:
+            self._pace.validates(self.clock())
+        self._evaluate(1, self._eval_batches(), "first batch")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A batch begins."""
-        self._evaluate(batch_idx + 1, self._eval_batches())
+        self._evaluate(batch_idx + 1, self._eval_batches(), "model")
 
     def on_validation_batch_end(
         self,
@@ -220,10 +223,11 @@ class Progress(ProgressBar):
     ) -> None:
         """A batch is done."""
         self._evaluated(batch_idx, self._eval_batches())
+        self._waits = "next batch" if batch_idx + 1 < self._eval_batches() else "results"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what it gave."""
-        self._doing = ""
+        self._does("", "next batch" if trainer.state.fn == "fit" else "results")
         if not trainer.sanity_checking:
             self._look_at_metrics(at_once=True)
 
