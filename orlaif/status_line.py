@@ -115,6 +115,7 @@ def row(head: Head, stages: str, width: int | None, shorter: str | None = None) 
         said = " | ".join(part for part in (text, doing, metrics, left) if part)
         if width is None or len(said) <= width:
             return said
+    assert width is not None, "without a limit, the first one fits"
     ending = f" | {left}" if left else ""
     return f"{(shorter or brief)[: max(0, width - len(ending))]}{ending}"[:width]
 
