@@ -58,7 +58,20 @@ _LASTING = [
         rf"{_START}{_FILL}{_FIRST}\D{{0,60}}?{_END}{_FILL}{_SECOND}\s*later\b",
     )
 ]
-_FRAMES = re.compile(r"\bframes?\s*#?\s*$", re.IGNORECASE)
+#: Before two numbers: they are of other things, or denied.
+_NO_TIMES = re.compile(
+    r"(?:\b(?:frames?\s*#?|aged?|ages|years?|scores?(?:\s+(?:is|was|of))?|result(?:\s+(?:is|was))?|pages?|chapters?|rows?|"
+    r"(?:jan|febr)uary|march|april|may|june|july|august|(?:sept|nov|dec)ember|october|"
+    r"(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.?)|"
+    r"(?:\bnot|n['’]t|\bnever)\b(?:\s+\w+){0,3})(?:\s+(?:from|between|at))?\s*[:\[(]?\s*$",
+    re.IGNORECASE,
+)
+#: Behind them: a unit of something else, a third time, or another one to choose from.
+_NO_TIME = re.compile(
+    rf"\s*(?:(?:{'|'.join(re.escape(name) for name, (kind, _) in UNITS.items() if kind != 'time')}|"
+    r"people|persons|men|women|points?|times|years?|steps?|frames?|pages?|degrees?)(?!\w)|(?:to|until|through)\s+\d|or\s+(?:later|earlier)\b)",
+    re.IGNORECASE,
+)
 
 
 def spans(text: str) -> list[Span]:
@@ -71,10 +84,12 @@ def spans(text: str) -> list[Span]:
         Start and end of each, also where the end comes first. Where some carry units or clocks, those without do not
         count ("3 to 5 people, from 12 s to 20 s").
     """
+    text = _plain(text)
     found: dict[Span, bool] = {}
     for pattern in (*_SPANS, *_LASTING):
         for match in pattern.finditer(text):
-            if _FRAMES.search(text[max(0, match.start() - 12) : match.start()]):
+            before, after = text[max(0, match.start() - 40) : match.start()], text[match.end() :]
+            if _NO_TIMES.search(before) or _NO_TIME.match(after):
                 continue
             start, end = _seconds(match, "a"), _seconds(match, "b")
             named = [match[f"{one}n"] is None for one in "ab"]
@@ -90,6 +105,16 @@ def span(answer: str) -> Span | None:
     """The one span that an answer states, in seconds; None where it cannot be read."""
     found = spans(final_answer(answer))
     return found[0] if len(found) == 1 and found[0][0] < found[0][1] else None
+
+
+def _plain(text: str) -> str:
+    """A text without what keeps its times from being read: decimal commas, quotes in a list, milliseconds."""
+    text = re.sub(r"""([\[(,]\s*)(["'])([\d.:]+)\2(?=\s*[\]),])""", r"\1\3", text)
+    if re.fullmatch(r"\D*\d+,\d{1,2}\s*(?:s\b|sec\w*)?\s*(?:-|–|to)\s*\d+,\d{1,2}\s*(?:s|sec\w*)?\W*", text):
+        text = re.sub(r"(\d),(\d)", r"\1.\2", text)
+    joined = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(\s*(?:-|–|to|and)\s*)(?=\d+(?:\.\d+)?\s*(?:ms|milliseconds?)\b)")
+    text = joined.sub(r"\1 ms\2", text)
+    return re.sub(r"(?<![\d.])(\d+(?:\.\d+)?)\s*(?:ms|milliseconds?)\b", lambda m: f"{float(m[1]) / 1000:.6f} s", text)
 
 
 def temporal_iou(one: Span, other: Span) -> float:
