@@ -212,7 +212,9 @@ EVENTS = ["A. the dog jumps", "B. a cat sleeps", "C. the man leaves"]
         ("2 1 3", [1, 0, 2]),
         ("B -> A -> C", [1, 0, 2]),
         ("B > A > C", [1, 0, 2]),
-        ("(B)(A)(C)", None),
+        ("(B)(A)(C)", [1, 0, 2]),
+        ("BAC", [1, 0, 2]),
+        ("BAB", None),
         ("(B) (A) (C)", [1, 0, 2]),
         ("The order is B, A, C.", [1, 0, 2]),
         ("B, then A, and then C", [1, 0, 2]),
@@ -227,6 +229,27 @@ EVENTS = ["A. the dog jumps", "B. a cat sleeps", "C. the man leaves"]
 )
 def test_orders(answer: str, expected: list[int] | None) -> None:
     assert order(answer, EVENTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("run comes second, jump first, swim third", [1, 0, 2]),
+        ("swim is last, jump is first, run is second", [1, 0, 2]),
+        ("second run, first jump, third swim", [1, 0, 2]),
+        ("first run, then jump, last swim", [0, 1, 2]),
+        ("run, jump, and swim comes first", None),
+        ("run, then jump, which was second, swim", None),
+        ("swim after run, which is after jump", [1, 0, 2]),
+        ("jump before run before swim", [1, 0, 2]),
+        ("run, after that jump, then swim", [0, 1, 2]),
+        ("run after jump, then swim", None),
+        ("swim, but before that run and jump", None),
+        ("not run, jump, swim", None),
+    ],
+)
+def test_orders_that_are_not_those_of_mention(answer: str, expected: list[int] | None) -> None:
+    assert order(answer, ["run", "jump", "swim"]) == expected
 
 
 @pytest.mark.parametrize(
