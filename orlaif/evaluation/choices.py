@@ -68,6 +68,8 @@ def final_answer(text: str) -> str:
     Returns:
         ``B``; empty where thoughts have no end, or two answers that differ are marked.
     """
+    # "2½" and "10³" would become 21⁄2 and 103.
+    text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])|(?<=\d)(?=[⁻⁰¹²³⁴⁵⁶⁷⁸⁹])(?<![⁰¹²³⁴⁵⁶⁷⁸⁹])", _apart, text)
     text = without_thoughts(unicodedata.normalize("NFKC", text))
     for marked in (r"<answer>(.*?)(?:</answer>|$)", r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"):
         inner = list(dict.fromkeys(part.strip() for part in re.findall(marked, text, re.DOTALL | re.IGNORECASE)))
@@ -81,6 +83,10 @@ def final_answer(text: str) -> str:
     text = re.sub(r"(?<!\w)_+(\w+?)_+(?!\w)", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()
+
+
+def _apart(gap: re.Match[str]) -> str:
+    return "^" if gap.string[gap.end()] in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹" else " "
 
 
 def without_thoughts(text: str) -> str:

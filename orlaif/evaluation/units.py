@@ -44,6 +44,17 @@ UNITS: dict[str, tuple[str, float]] = {name: (kind, size) for kind, size, names 
 _UNIT = re.compile(
     r"[\s-]?(" + "|".join(re.escape(name) for name in sorted(UNITS, key=len, reverse=True)) + r")(?![\w/²³])"
 )
+#: A fraction that is a share, with a whole number before it or not; 7/10 may be a score, and 1/2/24 a date.
+_FRACTION = re.compile(r"(?<![\w./,^])(?:(\d+)\s+)?(\d)\s?[/⁄]\s?([234568])(?![\w/⁄]|[.,]\d)")
+_POWER = re.compile(r"(?<![\w.,^])(?<![x×*·])(?<![x×*·]\s)(\d{1,3})\s?(?:\^|\*\*)\s?([-−]?\d{1,2})(?![\w.^])")
+#: "1h30", "1h30m", "5m30s", "1:30 min", "1:30 h": the second part is in the next smaller unit.
+_PARTS = (
+    (re.compile(r"(?<![\w.,])(\d+)\s?h\s?(\d{1,2})(?:\s?m(?:in)?)?(?![\w.]|\s?s\b)", re.IGNORECASE), r"\1 h \2 min"),
+    (re.compile(r"(?<![\w.,])(\d+)\s?m(?:in)?\s?(\d{1,2})\s?s\b", re.IGNORECASE), r"\1 min \2 s"),
+    (re.compile(r"(?<![\w.,])(\d+)\s?m(?:in)?(\d\d)(?!\w)", re.IGNORECASE), r"\1 min \2 s"),
+    (re.compile(r"(?<![\w.,:])(\d+):(\d\d)\s?(?:minutes?|mins?)\b", re.IGNORECASE), r"\1 min \2 s"),
+    (re.compile(r"(?<![\w.,:])(\d+):(\d\d)\s?(?:hours?|hrs?|h)\b", re.IGNORECASE), r"\1 h \2 min"),
+)
 _JOINED = re.compile(r"\s*(?:,|and)?\s*")
 
 
@@ -66,13 +77,15 @@ def quantity(text: str) -> Quantity | None:
     """The one quantity that a text states.
 
     Args:
-        text: ``about 1.5 minutes``, ``1 min 30 s``, ``5 km``, ``twenty-one``, ``7 (seven)``.
+        text: ``about 1.5 minutes``, ``1 min 30 s``, ``5 km``, ``twenty-one``, ``7 (seven)``, ``1h30``, ``1:30 min``,
+            ``1/2``, ``10^3``.
 
     Returns:
         It, or None where there is none, or two that differ.
     """
     said: list[Quantity] = []
     last = -1
+    text = _spelt_out(text)
     lowered = text.lower()
     for value, start, end in located(text):
         unit = _UNIT.match(lowered, end)
@@ -89,6 +102,21 @@ def quantity(text: str) -> Quantity | None:
     known = {one.value for one in stated} | {one.value / one.size for one in stated}
     same = len({(one.value, one.kind) for one in stated}) == 1 and plain <= known
     return stated[0] if same else None
+
+
+def _spelt_out(text: str) -> str:
+    """A text with its fractions and powers as plain numbers, and its times in parts with the unit of each."""
+    for pattern, parts in _PARTS:
+        text = pattern.sub(parts, text)
+    text = _FRACTION.sub(
+        lambda m: m[0] if int(m[2]) >= int(m[3]) else repr(int(m[1] or 0) + int(m[2]) / int(m[3])), text
+    )
+    return _POWER.sub(_power, text)
+
+
+def _power(match: re.Match[str]) -> str:
+    base, exponent = int(match[1]), int(match[2].replace("−", "-"))
+    return match[0] if base == 0 else f"{float(base) ** exponent:.17e}"
 
 
 def relative_error(answer: str, reference: str) -> float | None:
