@@ -63,7 +63,9 @@ WRONG_LISTED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 #: What comes after "The answer is A. Wait, actually" is the answer.
-ACTUALLY = re.compile(r"[.!?\n]\s*(?:(?:no|wait|hmm|sorry|oh|but)\b[\s,.!—-]*)*actually\b[\s,:]*", re.IGNORECASE)
+ACTUALLY = re.compile(
+    r"[.!?\n]\s*(?:(?:no|wait|hmm|sorry|oh|but)\b[\s,.!—-]*)*actually\b[\s,:]*(?P<no>no\W*$)?", re.IGNORECASE
+)
 #: An option by its number: "Option 2", "The second option".
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 BY_NUMBER = re.compile(

@@ -37,8 +37,10 @@ def choice(answer: str, options: Sequence[str]) -> int | None:
         return same[0]
     if (numbered := _by_number(said, texts)) is not None:
         return numbered
-    if len(parts := words.ACTUALLY.split(said)) > 1 and (corrected := choice(parts[-1], options)) is not None:
-        return corrected
+    if changes := list(words.ACTUALLY.finditer(said)):
+        corrected = choice(said[changes[-1].end() :], options)
+        if corrected is not None or changes[-1]["no"]:
+            return corrected
     said = words.IDIOM.sub("", said)
     tokens = _tokens(said)
     letters = _stated(said, tokens)

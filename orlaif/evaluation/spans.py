@@ -60,7 +60,7 @@ _LASTING = [
 ]
 #: Before two numbers: they are of other things, or denied.
 _NO_TIMES = re.compile(
-    r"(?:\b(?:frames?\s*#?|aged?|ages|years?|scores?(?:\s+(?:is|was|of))?|result(?:\s+(?:is|was))?|pages?|chapters?|rows?|"
+    r"(?:\b(?:frames?\s*#?|aged?|ages|years?|scores?(?:\s+(?:is|was|of))?|result(?:\s+(?:is|was))?|pages?|chapters?|rows?|steps?|"
     r"(?:jan|febr)uary|march|april|may|june|july|august|(?:sept|nov|dec)ember|october|"
     r"(?:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.?)|"
     r"(?:\bnot|n['’]t|\bnever)\b(?:\s+\w+){0,3})(?:\s+(?:from|between|at))?\s*[:\[(]?\s*$",

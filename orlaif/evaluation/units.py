@@ -49,7 +49,13 @@ _FRACTION = re.compile(r"(?<![\w./,^])(?:(\d+)\s+)?(\d)\s?[/⁄]\s?([234568])(?!
 _POWER = re.compile(r"(?<![\w.,^])(?<![x×*·])(?<![x×*·]\s)(\d{1,3})\s?(?:\^|\*\*)\s?([-−]?\d{1,2})(?![\w.^])")
 #: "1h30", "1h30m", "5m30s", "1:30 min", "1:30 h": the second part is in the next smaller unit.
 _PARTS = (
-    (re.compile(r"(?<![\w.,])(\d+)\s?h\s?(\d{1,2})(?:\s?m(?:in)?)?(?![\w.]|\s?s\b)", re.IGNORECASE), r"\1 h \2 min"),
+    (
+        re.compile(
+            r"(?<![\w.,])(\d+)(?:h|\s?h\s?(?=\d{1,2}\W*$))(\d{1,2})(?:m(?:in)?)?(?![\w.]|\s?[a-z]{1,3}\b)",
+            re.IGNORECASE,
+        ),
+        r"\1 h \2 min",
+    ),
     (re.compile(r"(?<![\w.,])(\d+)\s?m(?:in)?\s?(\d{1,2})\s?s\b", re.IGNORECASE), r"\1 min \2 s"),
     (re.compile(r"(?<![\w.,])(\d+)\s?m(?:in)?(\d\d)(?!\w)", re.IGNORECASE), r"\1 min \2 s"),
     (re.compile(r"(?<![\w.,:])(\d+):(\d\d)\s?(?:minutes?|mins?)\b", re.IGNORECASE), r"\1 min \2 s"),

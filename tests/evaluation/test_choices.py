@@ -333,6 +333,8 @@ DENIED = [
     ("It is unlikely to be B", None),
     ("B. It's C.", None),
     ("The answer is A. Wait, actually it's B.", 1),
+    ("The answer is B. Wait, actually no.", None),
+    ("Answer B. Actually, the animal is brown.", 1),
     ("__B__", 1),
     ("Option 2", 1),
     ("The second option.", 1),

@@ -74,6 +74,7 @@ from orlaif.evaluation.units import Quantity, quantity, relative_error
         ("aged 12-20", None),
         ("January 12-20", None),
         ("The score is 3-5", None),
+        ("step 3-5", None),
         ("12 to 20 to 30 s", None),
         ("either 12-20 s or later", None),
         # unreadable: frames, words, two numbers beside each other
@@ -213,6 +214,8 @@ def test_quantities(text: str, expected: Quantity | None) -> None:
         ("2½ h", "150 min", 0.0),
         ("1/2/2024", "0.5", None),
         ("7/10", "7", None),
+        ("1 h 30", "90 min", 0.0),
+        ("3 h 20 km", "3 h", None),
         ("5/2", "5", None),
         ("a few", "5", None),
         (r"<think>4</think>\boxed{5}", "5", 0.0),
