@@ -96,9 +96,9 @@ def test_a_prompt_is_paid_once_per_microbatch(tiny_model: str, data_root: str, t
     calls = {"vision": 0}
 
     class Counted(Policy):
-        def load(self, device: Any = None) -> Policy:
+        def load(self, device: Any = None, later: bool = False) -> Policy:
             new = self.model is None
-            super().load(device)
+            super().load(device, later)
             if new:
                 tower = vision_tower(self.network)
                 tower.register_forward_hook(lambda *_: calls.__setitem__("vision", calls["vision"] + 1))
