@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_under_way() -> None:
+    """A test that calls parts of a step by hand may leave a stage open, and the next one's line would show it."""
+    if "orlaif.stages" in sys.modules:
+        sys.modules["orlaif.stages"].forget()
 
 
 @pytest.fixture(scope="session")
