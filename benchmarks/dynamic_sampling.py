@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback
 
 from benchmarks.demo_controls import interval
+from benchmarks.harness import about, installed
 from orlaif.demo.demo import Demo, quiet
 from orlaif.demo.shapes import SIZES
 
@@ -141,8 +140,8 @@ def main() -> None:
         "test_questions": SIZES["test"],
         "summary": summary(seeds),
         "seeds": {str(number): seed for number, seed in seeds.items()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "lightning")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **about(cuda=False),
+        "versions": installed("torch", "transformers", "lightning"),
     }
     Path(arguments.result).write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["summary"], indent=2))

@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-from importlib.metadata import version
 from typing import Any
 
 import yaml
 
+from benchmarks.harness import about, installed
 from orlaif.demo.demo import quiet
 from orlaif.demo.grounding import GroundingDemo
 
@@ -50,17 +48,13 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     found = {str(seed): of_seed(seed, arguments.output, arguments.recipes) for seed in arguments.seeds}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     report = {
         "what": "mIoU and R@t on the grounding demo's test clips, greedy, before and after RLAIF; seconds of stages",
         "steps": {stage: steps_of(os.path.join(arguments.recipes, name)) for stage, name in RECIPES.items()},
         "found": found,
         "beside": arguments.beside,
-        "commit": commit,
-        "versions": {name: version(name) for name in ("torch", "transformers", "lightning", "torchcodec")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        **about(cuda=False),
+        "versions": installed("torch", "transformers", "lightning", "torchcodec"),
     }
     with open(os.path.join(arguments.output, "grounding_demo.json"), "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from orlaif.data.choice_benchmarks import lettered
 from orlaif.data.datasets import RowDataset
-from orlaif.data.json_objects import parse_json
-from orlaif.data.rows import built_from, find_video, id_field, object_row, open_file, text_field, texts_field
-from orlaif.data.text_files import whole_text
+from orlaif.data.rows import built_from, find_video, id_field, object_row, text_field, texts_field, whole_json
 from orlaif.types import Image, Prompt, Text, Turn, VideoPrompt
 
 
@@ -118,12 +115,7 @@ def read_subtitles(path: str) -> list[tuple[float, float | None, str]]:
     Raises:
         ValueError: no such file, or none of these, by file and place.
     """
-    with open_file(path) as file:
-        text = whole_text(path, file)
-    try:
-        rows = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    rows = whole_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path}: it must hold a list of subtitles, found {type(rows).__name__}")
     return [line for place, row in enumerate(rows, 1) if (line := _subtitle(row, f"{path}, subtitle {place}"))]

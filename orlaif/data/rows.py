@@ -116,13 +116,22 @@ def _parsed(line: str, where: str) -> Any | ValueError:
     return row
 
 
-def _json(path: str) -> Iterator[tuple[str, Any | ValueError]]:
+def whole_json(path: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: no such file, no UTF-8, or no JSON, by file and line.
+    """
     with open_file(path) as file:
         text = whole_text(path, file)
     try:
-        value = parse_json(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+
+
+def _json(path: str) -> Iterator[tuple[str, Any | ValueError]]:
+    value = whole_json(path)
     check_own_keys(value, f"data file {path}")
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):

@@ -5,16 +5,14 @@ How their answers are scored is in ``orlaif.evaluation.grounding`` and ``orlaif.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from orlaif.data.datasets import RowDataset
-from orlaif.data.json_objects import parse_json
-from orlaif.data.rows import Row, built_from, find_video, object_row, open_file, task_files, text_field
-from orlaif.data.text_files import text_lines, whole_text
+from orlaif.data.rows import Row, built_from, find_video, object_row, open_file, task_files, text_field, whole_json
+from orlaif.data.text_files import text_lines
 from orlaif.types import Prompt, VideoPrompt
 
 CHARADES_INSTRUCTION = (
@@ -150,9 +148,4 @@ class TempCompass(RowDataset):
 
 def _object_in(path: str) -> dict[str, Any]:
     """The JSON object that a file is; raises ValueError where it is none."""
-    with open_file(path) as file:
-        text = whole_text(path, file)
-    try:
-        return object_row(parse_json(text), f"data file {path}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error})") from error
+    return object_row(whole_json(path), f"data file {path}")
