@@ -1,20 +1,40 @@
 """Rank -> advantage: the seam that a recipe fills.
 
-The mappings themselves are pure functions of ``orlaif_kernels.mappings`` (beside the Triton kernel that computes them
-in one launch); here are the thin classes that a recipe names by ``class_path``.
+The mappings themselves are pure functions of ``orlaif_kernels.mappings`` (beside the Triton kernel that computes those
+of ranks in one launch) and ``orlaif_kernels.score_mappings``; here are the thin classes that a recipe names by
+``class_path``.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from orlaif_kernels.arguments import one_of
 from orlaif_kernels.mappings import Gain, Quotient, borda, dcg, ndcg_penalty, zscore
+from orlaif_kernels.score_mappings import mean_centered, odrpo, rloo
 from torch import Tensor
 
 from orlaif.types import Completions, Ranking
 
-__all__ = ["DCG", "Advantage", "Borda", "NDCGPenalty", "ZScore", "borda", "dcg", "ndcg_penalty", "zscore"]
+__all__ = [
+    "DCG",
+    "ODRPO",
+    "RLOO",
+    "Advantage",
+    "Borda",
+    "MeanCentered",
+    "NDCGPenalty",
+    "ZScore",
+    "borda",
+    "dcg",
+    "mean_centered",
+    "ndcg_penalty",
+    "odrpo",
+    "rloo",
+    "zscore",
+]
 
 
 class Advantage(ABC):
@@ -39,7 +59,10 @@ class DCG(Advantage):
 
 
 class Borda(Advantage):
-    """Advantages by :func:`borda` of the oracle's ranks; a recipe names it by ``class_path``."""
+    """Advantages by :func:`borda` of the oracle's ranks; a recipe names it by ``class_path``.
+
+    GOPO (arXiv 2602.03876) has the same linear ranks from 2 to -2: four times these.
+    """
 
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
         """Advantages f32[P, G] of ranks i64[P, G]; the completions are not looked at."""
@@ -71,11 +94,57 @@ class NDCGPenalty(Advantage):
         return ndcg_penalty(ranking.ranks, (completions.logps * completions.mask).sum(-1), self.gain, self.quotient)
 
 
+def _scores(ranking: Ranking, mapping: str) -> Tensor:
+    """The scores f32[P, G] of an oracle that has them."""
+    if ranking.scores is None:
+        raise ValueError(f"{mapping} needs an oracle with scores; this one only ranks (use DCG or Borda)")
+    return ranking.scores
+
+
 class ZScore(Advantage):
     """:func:`zscore` of the oracle's scores: scalar GRPO, the baseline."""
 
     def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
         """Advantages f32[P, G]; raises ValueError for an oracle that only ranks."""
-        if ranking.scores is None:
-            raise ValueError("ZScore needs an oracle with scores; this one only ranks (use DCG or Borda)")
-        return zscore(ranking.scores)
+        return zscore(_scores(ranking, "ZScore"))
+
+
+class MeanCentered(Advantage):
+    """:func:`mean_centered` of the oracle's scores: Dr. GRPO's advantage (arXiv 2503.20783), not scaled."""
+
+    def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
+        """Advantages f32[P, G]; raises ValueError for an oracle that only ranks."""
+        return mean_centered(_scores(ranking, "MeanCentered"))
+
+
+class RLOO(Advantage):
+    """:func:`rloo` of the oracle's scores: each answer against the mean of the others (arXiv 2402.14740)."""
+
+    def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
+        """Advantages f32[P, G]; raises ValueError for an oracle that only ranks."""
+        return rloo(_scores(ranking, "RLOO"))
+
+
+class ODRPO(Advantage):
+    """:func:`odrpo` of the oracle's scores: z-scores of success at each threshold, summed (arXiv 2605.12667).
+
+    Args:
+        thresholds: finite numbers, each once, such as ``[2, 3, 4, 5]`` for a rubric of 1 to 5; by default the scores
+            that occur in a group.
+
+    Raises:
+        ValueError: no threshold, one twice, or one that is no finite number.
+    """
+
+    def __init__(self, thresholds: Sequence[float] | None = None) -> None:
+        if thresholds is not None and (
+            not thresholds or len(set(thresholds)) < len(thresholds) or not all(map(math.isfinite, thresholds))
+        ):
+            raise ValueError(
+                f"advantage.thresholds is {list(thresholds)}; it must be one or more different finite numbers, or null"
+            )
+        self.thresholds = None if thresholds is None else tuple(thresholds)
+
+    def __call__(self, ranking: Ranking, completions: Completions) -> Tensor:
+        """Advantages f32[P, G]; raises ValueError for an oracle that only ranks."""
+        return odrpo(_scores(ranking, "ODRPO"), self.thresholds)

@@ -8,7 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orlaif_kernels.mappings import disagreement, gain_of
 
-from orlaif.advantages import DCG, Borda, NDCGPenalty, ZScore, borda, dcg, ndcg_penalty, zscore
+from orlaif.advantages import (
+    DCG,
+    ODRPO,
+    RLOO,
+    Borda,
+    MeanCentered,
+    NDCGPenalty,
+    ZScore,
+    borda,
+    dcg,
+    mean_centered,
+    ndcg_penalty,
+    odrpo,
+    rloo,
+    zscore,
+)
 from orlaif.types import Completions, Ranking
 
 U = [1.0, 1 / (2 * math.log2(3)), 1 / 6, 1 / (4 * math.log2(5))]  # u(0) .. u(3) by hand
@@ -93,6 +108,54 @@ def test_zscore_by_hand() -> None:
     close(zscore(torch.tensor([[0.3, 0.3, 0.3], [math.nan] * 3])), [[0.0] * 3] * 2)
 
 
+def test_mean_centered_by_hand() -> None:
+    close(mean_centered(torch.tensor([[1.0, 4.0, 4.0, 2.0]])), [[-1.75, 1.25, 1.25, -0.75]])
+    close(
+        mean_centered(torch.tensor([[1.0, math.nan, 0.0], [0.3] * 3, [math.nan] * 3])),
+        [[0.5, 0.0, -0.5], *[[0.0] * 3] * 2],
+    )
+
+
+def test_rloo_by_hand() -> None:
+    # Against the others: 1 - 10/3, 4 - 7/3, 2 - 3.
+    close(rloo(torch.tensor([[1.0, 4.0, 4.0, 2.0]])), [[-7 / 3, 5 / 3, 5 / 3, -1.0]])
+    close(rloo(torch.tensor([[1.0, math.nan, 0.0], [1.0, math.nan, math.nan]])), [[1.0, 0.0, -1.0], [0.0] * 3])
+
+
+def test_odrpo_by_hand() -> None:
+    # Three of four pass 2: 1/4 and -3/4 over a deviation of 1/2. Two pass 3 and 4: 1/2 over sqrt(1/3). None passes 5.
+    scores, half = torch.tensor([[1.0, 4.0, 4.0, 2.0]]), 0.5 / math.sqrt(1 / 3)
+    best, eased = 0.5 + 2 * half, 0.5 - 2 * half
+    torch.testing.assert_close(
+        odrpo(scores, (2, 3, 4, 5)), torch.tensor([[-1.5 - 2 * half, best, best, eased]]), atol=1e-3, rtol=0
+    )
+    assert torch.equal(odrpo(scores, (5, 3, 2, 4)), odrpo(scores, (2, 3, 4, 5)))
+    # The scores that occur, each once, are the thresholds by default: the gap between 2 and 4 counts once.
+    torch.testing.assert_close(odrpo(scores), odrpo(scores, (1, 2, 4)))
+    torch.testing.assert_close(odrpo(scores), odrpo(10 * scores.exp()))
+    # One threshold is GRPO of success at it; an answer without a score is in no mean.
+    torch.testing.assert_close(odrpo(scores, (2,)), zscore(torch.tensor([[0.0, 1.0, 1.0, 1.0]])))
+    missing = odrpo(torch.tensor([[1.0, math.nan, 4.0]]))
+    torch.testing.assert_close(missing, zscore(torch.tensor([[0.0, math.nan, 1.0]])))
+
+
+@pytest.mark.parametrize("thresholds", [[], [2, 2], [math.nan], [1, math.inf]])
+def test_thresholds_that_are_none(thresholds: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"advantage\.thresholds is .* one or more different finite numbers"):
+        ODRPO(thresholds)
+
+
+def test_gopo_is_borda_times_four() -> None:
+    # Linear ranks from 2 to -2 (arXiv 2602.03876).
+    close(4 * borda(torch.tensor([[0, 1, 2, 3, 4]])), [[2.0, 1.0, 0.0, -1.0, -2.0]])
+
+
+@pytest.mark.parametrize("mapping", [mean_centered, rloo, odrpo])
+def test_an_infinite_score_is_named(mapping) -> None:
+    with pytest.raises(ValueError, match=r"scores are inf at \[0, 1\]"):
+        mapping(torch.tensor([[0.0, math.inf]]))
+
+
 groups = st.integers(2, 9).flatmap(lambda g: st.lists(st.integers(-1, g - 1), min_size=g, max_size=g))
 
 
@@ -104,7 +167,8 @@ def test_properties_of_every_mapping(group: list[int], random) -> None:
     random.shuffle(order)
     logps = torch.tensor([[random.uniform(-9, 0) for _ in group]])
     scores = -ranks.float().masked_fill(ranks < 0, math.nan)
-    for mapping, inputs in ((dcg, (ranks,)), (borda, (ranks,)), (ndcg_penalty, (ranks, logps)), (zscore, (scores,))):
+    of_scores = [(mapping, (scores,)) for mapping in (zscore, mean_centered, rloo, odrpo)]
+    for mapping, inputs in ((dcg, (ranks,)), (borda, (ranks,)), (ndcg_penalty, (ranks, logps)), *of_scores):
         advantages = mapping(*inputs)
         assert abs(float(advantages.sum())) < 1e-5
         assert bool((advantages[ranks < 0] == 0).all())
@@ -125,9 +189,14 @@ def test_the_classes_a_recipe_names() -> None:
     assert torch.equal(DCG()(ranking, completions), dcg(ranking.ranks))
     assert torch.equal(Borda()(ranking, completions), borda(ranking.ranks))
     assert torch.equal(ZScore()(ranking, completions), zscore(ranking.scores))
+    assert torch.equal(MeanCentered()(ranking, completions), mean_centered(ranking.scores))
+    assert torch.equal(RLOO()(ranking, completions), rloo(ranking.scores))
+    assert torch.equal(ODRPO()(ranking, completions), odrpo(ranking.scores))
+    assert torch.equal(ODRPO([1.0])(ranking, completions), zscore(torch.tensor([[1.0, 0.0, 0.0]])))
     expected = ndcg_penalty(ranking.ranks, torch.tensor([[-2.0, -1.0, -3.0]]))
     assert torch.equal(NDCGPenalty()(ranking, completions), expected)
-    with pytest.raises(ValueError, match="only ranks"):
-        ZScore()(Ranking(ranks=ranking.ranks), completions)
+    for mapping in (ZScore(), MeanCentered(), RLOO(), ODRPO()):
+        with pytest.raises(ValueError, match=f"{type(mapping).__name__} needs an oracle with scores"):
+            mapping(Ranking(ranks=ranking.ranks), completions)
     with pytest.raises(ValueError, match="logps"):
         NDCGPenalty()(ranking, Completions(ids=ids, mask=mask, texts=(("a", "b", "c"),)))
