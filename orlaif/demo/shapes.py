@@ -62,20 +62,23 @@ def words() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
-def draw(frame: Tensor, shape: str, color: str, x: float, y: float, radius: float) -> None:
-    """Paint one shape into a frame u8[3, SIDE, SIDE], centre and radius in pixels."""
-    grid = torch.arange(SIDE, dtype=torch.float32) + 0.5
+def covered(shape: str, x: float, y: float, radius: float, side: int = SIDE) -> Tensor:
+    """Which pixels bool[side, side] a shape covers, centre and radius in pixels."""
+    grid = torch.arange(side, dtype=torch.float32) + 0.5
     dx, dy = grid[None, :] - x, grid[:, None] - y
     if shape == "circle":
-        inside = dx.square() + dy.square() <= radius**2
-    elif shape == "square":
-        inside = (dx.abs() <= 0.85 * radius) & (dy.abs() <= 0.85 * radius)
-    elif shape == "triangle":
-        inside = (dy <= 0.8 * radius) & (dx.abs() <= (dy + radius) * 0.6)
-    else:
-        arm = 0.33 * radius
-        inside = ((dx.abs() <= arm) & (dy.abs() <= radius)) | ((dy.abs() <= arm) & (dx.abs() <= radius))
-    frame[:, inside] = torch.tensor(COLORS[color], dtype=torch.uint8)[:, None]
+        return dx.square() + dy.square() <= radius**2
+    if shape == "square":
+        return (dx.abs() <= 0.85 * radius) & (dy.abs() <= 0.85 * radius)
+    if shape == "triangle":
+        return (dy <= 0.8 * radius) & (dx.abs() <= (dy + radius) * 0.6)
+    arm = 0.33 * radius
+    return ((dx.abs() <= arm) & (dy.abs() <= radius)) | ((dy.abs() <= arm) & (dx.abs() <= radius))
+
+
+def draw(frame: Tensor, shape: str, color: str, x: float, y: float, radius: float) -> None:
+    """Paint one shape into a frame u8[3, SIDE, SIDE], centre and radius in pixels."""
+    frame[:, covered(shape, x, y, radius)] = torch.tensor(COLORS[color], dtype=torch.uint8)[:, None]
 
 
 def render(kind: str, answer: str, rng: random.Random) -> tuple[Tensor, str]:

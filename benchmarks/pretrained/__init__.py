@@ -1,0 +1,1 @@
+"""Oracle-RLAIF of a video-language model around a pretrained language model: ``python -m benchmarks.pretrained``."""

