@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 from orlaif_kernels import group_kernel
 from orlaif_kernels import row_kernel as kernels
-from orlaif_kernels.rows import cluster_launch, programs, row_launch
+from orlaif_kernels.rows import cluster_launch, compiles_clusters, programs, row_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -185,7 +185,7 @@ def row_kernel(variant: str, dtype: str, vocabulary: int, arch: str) -> dict[str
 
 def clustered(dtype: str, vocabulary: int, arch: str) -> dict[str, int] | None:
     """How a cluster holds such a row, where L2 does not hold all that are worked on; clusters are sm_90's."""
-    if arch != "sm_90":
+    if arch != "sm_90" or not compiles_clusters():
         return None
     l2, multiprocessors = MACHINES[arch][4:]
     return cluster_launch(vocabulary, DTYPES[dtype], multiprocessors, l2 * 10**6)
@@ -296,7 +296,8 @@ def jobs(quick: bool, dtypes: list[str], vocabularies: list[int]) -> list[tuple[
         return all_of_them + [(HELD, "sm_90", d, v) for d in dtypes for v in vocabularies if clustered(d, v, "sm_90")]
     sizes = [("bf16", 152064), ("bf16", 32003), ("fp32", 152064)]
     largest = [(x, arch, *sizes[0]) for arch in TARGETS if arch != "sm_90" for x in VARIANTS if "loss and" in x]
-    return [*largest, (HELD, "sm_90", "bf16", 262144), *[(x, "sm_90", *size) for size in sizes for x in VARIANTS]]
+    held = [(HELD, "sm_90", "bf16", 262144)] if compiles_clusters() else []
+    return [*largest, *held, *[(x, "sm_90", *size) for size in sizes for x in VARIANTS]]
 
 
 def report(quick: bool, dtypes: list[str], vocabularies: list[int]) -> dict[str, Any]:

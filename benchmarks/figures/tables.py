@@ -151,6 +151,15 @@ def _binary(kernel: dict[str, Any]) -> str:
     )
 
 
+def loading() -> str:
+    """Host memory of processes that load together."""
+    rows: Rows = []
+    for case, row in load("loading")["cases"].items():
+        rows.append([case, *(f"{row[key]:.2f}" for key in ("peak_gb", "peak_anonymous_gb", "end_gb", "python_gb"))])
+    head = ["", "peak", "of it without mapped files", "at the end", "Python and libraries, besides"]
+    return _with_source(head, rows, "loading")
+
+
 def before_after() -> str:
     """The torch implementations of two commits, taking turns."""
     report = load("before_after_cpu")
@@ -245,6 +254,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "static": static,
     "before-after": before_after,
+    "loading": loading,
     "rankers": rankers,
     "ordinal": ordinal,
     "decode": decode,

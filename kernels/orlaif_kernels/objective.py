@@ -53,7 +53,7 @@ def token_kl(
     return -log_r if estimator == "k1" else log_r.square() / 2, torch.zeros_like(log_r, dtype=torch.bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch 2.11 cannot compile a call of one that hashes its fields
 class GRPORank:
     """Minus ``min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) - kl_coef KL + entropy_coef H`` per token.
 

@@ -32,6 +32,13 @@ STATE_SLOTS, TERM_SLOTS = 5, 11
 CLUSTERS = os.environ.get("ORLAIF_ROW_CLUSTERS") == "1"
 
 
+def compiles_clusters() -> bool:
+    """Whether this Triton compiles a row that a cluster holds: 3.6 stops at an assertion of its own, 3.9 does."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6)
+
+
 def wide(x: Tensor) -> torch.dtype:
     """The dtype that is computed in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -146,6 +153,10 @@ class Rows:
             machine = gpu.multi_processor_count, gpu.L2_cache_size or 2**25
             count = programs(num_rows, v * logits.element_size(), threads, *machine)
             held = CLUSTERS and statistics and out is not None and gpu.major == 9 and not torch.version.hip
+            if held and not compiles_clusters():
+                raise ValueError(
+                    "ORLAIF_ROW_CLUSTERS is 1, which Triton 3.6 cannot compile; take a newer one, or unset it"
+                )
             if held and (cluster := cluster_launch(v, logits.element_size(), *machine)):
                 launch, count = cluster, min(num_rows, machine[0] // cluster["num_ctas"])
         factor = settings.factor * (1.0 if cap is None else 2 * cap)

@@ -213,7 +213,6 @@ def _copied(weight: Deferred) -> Tensor:
     return weight.read().clone()  # which may have been a look into the file
 
 
-@torch.no_grad()
 def hold(model: nn.Module, make: Callable[[Deferred], Tensor] = _copied) -> None:
     """Give a model weights of its own in place of those in files; what is tied stays so.
 
@@ -221,10 +220,30 @@ def hold(model: nn.Module, make: Callable[[Deferred], Tensor] = _copied) -> None
         model: in place.
         make: of each such weight another tensor; by default its values.
     """
+    _replace(model, lambda weight: make(weight) if isinstance(weight, Deferred) else weight)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model's weights another dtype, those in files when they are read; buffers stay as they are.
+
+    Args:
+        model: in place; what is tied stays so.
+        dtype: of its floating-point weights.
+    """
+    _replace(model, lambda weight: weight.to(dtype) if weight.is_floating_point() else weight)
+
+
+@torch.no_grad()
+def _replace(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Weights that ``make`` gives in place of a model's; where it gives the weight itself, that is left alone."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if isinstance(parameter, Deferred):
-                if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
-                module._parameters[name] = made[id(parameter)]
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                new = make(parameter)
+                made[id(parameter)] = (
+                    parameter if new is parameter else nn.Parameter(new, requires_grad=parameter.requires_grad)
+                )
+            module._parameters[name] = made[id(parameter)]

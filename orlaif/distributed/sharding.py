@@ -19,7 +19,8 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from orlaif.distributed.deferred import hold
+from orlaif.distributed.deferred import cast_weights, hold
+from orlaif.distributed.heap import freed_at_once
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -30,7 +31,8 @@ class Sharding:
 
     Args:
         param_dtype: weights are gathered and used in this dtype, while shards, gradients and optimizer keep
-            ``policy.dtype``; None: no other. ``bfloat16`` over ``policy.dtype: float32`` is mixed precision.
+            ``policy.dtype``; None: no other. ``bfloat16`` over ``policy.dtype: float32`` is mixed precision. A frozen
+            copy, whose weights nothing is added to, is kept in this dtype as well: its passes are the same.
         reduce_dtype: gradients are summed over processes in this dtype; None: in that of the weights.
         reshard_after_forward: free a layer's gathered weights behind its forward pass, and gather them again for the
             backward pass; false keeps them, which is faster and takes the memory of the whole model.
@@ -55,23 +57,26 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
+@freed_at_once()
 def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> None:
     """Shard a model in place; of weights that are still in their files each process reads its rows.
 
     Args:
-        model: as it will be called; it becomes the root.
+        model: as it will be called; it becomes the root. One of which nothing is trained is kept in ``param_dtype``, to
+            which FSDP2 would cast its shards before each pass.
         layers_of: where its layers are looked for; the same, or what it wraps.
         mesh: one-dimensional device mesh of the processes that share the weights.
         sharding: how.
     """
+    computed = _dtype(sharding.param_dtype)
     options: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=_dtype(sharding.param_dtype), reduce_dtype=_dtype(sharding.reduce_dtype)
-        ),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=_dtype(sharding.reduce_dtype)),
         # Without a GPU, torch 2.11 cannot pin, and there is nothing to copy to.
         "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if sharding.cpu_offload else OffloadPolicy(),
     }
+    if computed is not None and not any(p.requires_grad for p in model.parameters()):
+        cast_weights(model, computed)
     if mesh.device_type != "cpu":  # FSDP2 would move them itself, by assigning values
         device = torch.device(mesh.device_type, torch.accelerator.current_device_index())
         hold(model, lambda weight: weight.to(device))
@@ -83,7 +88,7 @@ def shard(model: Any, layers_of: nn.Module, mesh: Any, sharding: Sharding) -> No
     # The root holds embeddings and LM head; the loss may read the head behind the forward pass.
     fully_shard(model, reshard_after_forward=False, **options)
     model.reshard_layers = sharding.reshard_after_forward
-    model.compute_dtype = _dtype(sharding.param_dtype)
+    model.compute_dtype = computed
 
 
 def is_sharded(model: nn.Module | None) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from orlaif.distributed.heap import freed_at_once
 from orlaif.policy import lora as adapters
 from orlaif.policy.experts import leave_out_balance
 from orlaif.policy.lora_start import start_from
@@ -57,6 +58,11 @@ def load_model(policy: Policy, device: torch.device | None, later: bool = False)
     Raises:
         ValueError: a quantised base without a GPU, or as :func:`~orlaif.policy.prefix.choice.choose_prefix`.
     """
+    with freed_at_once() if later else nullcontext():
+        return _loaded(policy, device, later)
+
+
+def _loaded(policy: Policy, device: torch.device | None, later: bool) -> Loaded:
     source, family = policy.source, policy.family
     options: dict[str, Any] = {"revision": source.revision}
     if policy.quantization is not None:

@@ -19,8 +19,11 @@ from transformers import AutoModelForImageTextToText
 from orlaif.demo.shapes import words
 from orlaif.distributed import gathering
 from orlaif.distributed.deferred import Deferred
-from orlaif.policy import Policy, unread
+from orlaif.distributed.sharding import Sharding
+from orlaif.policy import Policy, evaluating, unread
+from orlaif.policy.prefix.synthetic import random_tokens
 from orlaif.tiny import tiny_model as write_tiny_model
+from orlaif.types import Completions
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
 #: Two families, the first one's head its embedding: settings of the policy, and whether the reference is refreshed.
@@ -81,8 +84,26 @@ def share(rank: int, world: int, store: str, folders: dict[str, str], out: str) 
         policy.export(f"{out}-{case}")
         found[case]["gathered"] = gathered[0]
         found[case]["sharded"] = all(isinstance(p, DTensor) for p in policy.parameters())
+    found["computed"] = computed_in_bfloat16(folders["qwen2_vl"], init_device_mesh("cpu", (world,)))
     torch.save(found, f"{out}{rank}.pt")
     dist.destroy_process_group()
+
+
+def computed_in_bfloat16(folder: str, mesh: Any) -> dict[str, Any]:
+    """Dtypes of policy and copy, and log-probs by both before either changes."""
+    sharding = Sharding(param_dtype="bfloat16")
+    policy = Policy(folder, dtype="float32", prefix="duplicate", sharding=sharding).load(later=True)
+    policy.load_reference()
+    policy.shard(mesh)
+    assert policy.reference.model is not None
+    dtypes = [{p.dtype for p in model.parameters()} for model in (policy.network, policy.reference.model)]
+    buffers = {buffer.dtype for buffer in policy.reference.model.buffers()}
+    ids = random_tokens(policy.processor, [*policy.placeholder_ids], (1, 2, 3))
+    completions = Completions(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), texts=(("", ""),))
+    batch = policy.stand_in(policy.device)
+    with torch.no_grad(), evaluating(policy.network):
+        logps = [policy.completion_logps(batch, completions, reference=reference) for reference in (False, True)]
+    return {"dtypes": dtypes, "buffers": buffers, "logps": logps}
 
 
 def same_files(one: Path, two: Path) -> None:
@@ -119,6 +140,11 @@ def test_two_processes_read_their_rows_and_have_the_whole_to_the_bit(folders: di
         process.join(400)
     assert [process.exitcode for process in processes] == [0, 0]
     both = [torch.load(tmp_path / f"found{rank}.pt", weights_only=False) for rank in range(2)]
+    for found in (one["computed"] for one in both):
+        assert found["dtypes"] == [{torch.float32}, {torch.bfloat16}]  # what is computed with is half of what is kept
+        assert found["buffers"] == {torch.float32}
+        assert torch.equal(*found["logps"])
+        assert found["logps"][0].std() > 0.01
     for case, (kind, settings, refreshed) in CASES.items():
         policy = loaded(folders[kind], settings, refreshed, later=False)
         expected = weights(policy)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from orlaif_kernels import grpo_rank_loss, rows
-from orlaif_kernels.rows import cluster_launch
+from orlaif_kernels.rows import cluster_launch, compiles_clusters
 
 from tests.conftest import REPO
 from tests.kernels.cases import make_case
@@ -37,7 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_nothing_spills_for_any_vocabulary_and_dtype(tmp_path: Path) -> None:
     ours = [r for r in compile_all(tmp_path / "static.json") if not r["kernel"].startswith("liger")]
-    assert len(ours) == 4 * (5 + 5 * 3 * 8) + 6  # and what a cluster holds on sm_90
+    assert len(ours) == 4 * (5 + 5 * 3 * 8) + 6 * compiles_clusters()  # and what a cluster holds on sm_90
     assert [r for r in ours if r["spills"]] == []
     assert all("128" in r["loads"] for r in ours if r["kernel"].startswith("row_kernel"))
 
@@ -78,10 +78,12 @@ def test_scaling_in_place_is_as_wide(records: list[dict[str, Any]]) -> None:
 
 def test_a_row_is_read_twice_and_written_once_at_most(records: list[dict[str, Any]]) -> None:
     fused = [r for r in records if r["kernel"].startswith("row_kernel: loss and gradient")]
-    (held,) = [r for r in fused if "multiprocessors_per_row" in r]
-    assert (held["row_reads"], held["row_writes"]) == (1, 1)
-    assert held["loads"]["128"] == held["stores"]["128"] / 2 == 4  # 32 bf16 logits a thread, and zeros where masked
-    fused.remove(held)
+    clusters = [r for r in fused if "multiprocessors_per_row" in r]
+    assert len(clusters) == int(compiles_clusters())
+    for held in clusters:
+        assert (held["row_reads"], held["row_writes"]) == (1, 1)
+        assert held["loads"]["128"] == held["stores"]["128"] / 2 == 4  # 32 bf16 logits a thread, and zeros where masked
+        fused.remove(held)
     assert fused
     for r in fused:
         assert (r["row_reads"], r["row_writes"]) == (2, 1)

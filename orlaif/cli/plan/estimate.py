@@ -61,9 +61,10 @@ class Estimate:
         offloaded = setup.strategy == "fsdp2" and self.sharding.cpu_offload
         here = 0 if offloaded else 1
         full = self.policy.lora is None
+        frozen = self._compute_bytes() if setup.strategy == "fsdp2" else bytes_of(parameters)
         standing = {
             "weights": here * weights // shards,
-            "reference": here * (bytes_of(parameters) // shards if full and setup.reference else 0),
+            "reference": here * (frozen // shards if full and setup.reference else 0),
             "optimizer": int(here * grads * self.state_per_byte / shards),
             "the sampler's engine": 0 if setup.engine_sleeps else setup.engine,
             "other (CUDA, libraries; assumed)": setup.host_overhead,

@@ -17,6 +17,8 @@ from orlaif.policy.asking import leaves
 
 #: Part of the largest logit by which made logits may be off.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
+#: Rows of an LM head that are in float64 at a time.
+_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,9 @@ def fitted_head(head: nn.Linear, hidden: Tensor, logits: Tensor, config: Any) ->
     """
     allowed = _ROUNDING.get(logits.dtype, 0.03) * float(logits.abs().max())
     logits, hidden = logits.double(), hidden.double()
-    plain = hidden @ head.weight.double().T + (0.0 if head.bias is None else head.bias.double())
+    rows = head.weight.split(_ROWS)  # of weights in their files, which are thus never read whole
+    plain = torch.cat([hidden @ some.double().T for some in rows], -1)
+    plain = plain if head.bias is None else plain + head.bias.double()
     softcap = getattr(config, "final_logit_softcapping", None)
     differences = []
     for cap in (softcap, None):
