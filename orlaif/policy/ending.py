@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from orlaif.policy.beginning import word_ids
+
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
 
@@ -65,8 +67,9 @@ def closing_id(policy: Policy) -> int:
 
 
 def answer_ids(policy: Policy, text: str) -> list[int]:
-    """The tokens of an answer, closed (:func:`closing_id`)."""
-    return [*policy.processor.tokenizer(text, add_special_tokens=False).input_ids, closing_id(policy)]
+    """The tokens of an answer, begun as the chat template does (``orlaif.policy.beginning``), and closed."""
+    arguments = dict(policy.chat.chat_template_kwargs)
+    return [*word_ids(policy.processor, text, arguments), closing_id(policy)]
 
 
 def _as_set(ids: Any) -> set[int]:

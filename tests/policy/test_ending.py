@@ -47,7 +47,7 @@ def test_the_closing_token_is_one_that_ends_a_rollout(
     policy = variant(tiny_model, tmp_path / "model", generation_config={"eos_token_id": eos})
     assert [closing_id(policy), closing_id(policy)] == [closing, closing]
     assert closing in policy.eos_ids
-    assert len(caplog.records) == int(said)
+    assert len([record for record in caplog.records if record.name.startswith("orlaif")]) == int(said)
     if said:
         assert "the tokenizer's is <|im_end|> (2)" in caplog.text
 
