@@ -13,10 +13,11 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
+from orlaif.refusals import advice, shown, words
 from orlaif.reply_cache import ReplyCache
 
 T = TypeVar("T")
@@ -128,16 +129,38 @@ class ChatClient:
         """
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
         request = {"model": self.model, "messages": messages, **self.settings}
-        key = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
+        return await self._heard([self.base_url, request], lambda: self._completion(request), read)
+
+    async def decide(self, state: str, question: str) -> float:
+        """How surely the model says yes, by ``/v1/systemone``, which ``transformers serve`` has; it writes nothing.
+
+        Args:
+            state: what the question is about.
+            question: to be answered with yes or no.
+
+        Returns:
+            Probability of yes.
+
+        Raises:
+            ValueError: a server that answers with something else than a number.
+            UnansweredError, UnreachableError, ReplyCacheError: as :meth:`ask`.
+        """
+        asked = {"yes": {"type": "noul", "instructions": question}}
+        request = {"model": self.model, "state": state, "questions": asked}
+        return await self._heard([self.base_url, "systemone", request], lambda: self._decision(request), float)
+
+    async def _heard(self, what: list[Any], send: Callable[[], Awaitable[str]], read: Callable[[str], T]) -> T:
+        """What the reply to a request says; ``what`` tells it from every other."""
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         if self._cache is None:
-            return await self._ask(key, request, read)
+            return await self._ask(key, send, read)
         assert self._asking is not None
         async with self._asking.setdefault(
             key, asyncio.Lock()
         ):  # the same request at the same time waits for the cache
-            return await self._ask(key, request, read)
+            return await self._ask(key, send, read)
 
-    async def _ask(self, key: str, request: dict[str, Any], read: Callable[[str], T]) -> T:
+    async def _ask(self, key: str, send: Callable[[], Awaitable[str]], read: Callable[[str], T]) -> T:
         replies = [] if self._cache is None else await asyncio.to_thread(self._cache.replies, key)
         for reply in replies:
             try:
@@ -156,7 +179,7 @@ class ChatClient:
         else:
             assert self._limit is not None
             async with self._limit:
-                reply = await self._request(request)
+                reply = await send()
             if self._cache is not None:
                 await asyncio.to_thread(self._cache.keep, key, len(replies), reply)
         try:
@@ -165,7 +188,31 @@ class ChatClient:
             self._misread[key] += 1
             raise
 
-    async def _request(self, request: dict[str, Any]) -> str:
+    async def _completion(self, request: dict[str, Any]) -> str:
+        model, messages, fields = request["model"], request["messages"], self.settings
+        # By ``extra_body`` the other fields are sent as they stand.
+        reply = await self._request(
+            lambda client: client.chat.completions.create(model=model, messages=messages, extra_body=fields)
+        )
+        try:
+            choice = reply.choices[0]
+            text = choice.message.content
+        except (AttributeError, IndexError, TypeError):
+            raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
+        if not isinstance(text, str) or not text.strip():
+            ended = f" (finish_reason {choice.finish_reason!r}, {shown(self.settings)})"
+            raise UnansweredError(f"an empty reply from {self.base_url}{ended}")
+        return text
+
+    async def _decision(self, request: dict[str, Any]) -> str:
+        reply = await self._request(lambda client: client.post("/systemone", body=request, cast_to=object))
+        try:
+            return str(float(reply["answers"]["yes"]["noul"]))
+        except (KeyError, TypeError, ValueError):
+            raise UnansweredError(f"{self.base_url}/systemone did not reply with a probability") from None
+
+    async def _request(self, send: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What comes back, as the client library has read it."""
         import openai
 
         key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
@@ -174,23 +221,12 @@ class ChatClient:
                 base_url=self.base_url, api_key=key or "none", timeout=self.timeout_s, max_retries=self.max_retries
             )
         self.counts["requests"] += 1
-        model, messages, fields = request["model"], request["messages"], self.settings
         try:
-            # By ``extra_body`` the other fields are sent as they stand.
-            reply = await self._client.chat.completions.create(model=model, messages=messages, extra_body=fields)
+            return await send(self._client)
         except openai.OpenAIError as error:
             self._explain(error, key)
         except (ValueError, RecursionError):  # a body that is no JSON, or nested without end
             raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
-        try:
-            choice = reply.choices[0]
-            text = choice.message.content
-        except (AttributeError, IndexError, TypeError):
-            raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
-        if not isinstance(text, str) or not text.strip():
-            ended = f" (finish_reason {choice.finish_reason!r}, {_shown(self.settings)})"
-            raise UnansweredError(f"an empty reply from {self.base_url}{ended}")
-        return text
 
     def _explain(self, error: Exception, key: str) -> NoReturn:
         """Raise what the client library met, in the server's words where it has spoken."""
@@ -206,10 +242,10 @@ class ChatClient:
             what = "no connection to" if "Connect" in type(problem).__name__ else "lost the connection to"
             raise UnreachableError(f"{what} {self.base_url} {tries}: {cause}; is the server up?") from None
         if isinstance(error, openai.APIStatusError):
-            words = _words(error.response.text)
-            words = words.replace(key, "[key]") if key else words  # some servers repeat it
-            cause = f"{self.base_url} answered {error.status_code}: {words or 'nothing'}"
-            raise UnansweredError(f"{cause}{_advice(error.status_code, words, self.settings)}") from None
+            said = words(error.response.text)
+            said = said.replace(key, "[key]") if key else said  # some servers repeat it
+            cause = f"{self.base_url} answered {error.status_code}: {said or 'nothing'}"
+            raise UnansweredError(f"{cause}{advice(error.status_code, said, self.model, self.settings)}") from None
         raise UnansweredError(f"{type(error).__name__} from {self.base_url}: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,35 +262,6 @@ def _settings(
     if fields["max_completion_tokens"] is not None and "max_tokens" not in extra:
         del fields["max_tokens"]
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _shown(settings: dict[str, Any]) -> str:
-    limits = [f"client.{name} {settings[name]}" for name in ("max_tokens", "max_completion_tokens") if name in settings]
-    return ", ".join(limits) or "no limit of tokens was sent"
-
-
-def _words(body: str) -> str:
-    """The message in the body of an error, as OpenAI, vLLM and FastAPI put it, or the body itself; 500 characters."""
-    try:
-        said: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        said = body
-    for name in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(name):
-            said = said[name]
-    words = " ".join((said if isinstance(said, str) else json.dumps(said)).split()) if said else ""
-    return words if len(words) <= 500 else f"{words[:500]}..."
-
-
-def _advice(status: int, words: str, settings: dict[str, Any]) -> str:
-    """Which setting a refused field belongs to."""
-    if status not in (400, 422):
-        return {401: " (client.api_key_env)", 404: " (client.base_url, client.model)"}.get(status, "")
-    if "max_tokens" in settings and "max_tokens" in words:
-        return " (set client.max_completion_tokens, or client.max_tokens: null)"
-    if "temperature" in settings and "temperature" in words:
-        return " (set client.temperature: null)"
-    return ""
 
 
 class _Background:

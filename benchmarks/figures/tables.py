@@ -137,6 +137,18 @@ def static() -> str:
     return _with_source(["dtype, vocabulary", "target", "before", "after"], rows, "static_before", "static")
 
 
+def judge() -> str:
+    """A small language model behind a server as a judge: groups ranked, agreement with the rule, time."""
+    rows: Rows = []
+    for name, row in load("judge_server")["results"].items():
+        tau = "" if row["tau"] is None else f"{row['tau']:.2f} ± {1.96 * row['standard_error']:.2f}"
+        ranked = f"{round(row['rankings'] * row['groups'])} of {row['groups']}"
+        rows.append([name, ranked, tau, f"{row['seconds_per_group']:.1f}"])
+    return _with_source(
+        ["asked for", "groups ranked", "tau-b with the rule", "seconds per group"], rows, "judge_server"
+    )
+
+
 #: Bytes of L2, in millions, as the report of the binaries counts them.
 _L2_MB = {"sm_80": 40, "sm_90": 50, "sm_100": 126}
 
@@ -252,6 +264,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pipeline-accuracy": pipeline_accuracy,
     "step": step,
     "families": families,
+    "judge": judge,
     "static": static,
     "before-after": before_after,
     "loading": loading,

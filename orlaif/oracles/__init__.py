@@ -1,6 +1,7 @@
 """Oracles: anything that can order the candidate answers to a question about a video."""
 
 from orlaif.oracles.base import Exchange, Judge, Oracle, dense_ranks, order_consistency
+from orlaif.oracles.decision import DecisionJudge
 from orlaif.oracles.ensemble import EnsembleOracle
 from orlaif.oracles.failure import Asked, OracleFailure, rank_groups
 from orlaif.oracles.function import FunctionOracle
@@ -16,6 +17,7 @@ from orlaif.oracles.score import ScoreOracle, TextRewardModel
 
 __all__ = [
     "Asked",
+    "DecisionJudge",
     "EnsembleOracle",
     "Exchange",
     "FunctionOracle",

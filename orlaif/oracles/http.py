@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from orlaif.answer_format import Sees, checked_sees
 from orlaif.openai_client import ChatClient, UnansweredError
 from orlaif.oracles.aggregate import borda_points
+from orlaif.oracles.asking import all_of, counted
 from orlaif.oracles.base import Exchange, Judge, ranking_of
 from orlaif.oracles.prompting import (
     LISTWISE_INSTRUCTIONS,
@@ -30,7 +31,6 @@ from orlaif.oracles.prompting import (
     parse_order,
     parse_verdicts,
 )
-from orlaif.stages import stage
 from orlaif.types import CandidateGroup, OracleError, Picture, Ranking, Seen, VideoClip
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class HTTPJudge(Judge):
         return ranking
 
     async def _rank_all(self, groups: Sequence[CandidateGroup]) -> list[Tensor | OracleError]:
-        return await _counted([self._rank_one(group) for group in groups])
+        return await counted([self._rank_one(group) for group in groups])
 
     async def _rank_one(self, group: CandidateGroup) -> Tensor | OracleError:
         """Points of the group's answers over all ballots, or why there are none."""
@@ -98,7 +98,7 @@ class HTTPJudge(Judge):
         try:
             shown = ballots(group, self.num_ballots, self.seed)
             shown_media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
-            rankings = await asyncio.gather(*(self._ballot(ballot, shown_media) for ballot in shown))
+            rankings = await all_of([self._ballot(ballot, shown_media) for ballot in shown])
             return borda_points(torch.tensor(rankings))
         except (ValueError, UnansweredError) as error:
             return OracleError(type(self).__name__, group.prompt.id, str(error))
@@ -121,7 +121,7 @@ class HTTPJudge(Judge):
         """
 
         async def every() -> list[Tensor | OracleError]:
-            return await _counted([self._verdicts_of(group, questions) for group in groups])
+            return await counted([self._verdicts_of(group, questions) for group in groups])
 
         groups = [group.seen(self.sees) for group in groups]
         outcomes = self.client.run(every())
@@ -136,7 +136,7 @@ class HTTPJudge(Judge):
         asked = [inquiry(group.prompt.question, text, questions) for text in texts]
         try:
             media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
-            said = await asyncio.gather(*(self._ask(group, VERDICT_INSTRUCTIONS, one, media, read) for one in asked))
+            said = await all_of([self._ask(group, VERDICT_INSTRUCTIONS, one, media, read) for one in asked])
         except (ValueError, UnansweredError) as error:
             return OracleError(type(self).__name__, group.prompt.id, str(error))
         return torch.tensor(said, dtype=torch.float64)[[texts.index(answer) for answer in group.answers]]
@@ -164,18 +164,6 @@ class HTTPJudge(Judge):
         self.client.counts.clear()
         self._failures = 0
         return counts
-
-
-async def _counted(groups: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What comes of the groups, which are counted as they come."""
-    with stage("judge", len(groups), "groups") as judged:
-
-        async def one(group: Coroutine[Any, Any, T]) -> T:
-            outcome = await group
-            judged.advance()
-            return outcome
-
-        return list(await asyncio.gather(*map(one, groups)))
 
 
 def _content(seen: Seen, num_frames: int, height: int) -> list[dict[str, Any]]:

@@ -130,6 +130,16 @@ def test_the_client_of_a_judge(block: Block, tmp_path: Path) -> None:
     assert judge.client.model == "Qwen/Qwen3-VL-8B-Instruct"
 
 
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if "DecisionJudge" in b.text], ids=lambda b: b.page)
+def test_the_judge_that_says_how_sure_it_is(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(block.text)
+    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
+    oracle = read_recipe(["--config", recipe, "--config", str(path), f"--run_dir={tmp_path}"]).model.oracle
+    assert oracle.state == "Sentence 1: {reference}\nSentence 2: {answer}"
+    assert oracle.client.model == "/models/judge"
+
+
 @pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.text.startswith("data:")], ids=lambda b: b.page)
 def test_the_filter_of_rows(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "overlay.yaml"

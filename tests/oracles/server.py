@@ -34,6 +34,12 @@ def as_shown(request: dict[str, Any]) -> str:
     return json.dumps({"ranking": list(candidates(request))})
 
 
+def short_is_true(request: dict[str, Any]) -> Any:
+    """``/v1/systemone``: the shorter the last line of what it is asked about, the surer."""
+    answers = {"yes": {"type": "noul", "noul": 1 / (1 + len(request["state"].splitlines()[-1]))}}
+    return 200, {}, json.dumps({"model": "m", "answers": answers, "usage": {}})
+
+
 class ChatServer:
     """Serves ``reply(request)``: a text, or ``(status, headers, body)``, or None to close the connection.
 

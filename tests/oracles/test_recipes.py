@@ -19,7 +19,7 @@ from orlaif.policy import Policy
 from tests.cli.test_cli import small
 from tests.conftest import REPO
 from tests.oracles.lettered import make_lettered_model
-from tests.oracles.server import ChatServer, shortest_first
+from tests.oracles.server import ChatServer, short_is_true, shortest_first
 
 RECIPES = sorted((REPO / "recipes" / "oracles").glob("*.yaml"))
 ORACLE = "--model.init_args.oracle.init_args"
@@ -42,7 +42,7 @@ def ranker(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ChatServer]:
-    with ChatServer(shortest_first) as one:
+    with ChatServer(lambda asked: short_is_true(asked) if "state" in asked else shortest_first(asked)) as one:
         yield one
 
 
@@ -55,6 +55,7 @@ def test_a_recipe_of_each_oracle_trains(
         "listwise_judge": [f"{ORACLE}.model={letters}"],
         "pairwise_judge": [f"{ORACLE}.model={letters}"],
         "rubric_judge": [f"{ORACLE}.judge.init_args.model={letters}"],
+        "decision_judge": [f"{CLIENT}.base_url={server.url}", f"{CLIENT}.cache_dir={tmp_path / 'cache'}"],
         "http_judge": [f"{CLIENT}.base_url={server.url}", f"{CLIENT}.cache_dir={tmp_path / 'cache'}"],
         "preference_ranker": [f"{ORACLE}.path={ranker}"],
     }.get(recipe.stem, [])
