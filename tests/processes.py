@@ -112,6 +112,8 @@ class Saver(Callback):
         sharded = sum(isinstance(p, DTensor) for p in parameters.values())
         if trainer.is_global_zero:
             found = {"grads": self.grads, "metrics": self.metrics, "weights": weights, "sharded": sharded}
+            sharing = getattr(pl_module, "sequence", None)
+            found["shares_frames"] = sharing is not None and sharing.shares_frames
             found |= {"totals": pl_module.totals, "step": trainer.global_step}
             torch.save(found | {"data": trainer.datamodule.state_dict()}, self.out)
 

@@ -93,7 +93,9 @@ class Notebook:
             takes_s: about how long it takes; with less left it is not begun.
         """
         if self.left() < (0 if self.rehearse else takes_s):
-            self.found["not_measured"][name] = f"no time left: {max(0, self.left()):.0f} s of the part's limit"
+            why = f"no time left: {max(0, self.left()):.0f} s of the part's limit"
+            # What was not rehearsed may fail on the day.
+            self.found["failed" if self.rehearse else "not_measured"][name] = why
             self.write()
             return
         begun = time.monotonic()

@@ -9,7 +9,7 @@ Shapes: n processes of the group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,13 @@ class SequenceGroup:
         size: n.
         index: of this process in the group, from 0.
         group: of torch.distributed.
+        shares_frames: whether they divide the frames that a tower is given as well.
     """
 
     size: int
     index: int
     group: Any
+    shares_frames: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -50,6 +52,15 @@ class SequenceGroup:
         out = x.new_empty(self.size * x.shape[0], *x.shape[1:])
         dist.all_gather_into_tensor(out, x.contiguous(), group=self.group)
         return out.view(self.size, *x.shape)
+
+    def gather_rows(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """[sum(sizes), ...], the rows of all processes in their order; gradients go back to whose rows they are.
+
+        Args:
+            x: this process's rows.
+            sizes: how many each has.
+        """
+        return _GatherRows.apply(x, self, tuple(sizes))
 
     def scatter_sum(self, x: Tensor) -> Tensor:
         """[...], this process's part of the sum of ``x`` [n, ...] over all processes; without gradient."""
@@ -72,6 +83,12 @@ class SequenceGroup:
         values = [value]
         dist.broadcast_object_list(values, src=dist.get_global_rank(self.group, 0), group=self.group)
         return values[0]
+
+    def of_each(self, value: Any) -> list[Any]:
+        """The values, which can be pickled, that all processes call this with."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def send_on(self, carrier: Tensor, states: Mapping[Any, Tensor]) -> Tensor:
         """Send tensors to the next process, which takes them by :meth:`receive`; the last one keeps them.
@@ -127,6 +144,21 @@ def check_divides(size: int) -> None:
             f"policy.sequence_parallel is {size} on {num_processes()} processes; it must divide their number "
             "(trainer.devices x trainer.num_nodes)"
         )
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: SequenceGroup, sizes: tuple[int, ...]) -> Tensor:
+        ctx.group, ctx.sizes = group, sizes
+        every = group.gather(torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])]))
+        return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        longest = max(ctx.sizes)
+        every = [torch.cat([g, g.new_zeros(longest - len(g), *g.shape[1:])]) for g in grad.split(ctx.sizes)]
+        return ctx.group.scatter_sum(torch.stack(every))[: ctx.sizes[ctx.group.index]], None, None
 
 
 class _FromLast(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from orlaif.distributed.sync import exchange
+from orlaif.policy.divided_tower import divided_tower
 from orlaif.policy.encoding import sub_batches
 from orlaif.policy.positions import PromptPositions
 from orlaif.policy.vision import VisionFeatures
@@ -85,5 +86,5 @@ def _one_pass(policy: Policy, model: Any, batch: PromptBatch, completions: Compl
     family, positions = policy.family, policy.prompt_positions(batch)
     assert policy.choice is not None
     at = (positions, policy.pad_id, family)
-    with policy.features.reused(family, model, batch):
+    with divided_tower(model, policy.sequence), policy.features.reused(family, model, batch):
         return policy.choice.outputs(model, batch, completions, *at, hidden, policy.sequence)

@@ -9,6 +9,7 @@ Shapes: P prompts, G completions, T completion tokens; n processes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,14 +19,16 @@ from torch import Tensor
 
 from orlaif.distributed.sequence import SequenceGroup
 from orlaif.distributed.sharding import compute_dtype
-from orlaif.distributed.sync import raise_together
+from orlaif.distributed.sync import exchange, raise_together
 from orlaif.policy.policy import Policy
 from orlaif.policy.prefix.attention import autocast_dtype
 from orlaif.policy.prefix.prepare import has_own_masks
 from orlaif.policy.prefix.probe import TOLERANCE
-from orlaif.policy.prefix.synthetic import random_tokens
+from orlaif.policy.prefix.synthetic import random_tokens, synthetic_batch
 from orlaif.policy.reference import evaluating
-from orlaif.types import Completions
+from orlaif.types import Completions, PromptBatch
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -61,29 +64,59 @@ def check_divisible(policy: Policy) -> None:
 
 
 @torch.no_grad()
-def check_divided(policy: Policy, sequence: SequenceGroup) -> None:
+def check_divided(policy: Policy, sequence: SequenceGroup) -> SequenceGroup:
     """Ask the loaded model whether it gives a synthetic prompt's completions the same log-probs where it is divided.
 
+    All processes of the run must call.
+
+    Returns:
+        The group, which shares the tower's frames where the model gives the same log-probs then, too.
+
     Raises:
-        ValueError: on all processes of the run, which must call, where any gets others.
+        ValueError: on all processes, where any gets other log-probs though the tower is whole.
     """
-    batch, error = policy.stand_in(policy.device), None
+    kind, error = policy.config.model_type, None
+    tolerance = TOLERANCE[autocast_dtype(policy.device, compute_dtype(policy.network))]
+    batch = _several_frames(policy, sequence)
     apart = [*policy.placeholder_ids, *batch.input_ids.unique().tolist()]
     ids = random_tokens(policy.processor, apart, (1, sequence.size, 3)).to(policy.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     completions = Completions(ids=ids, mask=mask, texts=(("",) * sequence.size,))
     with evaluating(policy.network):
         expected = dealt(policy.completion_logps(batch, completions), sequence)
-        with divided(policy, sequence):
-            found = policy.completion_logps(batch, dealt_completions(completions, sequence))
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE[autocast_dtype(policy.device, compute_dtype(policy.network))]:
-        error = ValueError(
-            f"policy.sequence_parallel is {sequence.size}, but model type {policy.config.model_type!r} gives log-probs "
-            f"that differ by {difference:.2g} where a prompt is divided; set it to 1"
-        )
+
+        def off_by(group: SequenceGroup) -> float:
+            policy.features.forget()
+            with divided(policy, group):
+                found = policy.completion_logps(batch, dealt_completions(completions, group))
+            return float((found - expected).abs().max())
+
+        if not (difference := off_by(sequence)) <= tolerance:
+            error = ValueError(
+                f"policy.sequence_parallel is {sequence.size}, but model type {kind!r} gives log-probs that differ by "
+                f"{difference:.2g} where a prompt is divided; set it to 1"
+            )
+        raise_together(error)
+        sharing = replace(sequence, shares_frames=True)
+        try:
+            difference, why = off_by(sharing), ""
+        except Exception as problem:  # whatever a model that we do not know may raise
+            difference, why = float("inf"), f"{type(problem).__name__}: {problem}"
     policy.features.forget()
-    raise_together(error)
+    if all(exchange(difference <= tolerance)):
+        return sharing
+    log.info(
+        "each process runs the tower of model type %r over all frames: %s", kind, why or f"off by {difference:.2g}"
+    )
+    return sequence
+
+
+def _several_frames(policy: Policy, sequence: SequenceGroup) -> PromptBatch:
+    """A synthetic prompt whose video has frames for all processes, where the model takes any number of them."""
+    least = policy.family.probe_frames
+    frames = 4 * sequence.size if least == 4 else least
+    dtype = compute_dtype(policy.network)
+    return synthetic_batch(policy.processor, ("what is this",), policy.device, dtype, policy.family, frames)
 
 
 def dealt(x: Tensor, sequence: SequenceGroup, fill: bool | None = None) -> Tensor:

@@ -53,6 +53,7 @@ class VisionFeatures:
             return
         _, kept = self._batches.setdefault(id(batch), (batch, {}))
         names = [name for name in _ENCODERS if callable(getattr(owner, name, None))]
+        before = {name: vars(owner)[name] for name in names if name in vars(owner)}  # a divided tower's
         depth = 0
 
         def keeping(name: str, encoder: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,3 +79,4 @@ class VisionFeatures:
         finally:
             for name in names:
                 delattr(owner, name)
+            vars(owner).update(before)

@@ -22,7 +22,8 @@ import torch
 from orlaif.distributed.sync import exchange
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.experience import Ranked, judge, rank_together, sample
-from orlaif.types import Completions, Delivery, PromptBatch, Ranking
+from orlaif.training.some_prompts import completions_of, taken
+from orlaif.types import Delivery, Ranking
 
 if TYPE_CHECKING:
     from orlaif.training.rlaif import OracleRLAIF
@@ -224,27 +225,3 @@ def in_order(teaching: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
     longest = max(map(len, teaching), default=0)
     places = ((i, process) for i in range(longest) for process in range(len(teaching)))
     return [(i, process) for i, process in places if i < len(teaching[process]) and teaching[process][i]]
-
-
-def taken(batch: PromptBatch, places: Sequence[int], encoder: ProcessorEncoder) -> PromptBatch:
-    """Some prompts of a batch as a batch: encoded once more, since what a prompt becomes depends on no other.
-
-    Args:
-        batch: P prompts.
-        places: of those wanted, in it.
-        encoder: that made the batch, or one like it.
-    """
-    prompts, clips = [batch.prompts[i] for i in places], [batch.clips[i] for i in places]
-    texts = [batch.texts[i] for i in places] if batch.texts else None
-    return encoder(prompts, clips, texts).to(batch.input_ids.device)
-
-
-def completions_of(completions: Completions, places: Sequence[int]) -> Completions:
-    """The completions of some of P prompts."""
-    at = torch.tensor(places, device=completions.device)
-    return Completions(
-        ids=completions.ids[at],
-        mask=completions.mask[at],
-        texts=tuple(completions.texts[i] for i in places),
-        logps=None if completions.logps is None else completions.logps[at],
-    )

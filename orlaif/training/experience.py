@@ -22,6 +22,7 @@ from orlaif.losses import loss_weights
 from orlaif.oracles import Asked
 from orlaif.stages import stage
 from orlaif.training.ahead import Answered, Sampled
+from orlaif.training.divided_rollout import sample_together
 from orlaif.training.in_flight import candidate_groups
 from orlaif.training.judged import JudgedBatch, show, whole
 from orlaif.training.lengths import by_length, cut_off, note_answers
@@ -226,7 +227,7 @@ def sampled_now(module: OracleRLAIF, batch: PromptBatch, generators: list[torch.
     """Completions of P prompts by the policy of this moment, and the oracle at work on them, if they count."""
     start = time.perf_counter()
     with stage("rollout"):
-        completions = module.by_first(lambda: module.rollout(module.policy, batch, generators))
+        completions = sample_together(module, lambda b, own: module.rollout(module.policy, b, own), batch, generators)
     seconds = elapsed(start, module.device)
     groups = candidate_groups(batch, completions, module.policy.answer_format)
     asked = Asked(module.oracle, groups, module.on_oracle_failure) if counts and module.leads else None

@@ -1,13 +1,13 @@
 """The part of the training stages that is about processes which share their prompts (``policy.sequence_parallel``).
 
-The n processes of a sequence group are given the same prompts. The first of them samples, asks the oracle and notes
-what there is to say of a group; all train, each on its own completions (``orlaif.policy.sequence``). A loss over those
-and what they count are this process's parts, which are summed over all processes as ever.
+The n processes of a sequence group are given the same prompts. Each samples some of them
+(``orlaif.training.divided_rollout``); the first asks the oracle and notes what there is to say of a group; all train,
+each on its own completions (``orlaif.policy.sequence``). A loss over those and what they count are this process's
+parts, which are summed over all processes as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -67,10 +67,13 @@ class SharesPrompts(ResumableModule):
             self.notes.counts = self.leads
 
     def try_sharing(self) -> None:
-        """Before the first step, by all processes: raise ValueError where the model is another one when divided."""
+        """Before the first step, by all processes: raise ValueError where the model is another one when divided.
+
+        Whether the vision tower can be divided is found out as well.
+        """
         if self.sequence is not None:
             with self.trainer.precision_plugin.train_step_context():
-                check_divided(self.policy, self.sequence)
+                self.sequence = check_divided(self.policy, self.sequence)
 
     def divided(self) -> AbstractContextManager[None]:
         """A context in which passes of the policy share their prompts, if any are shared."""
@@ -87,32 +90,6 @@ class SharesPrompts(ResumableModule):
     def of_all(self, own: Tensor | None, group_size: int) -> Tensor | None:
         """Reverses :meth:`own`, without gradient; all processes that share prompts must call."""
         return None if own is None else collected(own, group_size, self.sequence)
-
-    def by_first(self, make: Callable[[], Completions]) -> Completions:
-        """What the first of those that share prompts makes, on all of them, which must call.
-
-        Args:
-            make: samples, and speaks to no other process.
-
-        Raises:
-            Exception: as ``make``; on the others a RuntimeError that says so.
-        """
-        if self.sequence is None:
-            return make()
-        made, error = None, None
-        with self.policy.gathered():  # of shards, which all processes must
-            try:
-                made = make().to("cpu") if self.leads else None
-            except Exception as problem:  # whatever it is, the others must not wait
-                error = problem
-        told, said = self.sequence.from_first((made, None if error is None else f"{type(error).__name__}: {error}"))
-        if error is not None:
-            raise error
-        if said is not None:
-            raise RuntimeError(f"the process that samples this one's prompts stopped: {said}")
-        if self.policy.is_sharded:  # features that the rollout left on one would keep the others waiting in the tower
-            self.policy.features.forget()
-        return told.to(self.device)
 
     def check_same_prompts(self, batch: PromptBatch) -> None:
         """Raise RuntimeError on all processes where any that share prompts were given others; all must call."""

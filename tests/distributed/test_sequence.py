@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from orlaif.demo.shapes import words
 from orlaif.distributed import sequence
 from orlaif.distributed.sequence import SequenceGroup, check_divides
 from orlaif.policy import Policy
+from orlaif.policy.divided_tower import frames_of
 from orlaif.policy.prefix.attention import NAME
 from orlaif.policy.prefix.divided import divide
 from orlaif.policy.prefix.divided_attention import divided_attention
@@ -23,8 +25,10 @@ from orlaif.policy.prefix.split import split_attention
 from orlaif.policy.sequence import dealt_completions
 from orlaif.rollout import Pipelined, Rollout
 from orlaif.tiny import tiny_model as write_tiny_model
+from orlaif.training.divided_rollout import sample_together
 from orlaif.training.ranker import PreferenceRankerTraining
-from orlaif.types import Completions
+from orlaif.types import Completions, PromptBatch
+from tests.conftest import random_completions
 from tests.distributed.test_processes import same
 from tests.processes import LORA, Job, run
 from tests.training.test_rlaif import rlaif
@@ -74,6 +78,7 @@ def test_two_processes_share_each_prompt(job: Any, strategy: str) -> None:
     one = run(job("one", **settings), timeout=600)
     two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2, timeout=600)
     assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
+    assert two["shares_frames"]
     same_throughout(one, two)
 
 
@@ -84,6 +89,8 @@ def test_states_are_handed_on_between_processes(job: Any, tmp_path: Path) -> Non
     one = run(job("one", folder=folder, **settings), timeout=600)
     two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2, timeout=600)
     assert any("linear_attn" in name for name in two["grads"][0])
+    assert any("visual" in name for name in two["grads"][0])
+    assert two["shares_frames"]
     same_throughout(one, two, 5e-6)
 
 
@@ -103,6 +110,7 @@ def test_four_processes_train_as_one(
     settings: dict[str, Any] = {"folder": folder, "batch": 4, "lora": lora, "scripted": True, "max_new_tokens": 8}
     one = run(job("one", **settings), timeout=600)
     four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=600)
+    assert four["shares_frames"]
     same_throughout(one, four, 2e-5 if kind == "qwen3_5" else 5e-6, apart=True)
 
 
@@ -136,6 +144,56 @@ def test_completions_are_dealt_out_in_turns() -> None:
     assert second.ids.flatten().tolist() == [1, 3, 4]
     assert second.mask.flatten().tolist() == [True, True, False]
     assert dealt_completions(completions, None) is completions
+
+
+def test_frames_of_several_videos_are_divided() -> None:
+    """Three, two and one, the last a picture, to two processes and to three."""
+    grids = torch.tensor([[3, 2, 4], [2, 4, 4], [1, 2, 2]])
+    assert frames_of(grids, 0, 3).tolist() == [[3, 2, 4]]
+    assert frames_of(grids, 3, 6).tolist() == [[2, 4, 4], [1, 2, 2]]
+    assert frames_of(grids, 2, 4).tolist() == [[1, 2, 4], [1, 4, 4]]
+    assert frames_of(grids, 4, 6).tolist() == [[1, 4, 4], [1, 2, 2]]
+
+
+class Second(SequenceGroup):
+    """The second of two processes; the first says what is given here."""
+
+    said: ClassVar[list[Any]] = []
+
+    def of_each(self, value: Any) -> list[Any]:
+        return [self.said.pop(0), value]
+
+
+def test_each_process_samples_some_of_the_prompts(policy: Policy, batch: PromptBatch) -> None:
+    """Five prompts: the second process samples two, each by its own generator; with another's tokens, the first all."""
+    others = random_completions(policy, 3, 2, 4)
+    sampled: list[tuple[str, ...]] = []
+
+    def make(some: PromptBatch, generators: Any) -> Completions:
+        sampled.append(tuple(prompt.id for prompt in some.prompts))
+        assert [generator.initial_seed() for generator in generators] == [1, 3]
+        return random_completions(policy, 2, 2, 5, seed=1)
+
+    module: Any = SimpleNamespace(policy=policy, sequence=Second(size=2, index=1, group=None))
+    generators = [torch.Generator().manual_seed(i) for i in range(5)]
+    Second.said = [True, (others, None)]
+    found = sample_together(module, make, batch, generators)
+    assert sampled == [(batch.prompts[1].id, batch.prompts[3].id)]
+    mine = random_completions(policy, 2, 2, 5, seed=1)
+    assert [found.texts[i] for i in (0, 2, 4)] == list(others.texts)
+    assert torch.equal(found.ids[[0, 2, 4], :, :4], others.ids)
+    assert torch.equal(found.ids[[1, 3]], mine.ids)
+    assert torch.equal(found.mask[[1, 3]], mine.mask)
+    assert not found.mask[[0, 2, 4], :, 4:].any()
+
+    everything = random_completions(policy, 5, 2, 4)
+    Second.said = [True, (everything, None)]
+    encoded_otherwise = replace(batch, input_ids=batch.input_ids.flip(0), attention_mask=batch.attention_mask.flip(0))
+    assert torch.equal(sample_together(module, make, encoded_otherwise, generators).ids, everything.ids)
+    Second.said = [True, (None, "ValueError: no")]
+    with pytest.raises(RuntimeError, match=r"samples some of this one's prompts stopped: ValueError: no"):
+        sample_together(module, make, batch, generators)
+    assert len(sampled) == 2
 
 
 class Alone(SequenceGroup):
