@@ -7,6 +7,7 @@ from benchmarks.figures.claims import CLAIMS, missing
 from benchmarks.figures.pages import PAGES, REPO, rendered
 from benchmarks.figures.results import RESULTS, load
 from benchmarks.gpu.page import write_pages
+from benchmarks.pretrained import report
 
 
 def plots() -> None:
@@ -15,6 +16,7 @@ def plots() -> None:
     runs = {int(seed): row for seed, row in ordinal["runs"].items()}
     ordinal_vs_scalar.plot(runs, ordinal["table"], str(RESULTS / "ordinal_vs_scalar.png"))
     step.plot(load("step_cpu"), str(RESULTS / "step_cpu.png"))
+    report.plot(load("pretrained"), str(REPO / "docs" / "images" / "pretrained.png"))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from benchmarks.figures.results import load, plus_minus
 
 REPO = Path(__file__).parents[2]
 README, BENCHMARKS = "README.md", "docs/benchmarks/index.md"
+PRETRAINED = "docs/tutorials/pretrained.md"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ def _actors() -> tuple[object, ...]:
     return found["1 actors"], found["2 actors"]
 
 
+def _pretrained_trial() -> tuple[object, ...]:
+    report = load("pretrained")
+    start, trial = report["warm_start"]["facts"], report["trial"]
+    return trial["steps"], trial["lr"], *(100 * (trial[arm] - start) for arm in ("rule", "random"))
+
+
 CLAIMS = (
     Claim(README, "{:.1f} to {:.0f} x less time than the duplicated batch", _step_ratios),
     *(
@@ -124,5 +131,7 @@ CLAIMS = (
     Claim(BENCHMARKS, "One actor samples {:.0f} answers a second, two sample {:.0f}", _actors),
     Claim(BENCHMARKS, "costs {:.1f} x less with `HTTPJudge` (a server that takes 50 ms), {:.0f} x less with "
           "`PairwiseJudge`, {:.1f} x with `ListwiseJudge` and {:.0f} x with `PreferenceRanker`", _oracles),
+    Claim(PRETRAINED, "{} steps at a rate of {}, in which `rule` gave {:+.1f} points and `random` {:+.1f}",
+          _pretrained_trial),
     Claim(BENCHMARKS, "the policy's part of a step is {:.1f} x faster than duplicated (operations: {:.1f}", _prefix),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import demo_controls, ordinal_vs_scalar
+from benchmarks.figures import pretrained
 from benchmarks.figures.results import load, markdown, plus_minus, source
 
 Rows = list[list[str]]
@@ -272,4 +273,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ordinal": ordinal,
     "decode": decode,
     "bandit": bandit,
+    "pretrained": pretrained.gains,
+    "pretrained-facts": pretrained.facts,
+    "pretrained-sampled": pretrained.sampled,
+    "pretrained-answers": pretrained.answers,
 }

@@ -1,0 +1,73 @@
+"""Tables of the benchmark with a pretrained language model inside."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from benchmarks.figures.results import load, markdown, plus_minus, source
+
+Rows = list[list[str]]
+
+
+def gains() -> str:
+    """Facts right before and after Oracle-RLAIF, by seed, with gains."""
+    report = load("pretrained")
+    seeds, start = report["seeds"], report["warm_start"]
+    warm = [f"{100 * start['facts']:.1f}"] * len(seeds)
+    rows: Rows = [["warm start", *warm, "", f"{100 * start['all']:.1f}", ""]]
+    for arm, gained in report["gains"].items():
+        done = [row[arm] for row in seeds.values() if arm in row]
+        cells = [f"{100 * row[arm]['facts']:.1f}" if arm in row else "" for row in seeds.values()]
+        cells += [_gain(gained["facts"]), f"{100 * fmean(row['all'] for row in done):.1f}", _gain(gained["all"])]
+        rows.append([arm, *cells])
+    both = {seed: row for seed, row in seeds.items() if "rule" in row and "random" in row}
+    apart = {seed: 100 * (row["rule"]["facts"] - row["random"]["facts"]) for seed, row in both.items()}
+    cells = [f"{apart[seed]:+.1f}" if seed in apart else "" for seed in seeds]
+    rows.append(["rule over random", *cells, plus_minus(list(apart.values()), "+"), "", ""])
+    head = ["", *(f"seed {seed}" for seed in seeds), "gain", "all four right", "gain"]
+    return f"{markdown(head, rows)}\n\n{source('pretrained')}"
+
+
+def sampled(window: int = 15) -> str:
+    """Facts right among the answers sampled in training, first and last steps; time and memory."""
+    report = load("pretrained")
+    rows: Rows = []
+    for arm in report["gains"]:
+        done = [row[arm] for row in report["seeds"].values() if arm in row]
+        ends = [[100 * fmean(part) for part in _ends(row["sampled_facts"], window)] for row in done]
+        cells = [plus_minus([end[side] for end in ends]) for side in (0, 1)]
+        cells += [plus_minus([last - first for first, last in ends], "+")]
+        cells += [f"{fmean(row['core_seconds_per_step'] for row in done):.1f}"]
+        rows.append([arm, *cells, f"{max(row['peak_gb'] for row in done):.1f}"])
+    head = ["", f"first {window} steps", f"last {window}", "gain", "core seconds a step", "peak, GB"]
+    return f"{markdown(head, rows)}\n\n{source('pretrained')}"
+
+
+def _ends(values: list[float], window: int) -> tuple[list[float], list[float]]:
+    return values[:window], values[-window:]
+
+
+def _gain(cell: dict[str, Any]) -> str:
+    half = cell["half_95_interval"]
+    return f"{cell['mean']:+.1f}" + ("" if half is None else f" ± {half:.1f}")
+
+
+def facts() -> str:
+    """Each fact's share: of the warm start, and of each oracle's policies, mean over seeds."""
+    report = load("pretrained")
+    rows: Rows = [["warm start", *(f"{100 * report['warm_start']['by_fact'][fact]:.1f}" for fact in report["facts"])]]
+    for arm in report["gains"]:
+        done = [row[arm]["by_fact"] for row in report["seeds"].values() if arm in row]
+        rows.append([arm, *(f"{100 * fmean(row[fact] for row in done):.1f}" for fact in report["facts"])])
+    return f"{markdown(['', *report['facts']], rows)}\n\n{source('pretrained')}"
+
+
+def answers() -> str:
+    """The same test questions before and after, drawn once for all runs."""
+    report = load("pretrained")
+    after = report["seeds"]["0"]
+    rows: Rows = []
+    for place, one in enumerate(report["warm_start"]["samples"]):
+        rows.append([one["rendered"], one["answer"], *(row["samples"][place]["answer"] for row in after.values())])
+    return f"{markdown(['rendered', 'warm start', *(f'after {arm}' for arm in after)], rows)}\n\n{source('pretrained')}"
