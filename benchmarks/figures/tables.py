@@ -150,6 +150,22 @@ def judge() -> str:
     )
 
 
+def trl() -> str:
+    """TRL's GRPOTrainer and orlaif from the same warm starts: each seed, means with intervals, time of a step."""
+    report = load("trl_side_by_side")
+    rows: Rows = []
+    for name, key in (("warm start", "sft"), ("orlaif", "orlaif"), ("TRL", "trl")):
+        runs = [run[key] for run in report["runs"].values()]
+        accuracy, reward = ([100 * run[what] for run in runs] for what in ("accuracy", "reward"))
+        seconds = "" if key == "sft" else f"{report['summary'][key]['seconds_per_step']:.2f} s"
+        rows.append([name, *(f"{value:.1f}" for value in accuracy), plus_minus(accuracy), plus_minus(reward), seconds])
+    less = report["summary"]["orlaif less trl"]
+    cells = [f"{less[what][0]:+.1f} ± {less[what][1]:.1f}" for what in ("accuracy", "reward")]
+    rows.append(["orlaif less TRL", *("" for _ in report["runs"]), *cells, ""])
+    head = ["", *(f"seed {seed}" for seed in report["runs"]), "right, %", "reward, %", "a step"]
+    return _with_source(head, rows, "trl_side_by_side")
+
+
 #: Bytes of L2, in millions, as the report of the binaries counts them.
 _L2_MB = {"sm_80": 40, "sm_90": 50, "sm_100": 126}
 
@@ -266,6 +282,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": step,
     "families": families,
     "judge": judge,
+    "trl": trl,
     "static": static,
     "before-after": before_after,
     "loading": loading,
