@@ -46,6 +46,9 @@ def test_what_was_measured_is_written_at_once_and_the_rest_named(tmp_path: Path)
     assert found["not_measured"]["too long"].startswith("no time left: ")
     assert found["failed"] == {"broken": "ZeroDivisionError: division by zero"}
     assert not found["finished"]
+    rehearsed = notebook(tmp_path / "rehearsed", seconds=-1.0, rehearse=True)
+    rehearsed.measure("late", dict)
+    assert read(tmp_path / "rehearsed")["failed"]["late"].startswith("no time left: ")
     book.write(finished=True)
     assert read(tmp_path)["finished"]
     assert found["about"]["versions"]["torch"] == torch.__version__.split("+")[0]
