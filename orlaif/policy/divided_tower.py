@@ -13,6 +13,7 @@ Shapes: B videos or images, F frames of them all (an image is one), N patches, K
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from orlaif.distributed.sequence import SequenceGroup
 from orlaif.policy.asking import base_of
+from orlaif.types import PromptBatch
 
 #: Methods of a model that make features of pixels.
 _ENCODERS = ("get_video_features", "get_image_features")
@@ -43,11 +45,12 @@ def divided_tower(model: Any, sequence: SequenceGroup | None) -> Iterator[None]:
 
     def dividing(encoder: Callable[..., Any]) -> Callable[..., Any]:
         def encode(*args: Any, **kwargs: Any) -> Any:
-            if busy or sequence is None or not _has_frames(args[:2], sequence.size):
+            given = inspect.signature(encoder).bind(*args, **kwargs)  # by place or by name
+            if busy or sequence is None or not _has_frames(given.args[:2], sequence.size):
                 return encoder(*args, **kwargs)
             busy.append("")  # one encoder may call the other
             try:
-                return _encoded(encoder, sequence, *args, **kwargs)
+                return _encoded(encoder, sequence, *given.args, **given.kwargs)
             finally:
                 busy.pop()
 
@@ -70,6 +73,11 @@ def _has_frames(given: tuple[Any, ...], size: int) -> bool:
     if grids.ndim != 2 or grids.shape[1] != 3 or grids.is_floating_point():
         return False
     return len(pixels) == int(grids.prod(-1).sum()) and int(grids[:, 0].sum()) >= size
+
+
+def has_grids(batch: PromptBatch) -> bool:
+    """Whether a model is given the frames of a batch in grids, by which they can be divided."""
+    return any(name.endswith("grid_thw") for name in batch.mm_inputs)
 
 
 def frames_of(grids: Tensor, first: int, last: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from orlaif.distributed.sequence import SequenceGroup
 from orlaif.distributed.sharding import compute_dtype
 from orlaif.distributed.sync import exchange, raise_together
+from orlaif.policy.divided_tower import has_grids
 from orlaif.policy.policy import Policy
 from orlaif.policy.prefix.attention import autocast_dtype
 from orlaif.policy.prefix.prepare import has_own_masks
@@ -99,7 +100,7 @@ def check_divided(policy: Policy, sequence: SequenceGroup) -> SequenceGroup:
         raise_together(error)
         sharing = replace(sequence, shares_frames=True)
         try:
-            difference, why = off_by(sharing), ""
+            difference, why = (off_by(sharing), "") if has_grids(batch) else (float("inf"), "they come in no grids")
         except Exception as problem:  # whatever a model that we do not know may raise
             difference, why = float("inf"), f"{type(problem).__name__}: {problem}"
     policy.features.forget()
