@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks import ordinal_vs_scalar, step
+from benchmarks import step
 from benchmarks.figures.claims import CLAIMS, missing
 from benchmarks.figures.pages import PAGES, REPO, rendered
 from benchmarks.figures.results import RESULTS, load
 from benchmarks.gpu.page import write_pages
+from benchmarks.ordinal_vs_scalar import shown
 from benchmarks.pretrained import report
 
 
 def plots() -> None:
     """The pictures beside the JSON."""
-    ordinal = load("ordinal_vs_scalar")
-    runs = {int(seed): row for seed, row in ordinal["runs"].items()}
-    ordinal_vs_scalar.plot(runs, ordinal["table"], str(RESULTS / "ordinal_vs_scalar.png"))
+    shown.plot(load("ordinal_vs_scalar"), str(RESULTS / "ordinal_vs_scalar.png"))
     step.plot(load("step_cpu"), str(RESULTS / "step_cpu.png"))
     report.plot(load("pretrained"), str(REPO / "docs" / "images" / "pretrained.png"))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.figures.results import load, plus_minus
 
 REPO = Path(__file__).parents[2]
-README, BENCHMARKS = "README.md", "docs/benchmarks/index.md"
 PRETRAINED = "docs/tutorials/pretrained.md"
+README, BENCHMARKS, MAPPINGS = "README.md", "docs/benchmarks/index.md", "docs/benchmarks/mappings.md"
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,33 @@ def _pretrained_trial() -> tuple[object, ...]:
     return trial["steps"], trial["lr"], *(100 * (trial[arm] - start) for arm in ("rule", "random"))
 
 
+def _points(mapping: str, *voices: str, how: str = "equal_steps") -> Callable[[], tuple[object, ...]]:
+    """Points of a mapping above ``zscore`` at equal steps or at equal KL, under each voice."""
+
+    def figures() -> tuple[object, ...]:
+        table = load("ordinal_vs_scalar")["table"]
+        pairs = [table[f"{mapping}/{voice}"][how]["less_zscore"] for voice in voices]
+        return tuple(f"{mean:+.1f} ± {half:.1f}" for mean, half in pairs)
+
+    return figures
+
+
+def _warm_start() -> tuple[object, ...]:
+    report = load("ordinal_vs_scalar")
+    mean, half = report["warm_start"]
+    return f"{mean:.1f} ± {half:.1f}", report["warm_start_sampled"][0]
+
+
+def _sampled(mapping: str, voice: str) -> Callable[[], tuple[object, ...]]:
+    """Percent of sampled answers that are right behind the last step."""
+    return lambda: (load("ordinal_vs_scalar")["table"][f"{mapping}/{voice}"]["sampled"][0],)
+
+
+def _longer() -> tuple[object, ...]:
+    mean, half = load("ordinal_vs_scalar")["longer"]["dcg/clean"]["equal_steps"]["less_zscore"]
+    return (f"{mean:+.1f} ± {half:.1f}",)
+
+
 CLAIMS = (
     Claim(README, "{:.1f} to {:.0f} x less time than the duplicated batch", _step_ratios),
     *(
@@ -133,5 +160,26 @@ CLAIMS = (
           "`PairwiseJudge`, {:.1f} x with `ListwiseJudge` and {:.0f} x with `PreferenceRanker`", _oracles),
     Claim(PRETRAINED, "{} steps at a rate of {}, in which `rule` gave {:+.1f} points and `random` {:+.1f}",
           _pretrained_trial),
+    Claim(MAPPINGS, "The warm start has {}, and {:.1f} of sampled answers", _warm_start),
+    Claim(MAPPINGS, "ahead of `zscore` under every voice, by {} points under *clean* and {} under *length*",
+          _points("dcg", "clean", "length")),
+    Claim(MAPPINGS, "At equal KL it is ahead by {} and, under *quantised*, by {}",
+          _points("dcg", "clean", "quantised", how="equal_kl")),
+    Claim(MAPPINGS, "After three times the steps it is {} ahead", _longer),
+    Claim(MAPPINGS, "Linear ranks (`borda`) are level with a tuned `zscore` under *clean* ({}), *heavy* ({}) and "
+          "*quantised* ({}), and lose to it under *length* ({})",
+          _points("borda", "clean", "heavy", "quantised", "length")),
+    Claim(MAPPINGS, "`odrpo` is level with it under *clean* ({}) and *heavy* ({}), behind under *length* ({}), and in "
+          "its own setting ahead by no more than noise ({})",
+          _points("odrpo", "clean", "heavy", "length", "quantised")),
+    Claim(MAPPINGS, "at equal KL by little ({})", _points("odrpo", "quantised", how="equal_kl")),
+    Claim(MAPPINGS, "At equal KL `borda` is behind under *clean* as well ({})",
+          _points("borda", "clean", how="equal_kl")),
+    Claim(MAPPINGS, "`mean_centered` loses {} points to `zscore` under *rescaled*",
+          _points("mean_centered", "rescaled")),
+    Claim(MAPPINGS, "`rloo` {}", _points("rloo", "rescaled")),
+    Claim(MAPPINGS, "`mean_centered` is ahead of `zscore` there ({})", _points("mean_centered", "quantised")),
+    Claim(MAPPINGS, "of sampled answers {:.1f} % are right with `zscore`", _sampled("zscore", "heavy")),
+    Claim(MAPPINGS, "{:.1f} % of sampled answers right", _sampled("ndcg_penalty, appendix, reversed", "clean")),
     Claim(BENCHMARKS, "the policy's part of a step is {:.1f} x faster than duplicated (operations: {:.1f}", _prefix),
 )  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import demo_controls, ordinal_vs_scalar
+from benchmarks import demo_controls
 from benchmarks.figures import pretrained
 from benchmarks.figures.results import load, markdown, plus_minus, source
+from benchmarks.ordinal_vs_scalar import shown
 
 Rows = list[list[str]]
 
@@ -226,9 +227,9 @@ def rankers() -> str:
     return _with_source(head, rows, "preference_ranker")
 
 
-def ordinal() -> str:
-    """Mappings by how the judge is heard."""
-    return f"{ordinal_vs_scalar.markdown(load('ordinal_vs_scalar')['table'])}\n\n{source('ordinal_vs_scalar')}"
+def _ordinal(rows: Callable[[dict[str, Any]], tuple[list[str], Rows]]) -> Callable[[], str]:
+    """A table of the mappings, each at its own best rate."""
+    return lambda: _with_source(*rows(load("ordinal_vs_scalar")), "ordinal_vs_scalar")
 
 
 _CLIPS = {
@@ -287,7 +288,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "before-after": before_after,
     "loading": loading,
     "rankers": rankers,
-    "ordinal": ordinal,
+    "mappings": _ordinal(shown.accuracy),
+    "mappings-less": _ordinal(shown.differences),
+    "mappings-kl": _ordinal(shown.at_equal_kl),
+    "mappings-rates": _ordinal(shown.rates),
+    "mappings-longer": _ordinal(shown.longer),
+    "mappings-ends": _ordinal(shown.ends),
     "decode": decode,
     "bandit": bandit,
     "pretrained": pretrained.gains,
