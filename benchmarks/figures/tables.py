@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import demo_controls
-from benchmarks.figures import pretrained
+from benchmarks.figures import mappings, pretrained
 from benchmarks.figures.results import load, markdown, plus_minus, source
-from benchmarks.ordinal_vs_scalar import shown
 
 Rows = list[list[str]]
 
@@ -227,11 +226,6 @@ def rankers() -> str:
     return _with_source(head, rows, "preference_ranker")
 
 
-def _ordinal(rows: Callable[[dict[str, Any]], tuple[list[str], Rows]]) -> Callable[[], str]:
-    """A table of the mappings, each at its own best rate."""
-    return lambda: _with_source(*rows(load("ordinal_vs_scalar")), "ordinal_vs_scalar")
-
-
 _CLIPS = {
     "nasa_13013.mp4": "H.264, 480 x 270, 13 s",
     "h265_video.mp4": "H.265, 128 x 128, 1 s",
@@ -288,12 +282,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "before-after": before_after,
     "loading": loading,
     "rankers": rankers,
-    "mappings": _ordinal(shown.accuracy),
-    "mappings-less": _ordinal(shown.differences),
-    "mappings-kl": _ordinal(shown.at_equal_kl),
-    "mappings-rates": _ordinal(shown.rates),
-    "mappings-longer": _ordinal(shown.longer),
-    "mappings-ends": _ordinal(shown.ends),
+    **mappings.TABLES,
     "decode": decode,
     "bandit": bandit,
     "pretrained": pretrained.gains,
