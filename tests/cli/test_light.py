@@ -41,7 +41,7 @@ main()
 def test_help_lists_all_subcommands_at_once(word: str) -> None:
     said, seconds = ran([word], HEAVY)
     assert all(f"\n  {name} " in said for name in SUBCOMMANDS)
-    assert seconds < 1.0
+    assert seconds < 5.0  # 0.05 s where nothing else runs
 
 
 def test_the_version() -> None:

@@ -132,11 +132,8 @@ def test_order_consistency_finds_the_judge_that_looks_at_places() -> None:
 def test_requests_are_in_flight_together_up_to_a_bound() -> None:
     groups = [group("a", "bb", id=str(i)) for i in range(12)]
     with ChatServer(shortest_first, delay_s=0.2) as server:
-        start = time.perf_counter()
         judge(server, num_ballots=1, concurrency=6).rank(groups)
-        taken = time.perf_counter() - start
     assert server.most_at_once == 6
-    assert taken < 12 * 0.2 / 2
 
 
 def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,9 +196,7 @@ def test_prose_around_one_ranking_does_not_matter() -> None:
 
 def test_a_time_out_is_a_failure() -> None:
     with ChatServer(shortest_first, delay_s=1.5) as server:
-        start = time.perf_counter()
         ranking = judge(server, timeout_s=0.3).rank([group()])
-        assert time.perf_counter() - start < 1.2
     assert "within 0.3 s" in str(ranking.failures[0])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -177,7 +178,7 @@ def test_an_oracle_that_waits_does_so_beside_other_work() -> None:
     time.sleep(0.25)  # the reference's forward pass
     assert asked.result().ranks.tolist() == [[1, 0]]
     assert asked.seconds >= 0.3
-    assert asked.waited < 0.2
+    assert asked.waited < asked.seconds
 
 
 def test_an_oracle_that_computes_does_so_when_its_ranking_is_wanted() -> None:
@@ -196,9 +197,14 @@ def test_an_error_of_the_oracle_reaches_the_step(oracle: Oracle) -> None:
 
 
 def test_the_members_of_an_ensemble_that_wait_do_so_together() -> None:
-    start = time.perf_counter()
-    assert EnsembleOracle([Waits(), Waits(), Waits()]).rank([group("x", "red")]).ranks.tolist() == [[1, 0]]
-    assert time.perf_counter() - start < 0.6
+    together = threading.Barrier(3)
+
+    class Meets(Waits):
+        def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
+            together.wait(timeout=60)  # breaks unless all three are in here at once
+            return super().rank(groups)
+
+    assert EnsembleOracle([Meets(), Meets(), Meets()]).rank([group("x", "red")]).ranks.tolist() == [[1, 0]]
 
 
 def test_an_ensemble_binds_and_counts_its_members() -> None:
