@@ -109,8 +109,7 @@ def _actors() -> tuple[object, ...]:
 
 
 def _pretrained_trial() -> tuple[object, ...]:
-    report = load("pretrained")
-    start, trial = report["warm_start"]["facts"], report["trial"]
+    start, trial = load("pretrained")["warm_start"]["facts"], load("pretrained_trial")
     return trial["steps"], trial["lr"], *(100 * (trial[arm] - start) for arm in ("rule", "random"))
 
 

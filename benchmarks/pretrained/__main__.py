@@ -37,7 +37,6 @@ def main() -> None:
         "--stages", nargs="+", choices=("model", "sft", *ARMS), default=["sft", "rule", "random", "ranker"]
     )
     parser.add_argument("--judge", help="a recipe of an oracle behind HTTP, for the stage judge")
-    parser.add_argument("--extra", nargs="*", default=[], help="further arguments of Oracle-RLAIF's runs")
     arguments = parser.parse_args()
     if lack := missing():
         sys.exit(lack)
@@ -52,7 +51,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for arm in arguments.stages:
             if arm in ARMS:
-                run_arm(stages, arm, seed, start, arguments.judge, arguments.extra)
+                run_arm(stages, arm, seed, start, arguments.judge)
         write_report(stages, os.path.join(arguments.output, "pretrained.json"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.pretrained.stages import Stages, read_json, write_json
@@ -26,9 +25,7 @@ def warm_start(stages: Stages) -> str:
     return start
 
 
-def run_arm(
-    stages: Stages, arm: str, seed: int, start: str, judge: str | None = None, extra: Sequence[str] = ()
-) -> dict[str, Any]:
+def run_arm(stages: Stages, arm: str, seed: int, start: str, judge: str | None = None) -> dict[str, Any]:
     """Oracle-RLAIF against one oracle; the share of facts of the policy behind it."""
     run = f"seed{seed}/{arm}"
     oracle = list(ARMS[arm])
@@ -41,7 +38,7 @@ def run_arm(
     elif arm == "judge":
         oracle = ["--config", str(judge)]
     data = stages.data("train=rl", "val=val")
-    trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *data, *extra])
+    trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *data])
     return stages.test(run, trained, seed)
 
 
