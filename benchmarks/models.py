@@ -24,6 +24,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
@@ -73,6 +75,12 @@ SIZES = {
         vision={**_TOWER, "fullatt_block_indexes": [7, 15, 23, 31]},
         patch=14,
     ),
+    "qwen3-vl-2b": Size(
+        family="qwen3_vl",
+        text={**_text(2048, 6144, 28, 16, 8, 151936), "head_dim": 128},
+        vision={"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16},
+        patch=16,
+    ),
     "qwen3.5-2b": Size(
         family="qwen3_5",
         text={**_text(2048, 6144, 24, 8, 2, 248320), "head_dim": 256, **_delta(16, 16, 128)},
@@ -115,6 +123,21 @@ def _qwen2_5_vl(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> t
     return Qwen2_5_VLForConditionalGeneration, config
 
 
+def _qwen3_vl(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> tuple[Any, Any]:
+    turned = size.text["head_dim"] // 2
+    sections = [turned - 2 * (5 * turned // 16), 5 * turned // 16, 5 * turned // 16]
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
+    tower = {"patch_size": 16, "out_hidden_size": size.text["hidden_size"], "num_position_embeddings": 2304}
+    depth = size.vision["depth"]
+    config = Qwen3VLConfig(
+        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": True},
+        vision_config={**size.vision, **tower, "deepstack_visual_indexes": [n * depth // 4 - 1 for n in (1, 2, 3)]},
+        tie_word_embeddings=True,
+        **places,
+    )
+    return Qwen3VLForConditionalGeneration, config
+
+
 def _qwen3_5(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> tuple[Any, Any]:
     turned = size.text["head_dim"] // 8  # frequencies: of a quarter of the head, half as many as values
     sections = [turned - 2 * (turned // 3), turned // 3, turned // 3]
@@ -138,6 +161,7 @@ def _qwen3_5(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> tupl
 
 FAMILIES: dict[str, tuple[Callable[..., tuple[Any, Any]], Any, Any]] = {
     "qwen2_5_vl": (_qwen2_5_vl, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+    "qwen3_vl": (_qwen3_vl, Qwen3VLProcessor, Qwen3VLVideoProcessor),
     "qwen3_5": (_qwen3_5, Qwen3VLProcessor, Qwen3VLVideoProcessor),
 }
 
