@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.real_size --size qwen2.5-vl-3b --size qwen3-vl-2b
 
 `orlaif fit` and `orlaif plan` are given the same recipe with the same overrides, as a user would type them: videos are
-decoded, answers sampled (of random weights, and so of full length) and ranked at random. Memory is counted two ways: tensors that are alive, as the plan counts them, and the process's own pages, which files of weights that are
-mapped belong to. A model is written once per scratch folder (7.5 GB for a 3B) and deleted behind its run.
+decoded, answers sampled (of random weights, and so of full length) and ranked at random. Memory is counted two ways:
+tensors that are alive, as the plan counts them, and the process's own pages. A model is written to the scratch folder
+(7.5 GB for a 3B) and deleted behind its run; ``--plan`` renews what the plan says and runs nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,15 @@ import torch
 from lightning import Callback, Trainer
 
 from benchmarks.harness import ROOT, about, forget_peak, installed, status
-from benchmarks.models import SIZES, write_model
+from benchmarks.models import SIZES, build, write_model
 from benchmarks.rlaif import Stages
+from orlaif import OracleRLAIF, VideoDataModule
+from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.hardware import hardware
 from orlaif.cli.plan.live_bytes import LiveBytes
+from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
+from orlaif.cli.plan.seconds import Seconds
+from orlaif.cli.recipe import read_recipe
 from orlaif.stages import under_way
 
 RECIPE = "recipes/rlaif_qwen2_5_vl_3b_lora_1x80gb.yaml"
@@ -183,6 +191,37 @@ def measure(size: str, scratch: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def planned(size: str, scratch: Path) -> dict[str, Any]:
+    """What `orlaif plan` says of the same words: memory for the larger clip, seconds for both alike.
+
+    Args:
+        size: of the model.
+        scratch: folder for its config and processor.
+    """
+    folder = scratch / f"{size}-config"
+    _, config, processor = build(size)
+    config.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    device, found = hardware("cpu"), []
+    for height, width, seconds in ((270, 480, 13.0), (360, 640, 5.0)):
+        recipe = read_recipe(words(folder))
+        module, data = recipe.model, recipe.datamodule
+        assert isinstance(module, OracleRLAIF)
+        assert isinstance(data, VideoDataModule)
+        tokens = video_tokens(module.policy, data, height, width, seconds)
+        setup = setup_of(module, data, recipe.trainer_settings, 1, tokens, text_tokens=3, answer_tokens=0)
+        estimate = Estimate(module.policy, module.optimizer)
+        found.append((estimate.plan(replace(setup, host_overhead=0)), Seconds(estimate, device).of_step(setup)))
+    (_, short), (plan, long) = found
+    return {
+        "device": device.said,
+        "standing": plan.standing,
+        "phases": plan.phases,
+        "total": plan.total,
+        "seconds": {name: (short[name] + long[name]) / 2 for name in long},
+    }
+
+
 def _watch(folder: Path) -> dict[str, Any]:
     return {"class_path": "benchmarks.real_size.Watch", "init_args": {"path": str(folder / "found.json")}}
 
@@ -192,15 +231,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), action="append", required=True)
     parser.add_argument("--scratch", default=os.path.join(tempfile.gettempdir(), "orlaif-real-size"))
+    parser.add_argument("--plan", action="store_true", help="only what the plan says")
     parser.add_argument("--output", default=str(RESULT))
     given = parser.parse_args()
     output = Path(given.output)
     for size in given.size:
-        found = measure(size, Path(given.scratch))
         report = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"sizes": {}}
-        report |= {**about(False), "versions": installed("torch", "transformers", "peft", "lightning")}
-        report |= {"threads": torch.get_num_threads(), "recipe": RECIPE, "overrides": OVERRIDES}
-        report["sizes"][size] = found
+        if not given.plan:
+            report |= {**about(False), "versions": installed("torch", "transformers", "peft", "lightning")}
+            report |= {"threads": torch.get_num_threads(), "recipe": RECIPE, "overrides": OVERRIDES}
+            report["sizes"][size] = {"measured": measure(size, Path(given.scratch))}
+        report["sizes"][size]["planned"] = planned(size, Path(given.scratch))
         output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

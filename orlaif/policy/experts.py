@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: For ``policy.lora.target_parameters``: the weights of all experts.
 ALL_EXPERTS = "all-experts"
+#: What configs call the number of experts that a token goes through.
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "top_k")
 
 
 def routers(model: Any) -> list[tuple[str, nn.Module]]:
@@ -46,9 +48,31 @@ def expert_parameters(model: Any) -> list[str]:
     Args:
         model: of transformers.
     """
-    decoder = base_of(model).get_decoder()
-    names = [name for name, parameter in decoder.named_parameters() if parameter.ndim == 3]
+    names = fused_experts(base_of(model).get_decoder())
     return sorted({".".join(name.split(".")[-3:]) for name in names})
+
+
+def fused_experts(decoder: nn.Module) -> dict[str, nn.Parameter]:
+    """The fused weights of experts, [experts, ...], by name; weights of convolutions have three dimensions too."""
+    convolutions = [module for module in decoder.modules() if isinstance(module, nn.Conv1d)]
+    others = {id(parameter) for module in convolutions for parameter in module.parameters()}
+    return {name: p for name, p in decoder.named_parameters() if p.ndim == 3 and id(p) not in others}
+
+
+def active_share(config: Any, experts: int) -> float:
+    """The share of a layer's experts that a token goes through.
+
+    Args:
+        config: of the decoder.
+        experts: of a layer.
+
+    Raises:
+        ValueError: the config does not say how many.
+    """
+    chosen = next((getattr(config, name) for name in _CHOSEN if isinstance(getattr(config, name, None), int)), None)
+    if chosen is None:
+        raise ValueError(f"the config of {config.model_type!r} does not say how many experts a token goes through")
+    return min(1.0, chosen / experts)
 
 
 def linear_names(model: Any, untouched: set[int]) -> list[str]:

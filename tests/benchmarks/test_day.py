@@ -122,7 +122,9 @@ def test_tests_for_a_gpu_are_found() -> None:
     assert "tests/test_house.py" not in names
 
 
-@pytest.mark.parametrize(("name", "millions"), [("qwen2.5-vl-3b", 3754.6), ("qwen3.5-2b", 2213.2)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("qwen2.5-vl-3b", 3754.6), ("qwen3-vl-2b", 2127.5), ("qwen3.5-2b", 2213.2)]
+)
 def test_models_have_the_parameters_that_the_hub_counts(name: str, millions: float) -> None:
     kind, config, _ = build(name)
     with torch.device("meta"):

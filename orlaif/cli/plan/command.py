@@ -10,7 +10,9 @@ from dataclasses import replace
 from orlaif.arguments import HelperParser
 from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.hardware import GPUS, hardware
 from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
+from orlaif.cli.plan.seconds import Seconds, told
 from orlaif.cli.plan.sizes import GB
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--text-tokens", type=int, default=64, help="tokens of a question with the chat template")
     parser.add_argument("--answer-tokens", type=int, default=64, help="tokens of an answer that is read from data")
     parser.add_argument("--answers", type=int, default=2, help="answers of a group that a ranker is trained on")
+    parser.add_argument("--gpu", help=f"predicts seconds of a step on it: {', '.join(GPUS)}, or cpu")
     known, rest = parser.parse_known_args(arguments)
     memory = size_in_bytes(known.gpu_memory)
     if known.gpus < 1:
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--answers is {known.answers}; it must be 2 or more, for a ranker compares them")
     if not (sides := re.fullmatch(r"(\d+)x(\d+)", known.video)):
         raise ValueError(f"--video is {known.video!r}; it must be height x width, such as 360x640")
+    device = None if known.gpu is None else hardware(known.gpu.lower())
     recipe = read_recipe(rest)
     module, data = recipe.model, recipe.datamodule
     if not isinstance(module, PolicyModule) or not isinstance(data, VideoDataModule):
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str]) -> int:
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
     print(plan.table(memory))
+    if device is not None:
+        recorded = isinstance(module, OracleRLAIF) and bool(getattr(module.rollout, "compile_decode", False))
+        print(told(Seconds(estimate, device, recorded).of_step(setup), device))
     if isinstance(module, OracleRLAIF) and (names := module.oracle.held_models()):
         print(f"not counted: the model of {', '.join(names)}, unless it runs elsewhere")
     if plan.total <= memory:

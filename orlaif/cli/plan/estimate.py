@@ -61,7 +61,7 @@ class Estimate:
         offloaded = setup.strategy == "fsdp2" and self.sharding.cpu_offload
         here = 0 if offloaded else 1
         full = self.policy.lora is None
-        frozen = self._compute_bytes() if setup.strategy == "fsdp2" else bytes_of(parameters)
+        frozen = self.compute_bytes() if setup.strategy == "fsdp2" else bytes_of(parameters)
         standing = {
             "weights": here * weights // shards,
             "reference": here * (frozen // shards if full and setup.reference else 0),
@@ -72,16 +72,18 @@ class Estimate:
         if setup.reference and setup.refresh and not full:
             standing["reference"] = here * grads // shards
         layer, root = self._gathered()
-        gathered = {"one": (0, 0), "ddp": (0, 0), "fsdp2": (root + 2 * layer, self._compute_bytes())}[setup.strategy]
+        gathered = {"one": (0, 0), "ddp": (0, 0), "fsdp2": (root + 2 * layer, self.compute_bytes())}[setup.strategy]
         in_pass = gathered[1] if not self.sharding.reshard_after_forward else gathered[0]
 
         phases: dict[str, dict[str, int]] = {}
+        # Of the batches before, where the step accumulates several.
+        earlier = here * grads // shards if setup.accumulate > 1 and setup.num_updates == 1 else 0
         if setup.rollout:
             awake = {"the sampler's engine": setup.engine} if setup.engine_sleeps else {}
             sampling = awake if setup.engine else self._rollout(setup)
-            phases["rollout"] = {"gathered weights": gathered[1], **sampling}
+            phases["rollout"] = {"gathered weights": gathered[1], "gradients": earlier, **sampling}
         if setup.reference or setup.num_updates > 1:
-            phases["reference"] = {"gathered weights": in_pass, **self._forward_only(setup)}
+            phases["reference"] = {"gathered weights": in_pass, "gradients": earlier, **self._forward_only(setup)}
         buckets = grads if setup.strategy == "ddp" else 0  # the reducer's
         parts = self._policy(setup)
         if setup.strategy == "fsdp2":  # shards; and of the root and a layer, whole, before they are reduced
@@ -100,6 +102,11 @@ class Estimate:
             phases=phases,
         )
 
+    @property
+    def shares_cache(self) -> bool:
+        """Whether decoding reads a prompt's keys and values once for its group, as far as the config tells."""
+        return self.policy.prefix in ("auto", "shared") and self.passes.full_attention
+
     # ----------------------------------------------------------- added up
 
     def _weight_bytes(self) -> int:
@@ -116,14 +123,14 @@ class Estimate:
         return total
 
     def _quantised(self) -> list[Tensor]:
-        head = self.base.get_output_embeddings()
+        head = self.policy.family.head(self.model)
         return [
             module.weight
             for name, module in self.base.named_modules()
             if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
         ]
 
-    def _compute_bytes(self) -> int:
+    def compute_bytes(self) -> int:
         """Of all weights when they are gathered."""
         return sum(p.numel() * self._gathered_size(p) for p in self.model.parameters())
 
@@ -134,7 +141,7 @@ class Estimate:
         """Bytes of the largest layer, and of what is in none, when gathered."""
         layers = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
         sizes = [sum(p.numel() * self._gathered_size(p) for p in layer.parameters()) for layer in layers]
-        return max(sizes), self._compute_bytes() - sum(sizes)
+        return max(sizes), self.compute_bytes() - sum(sizes)
 
     def _unsharded_gradients(self) -> int:
         layers = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -148,37 +155,31 @@ class Estimate:
         largest = max(sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in layers)
         return root + largest * (self.compute.itemsize + reduced)
 
-    def _cache_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens in all layers."""
-        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
-        size = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        return tokens * self.text.num_hidden_layers * 2 * heads * size * self.compute.itemsize
-
     # ------------------------------------------------------------- counted
 
     def _rollout(self, s: Setup) -> dict[str, int]:
         """The larger of a prompt's pass and a token's step."""
-        shared = self.policy.prefix in ("auto", "shared")
+        shared = self.shares_cache
         rows = s.prompts * s.group_size
         logits = torch.empty(rows, self.text.vocab_size, dtype=self.compute, device="meta")
         noise = torch.empty(rows, self.text.vocab_size, dtype=torch.float32, device="meta")
         with torch.no_grad(), LiveBytes([logits, noise]) as sampled:
             choose_tokens(logits.clone(), SamplingParams(temperature=s.temperature), noise)
         vision = self.passes.vision(s, train=False)
-        prompts = self._cache_bytes(s.prompts * s.prompt_tokens)
+        prompts = s.prompts * self.passes.cache(s.prompt_tokens)
         decoder = self.passes.decoder(s.prompts, s.prompt_tokens, train=False)
         all_prompts = prompts * (1 if shared else s.group_size)
         return largest(
             {"activations": vision.peak},
             {"KV cache": prompts, "activations": vision.kept + decoder.peak},
             {
-                "KV cache": all_prompts + self._cache_bytes(rows * s.completion_tokens),
+                "KV cache": all_prompts + rows * self.passes.cache(s.completion_tokens),
                 "activations": vision.kept,
                 "logits": sampled.peak + bytes_of([logits, noise]),
             },
         )
 
-    def _decoder(self, s: Setup, train: bool) -> tuple[Used, int]:
+    def decoder(self, s: Setup, train: bool) -> tuple[Used, int]:
         """What a pass takes, and its positions with logits."""
         each, grown = s.prompts * s.completion_tokens, train and s.passes == 1
         if self.policy.prefix == "fork":
@@ -191,12 +192,12 @@ class Estimate:
         # Of prompts that are shared: the rest of the embeddings, and in a layer the others' keys and values.
         rest = s.prompts * (s.prompt_tokens - run)
         embedded = rest * self.text.hidden_size * self.compute.itemsize
-        layer = self._cache_bytes(rest) // self.text.num_hidden_layers
+        layer = s.prompts * self.passes.cache(s.prompt_tokens - run) // self.text.num_hidden_layers
         return Used(kept=used.kept + embedded, peak=used.peak + embedded + layer), each * together
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""
-        vision, (decoder, positions) = self.passes.vision(s, train=False), self._decoder(s, train=False)
+        vision, (decoder, positions) = self.passes.vision(s, train=False), self.decoder(s, train=False)
         kept = vision.kept + decoder.kept
         return largest(
             {"activations": vision.peak},
@@ -208,14 +209,14 @@ class Estimate:
         """The largest moment of a forward and backward pass: at the head, in the decoder, or in the vision tower."""
         repeat = s.part if self.policy.prefix == "duplicate" else 1
         vision = self.passes.vision(s, train=True, grown=s.passes == 1)
-        decoder, positions = self._decoder(s, train=True)
+        decoder, positions = self.decoder(s, train=True)
         head = self.passes.head(s, positions * repeat, train=True)
-        weights = self.base.get_output_embeddings().weight
+        weights = self.policy.family.head(self.model).weight
         in_head = bytes_of([weights]) if weights.requires_grad and s.loss != "none" else 0
         all_gradients = bytes_of([p for p in self.model.parameters() if p.requires_grad])
         before = all_gradients if s.passes > 1 else 0  # of earlier passes of this step
         kept = vision.kept + repeat * decoder.kept
-        in_decoder = bytes_of([p for p in self.base.get_decoder().parameters() if p.requires_grad])
+        in_decoder = bytes_of([p for p in self.passes.decoder_module.parameters() if p.requires_grad])
         return largest(
             {"gradients": before or in_head, "activations": kept, "logits": head - (0 if before else in_head)},
             {

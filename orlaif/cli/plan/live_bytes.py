@@ -1,5 +1,7 @@
 """Counting the bytes of tensors that are alive, on any device: on the meta device without a byte being allocated.
 
+Operations are counted with them, and the floating-point operations of products of matrices and convolutions.
+
 Every operation's outputs pass by; a storage counts from the operation that made it until it is freed. What kernels use
 inside one operation is not seen; of the statistics of logits, which are large, it is known.
 """
@@ -13,7 +15,8 @@ from typing import Any
 from orlaif_kernels.logits import transient_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 #: Operators that hold more for a moment, and which argument is the logits, if the next, a head, is None; the last but
@@ -30,21 +33,46 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes alive.
         peak: the most that were.
+        flops: of products in 16 bits, two for a multiplication with its addition.
+        single: of those in 32 bits, which are slower.
+        operations: how many there were, each of which is a kernel or more on a GPU.
     """
+
+    #: That which is counting.
+    counting: LiveBytes | None = None
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.operations = 0
+        self.flops = self.single = 0.0
         self._seen = WeakIdKeyDictionary()
         for tensor in known:
             self._seen[tensor.untyped_storage()] = True
 
+    def __enter__(self) -> LiveBytes:
+        self._outer, LiveBytes.counting = LiveBytes.counting, self
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        LiveBytes.counting = self._outer
+        super().__exit__(*error)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, out)
+        self.operations += not _is_view(func)
+        if number := _flops(func, args, kwargs or {}, out):
+            self.add_flops(number, next(t for t in tree_leaves(out) if isinstance(t, Tensor)))
         if (at := _STATISTICS.get(func.name())) is not None and args[at + 1] is None:
             self.peak = max(self.peak, self.now + transient_bytes(args[at], args[-2]))
         return out
+
+    def add_flops(self, number: float, made: Tensor) -> None:
+        """Count products that made a tensor."""
+        if made.element_size() <= 2:
+            self.flops += number
+        else:
+            self.single += number
 
     def _see(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -58,3 +86,26 @@ class LiveBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+def note_flops(number: float, made: Tensor) -> None:
+    """Add products that no operation shows, and that made a tensor, to what is being counted, if anything is."""
+    if LiveBytes.counting is not None:
+        LiveBytes.counting.add_flops(number, made)
+
+
+def _is_view(func: Any) -> bool:
+    returned = func._schema.returns
+    return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
+
+
+def _flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
+    if (counted := flop_registry.get(func._overloadpacket)) is not None:
+        return float(counted(*args, **kwargs, out_val=out))
+    if "grouped_mm" in func.name():  # of experts: rows of tokens, each with the matrix of its expert
+        matrices = [value for value in args if isinstance(value, Tensor) and value.ndim == 3]
+        products = 2 if "backward" in func.name() else 1
+        if matrices:
+            return 2.0 * products * args[0].shape[0] * matrices[0].shape[-1] * matrices[0].shape[-2]
+        return 2.0 * args[0].numel() * args[1].shape[-1]
+    return 0.0

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from orlaif.cli.plan.sizes import Setup
+from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.policy import Policy
+from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.base import PolicyModule
 from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
+from orlaif.types import VideoClip, VideoPrompt
 
 
 def video_tokens(
@@ -17,18 +23,43 @@ def video_tokens(
 ) -> tuple[int, int, int]:
     """What a clip becomes: tokens of the prompt, patches, and values of a patch.
 
+    By the checkpoint's own processor; where there is none beside the config, by the arithmetic of the Qwen family.
+
     Raises:
-        ValueError: a family whose arithmetic is not known.
+        ValueError: neither knows it.
     """
-    config = policy.config
-    vision = getattr(config, "vision_config", None)
-    frames = len(data.sampling.times(0.0, seconds))
+    times = data.sampling.times(0.0, seconds)
     if data.budget is not None:
-        height, width = data.budget.size(height, width, frames)
+        height, width = data.budget.size(height, width, len(times))
+    try:
+        processor = policy.processor
+    except (OSError, ValueError):
+        return _qwen_tokens(policy.config, len(times), height, width)
+    frames = torch.zeros(len(times), 3, height, width, dtype=torch.uint8)
+    pts_s = torch.as_tensor(times, dtype=torch.float64)
+    clip = VideoClip(frames=frames, pts_s=pts_s, duration_s=seconds, path="a typical video")
+    prompt = VideoPrompt(id="a typical prompt", video="a typical video", question="?")
+    batch = ProcessorEncoder(processor, family=policy.family)([prompt], [clip])
+    pixels = sum(x.numel() for name, x in batch.mm_inputs.items() if "pixel" in name and x.is_floating_point())
+    each = patch_values(policy)
+    return batch.input_ids.shape[1], -(-pixels // each), each
+
+
+def patch_values(policy: Policy) -> int:
+    """Numbers that make up one patch of the vision tower: what its first layer is given at once."""
+    with torch.device("meta"):
+        model = policy.family.build(policy.config)
+    tower = main_part(policy.family.tower(model))
+    first = next(part for part in tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d, nn.Linear)))
+    return first.weight[0].numel()
+
+
+def _qwen_tokens(config: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    vision = getattr(config, "vision_config", None)
     if vision is None or not hasattr(vision, "spatial_merge_size"):
         raise ValueError(
-            f"--prompt-tokens is missing: how many tokens a clip has is known for the Qwen family, and this is "
-            f"{config.model_type}"
+            f"--prompt-tokens is missing: there is no processor beside the config that tells how many tokens a clip "
+            f"has, and without one it is known for the Qwen family alone; this is {config.model_type}"
         )
     patch, merge, time = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     grid = [max(1, round(side / (patch * merge))) * merge for side in (height, width)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -152,10 +153,31 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
-    """Bytes of a pass: what is kept between forward and backward, and the most at any time."""
+    """Of a pass.
+
+    Args:
+        kept: bytes between forward and backward.
+        peak: the most bytes at any time.
+        flops: of products in 16 bits, forward and backward together.
+        single: of those in 32 bits.
+        operations: kernels, forward and backward together.
+    """
 
     kept: int
     peak: int
+    flops: float = 0.0
+    single: float = 0.0
+    operations: int = 0
+
+    def plus(self, other: Used, times: float = 1) -> Used:
+        """This, and so many times the other."""
+        return Used(
+            kept=int(self.kept + times * other.kept),
+            peak=int(self.peak + times * other.peak),
+            flops=self.flops + times * other.flops,
+            single=self.single + times * other.single,
+            operations=int(self.operations + times * other.operations),
+        )
 
 
 def largest(*moments: dict[str, int]) -> dict[str, int]:
@@ -163,6 +185,6 @@ def largest(*moments: dict[str, int]) -> dict[str, int]:
     return max(moments, key=lambda moment: sum(moment.values()))
 
 
-def bytes_of(tensors: Sequence[Tensor]) -> int:
-    """Bytes of all elements of these tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+def bytes_of(tensors: Sequence[Any]) -> int:
+    """Bytes of all elements of these tensors; of what is none, nothing."""
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

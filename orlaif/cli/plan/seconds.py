@@ -1,0 +1,128 @@
+"""Seconds of a step, predicted from what it computes and reads: never measured, and said so.
+
+A pass takes as long as its products of matrices at a share of the device's peak, or, where those are small, as its
+operations take to be launched. A decoded token takes as long as reading the weights and the cache once, or as launching
+its operations. What FSDP2 gathers, and gradients that are summed, are taken to go on beside the passes. Not predicted:
+decoding of videos, which threads do ahead of the step; a judge, which is another's machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.hardware import LAUNCH_S, Hardware
+from orlaif.cli.plan.passes import CHUNK
+from orlaif.cli.plan.sizes import Setup, Used, bytes_of
+from orlaif.policy.experts import active_share, fused_experts
+
+
+class Seconds:
+    """Of one model's steps on one kind of device.
+
+    Args:
+        estimate: of the model.
+        hardware: that it runs on.
+        recorded: decoding is recorded once and replayed, so that no operation is launched by Python.
+    """
+
+    def __init__(self, estimate: Estimate, hardware: Hardware, recorded: bool = False) -> None:
+        self.estimate, self.hardware, self.recorded = estimate, hardware, recorded
+        self.passes = estimate.passes
+        self.rate = hardware.rate(estimate.compute)
+
+    def of_step(self, s: Setup) -> dict[str, float]:
+        """Seconds of each stage of a step on each device, all accumulated batches together."""
+        frozen = not self.passes.trains_vision
+        found: dict[str, float] = {}
+        if s.rollout:
+            found["vision"] = self._pass(self.passes.vision(s, train=False))
+            found["rollout"] = self._rollout(s)
+        elif frozen:
+            found["vision"] = self._pass(self.passes.vision(s, train=False))
+        if s.reference:
+            found["reference"] = self._all(s, train=False) + (0.0 if frozen else found.get("vision", 0.0))
+        seen = 0.0 if frozen else self._pass(self.passes.vision(s, train=True, grown=True))
+        found["policy"] = (self._all(s, train=True) + seen * -(-s.group_size // (s.part * s.sharers))) * s.num_updates
+        found = {name: max(value, self._gathering(s, name)) * s.accumulate for name, value in found.items()}
+        found["update"] = self._update(s)
+        return found
+
+    def _pass(self, used: Used) -> float:
+        computed = used.flops / self.rate + used.single / self.hardware.rate(torch.float32)
+        return max(computed, LAUNCH_S * used.operations)
+
+    def _all(self, s: Setup, train: bool) -> float:
+        """Decoder and head over all completions of a batch."""
+        parts = -(-s.group_size // (s.part * s.sharers))
+        used, positions = self.estimate.decoder(s, train)
+        repeat = s.part if self.estimate.policy.prefix == "duplicate" else 1
+        return parts * repeat * (self._pass(used) + self._head(s, positions, train))
+
+    def _head(self, s: Setup, positions: int, train: bool) -> float:
+        if s.loss == "none":
+            return 0.0
+        weight: Any = self.estimate.policy.family.head(self.estimate.model).weight
+        products = (3 if weight.requires_grad else 2) if train else 1
+        launched = 20 * -(-positions // CHUNK)
+        return max(products * 2.0 * positions * weight.numel() / self.rate, LAUNCH_S * launched)
+
+    def _rollout(self, s: Setup) -> float:
+        """A prompt's pass, and a step for each token."""
+        rows = s.prompts * s.group_size
+        shared = self.estimate.shares_cache
+        read = self.passes.decoder(s.prompts * (1 if shared else s.group_size), s.prompt_tokens, train=False)
+        token = self.passes.decoder(rows, 2, train=False)
+        cached = (s.prompts if shared else rows) * self.passes.cache(s.prompt_tokens)
+        cached += rows * self.passes.cache(max(s.completion_tokens // 2, 2))
+        bandwidth = self.hardware.memory * self.hardware.of_bandwidth
+        flops = 2.0 * rows * self._weights(rows)[1]
+        launched = 0.0 if self.recorded or s.engine else LAUNCH_S * token.operations
+        step = max((self._weights(rows)[0] + cached) / bandwidth, flops / self.rate, launched)
+        return self._pass(read) + s.completion_tokens * step
+
+    def _weights(self, rows: int) -> tuple[float, float]:
+        """Bytes of the weights that a decoded token of so many rows reads, and how many a row is multiplied by."""
+        decoder, model = self.passes.decoder_module, self.estimate.model
+        tables = {id(part.weight) for part in decoder.modules() if isinstance(part, nn.Embedding)}
+        read = [p for p in decoder.parameters() if id(p) not in tables]
+        head: Any = self.estimate.policy.family.head(model).weight
+        experts = list(fused_experts(decoder).values())
+        inside = {id(p) for p in experts}
+        share = active_share(self.estimate.text, experts[0].shape[0]) if experts else 1.0
+        others = [p for p in read if id(p) not in inside]
+        touched = 1 - (1 - share) ** rows
+        numbers = sum(p.numel() for p in [*others, head]) + share * sum(p.numel() for p in experts)
+        return bytes_of([*others, head]) + touched * bytes_of(experts), numbers
+
+    def _gathering(self, s: Setup, stage: str) -> float:
+        """What is sent beside a stage."""
+        if s.gpus == 1:
+            return 0.0
+        rate = self.hardware.link * self.hardware.of_bandwidth
+        others = (s.gpus - 1) / s.gpus
+        trained = bytes_of([p for p in self.estimate.model.parameters() if p.requires_grad])
+        if s.strategy == "ddp":
+            return 2 * others * trained / rate if stage == "policy" else 0.0
+        whole = self.estimate.compute_bytes()
+        again = 2 if stage == "policy" and self.estimate.sharding.reshard_after_forward else 1
+        times = again * (-(-s.group_size // (s.part * s.sharers)) if stage == "policy" else 1)
+        sent = times * whole if stage != "vision" else 0
+        return others * (sent + (trained if stage == "policy" else 0)) / rate
+
+    def _update(self, s: Setup) -> float:
+        """Gradients, weights and the optimizer's states are read, and all but the first written."""
+        trained = bytes_of([p for p in self.estimate.model.parameters() if p.requires_grad])
+        shards = s.gpus if s.strategy == "fsdp2" else 1
+        moved = trained * (3 + 2 * self.estimate.state_per_byte) / shards * s.num_updates
+        return moved / (self.hardware.memory * self.hardware.of_bandwidth)
+
+
+def told(found: dict[str, float], hardware: Hardware) -> str:
+    """As text."""
+    lines = ["", "seconds of a step, predicted, not measured", f"  ({hardware.said})"]
+    lines += [f"  {name:<38}{value:>9.3g}" for name, value in found.items()]
+    return "\n".join([*lines, f"{'a step':<40}{sum(found.values()):>9.3g}"])
