@@ -141,6 +141,6 @@ def test_a_plan_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         if path.name != "config.json":  # a checkpoint's own processor would say how long a prompt is
             path.unlink()
     arguments = ["--config", recipe, f"--model.init_args.policy.init_args.path={tmp_path}"]
-    with pytest.raises(ValueError, match=r"--prompt-tokens is missing: .* and this is smolvlm"):
+    with pytest.raises(ValueError, match=r"--prompt-tokens is missing: .*; this is smolvlm"):
         plan.main(arguments)
     assert plan.main([*arguments, "--prompt-tokens", "800"]) == 0
