@@ -16,9 +16,9 @@ from orlaif.policy.experts import leave_out_balance
 from orlaif.policy.lora_start import start_from
 from orlaif.policy.merging import fold
 from orlaif.policy.prefix.choice import PrefixChoice, choose_prefix
-from orlaif.policy.prefix.current import kept
 from orlaif.policy.prefix.synthetic import narrow_windows, synthetic_prompt
 from orlaif.policy.reached import freeze_unreached
+from orlaif.policy.recomputation import recompute
 from orlaif.policy.unread import held, unread
 from orlaif.stages import stage
 
@@ -91,10 +91,9 @@ def _loaded(policy: Policy, device: torch.device | None, later: bool) -> Loaded:
         folded = None if continued else source.adapter
     elif policy.lora is not None:
         model = adapters.attach(model, policy.lora, tower)
-    if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": kept})
-        if policy.lora is not None:
-            model.enable_input_require_grads()
+    recompute(model, policy.gradient_checkpointing)
+    if policy.gradient_checkpointing and policy.lora is not None:
+        model.enable_input_require_grads()
     return Loaded(model=model, choice=choice, continued=continued, folded=folded)
 
 

@@ -37,6 +37,7 @@ from orlaif.policy.passes import LastBatch, completion_outputs
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Layout, Prefix, PrefixChoice
 from orlaif.policy.prefix.synthetic import synthetic_prompt
+from orlaif.policy.recomputation import Recomputation, recomputation
 from orlaif.policy.reference import FrozenReference
 from orlaif.policy.settings import check_settings
 from orlaif.types import Completions, PromptBatch
@@ -54,7 +55,8 @@ class Policy(Checkpoint):
             completion, ``auto`` = the first of them by which the loaded model gives its own log-probs and gradient; the
             log says which and why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
-        gradient_checkpointing: recompute activations in the backward pass.
+        gradient_checkpointing: what the backward pass computes again: ``layers`` (true), all of them but products and
+            attention (``selective``: ``orlaif.policy.recomputation``), or ``none`` (false).
         freeze_vision: leave all that makes features of a video as it is (tower and projector: everything outside
             decoder and LM head), and give it no adapter; features are then computed once per prompt for rollout,
             reference and policy together.
@@ -81,7 +83,7 @@ class Policy(Checkpoint):
         dtype: str = "bfloat16",
         prefix: Prefix = "auto",
         attn_implementation: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Recomputation = False,
         freeze_vision: bool = False,
         prefix_attention: PrefixAttention = "auto",
         quantization: dict[str, Any] | None = None,
@@ -93,12 +95,10 @@ class Policy(Checkpoint):
     ) -> None:
         super().__init__(path, family)
         self.answer_format, self.chat = named_format(answer_format), chat or Chat()
-        self.lora, self.quantization = lora, quantization
-        self.sharding, self.dtype = sharding or Sharding(), dtype
-        self.prefix: Prefix = prefix
+        self.lora, self.quantization, self.dtype, self.sharding = lora, quantization, dtype, sharding or Sharding()
         self.attn_implementation, self.sequence_parallel = attn_implementation, sequence_parallel
-        self.gradient_checkpointing, self.freeze_vision = gradient_checkpointing, freeze_vision
-        self.prefix_attention: PrefixAttention = prefix_attention
+        self.gradient_checkpointing, self.freeze_vision = recomputation(gradient_checkpointing), freeze_vision
+        self.prefix, self.prefix_attention = prefix, prefix_attention
         check_settings(self)
         #: The processes that share the prompts of the passes that run now, if they do.
         self.sequence: SequenceGroup | None = None

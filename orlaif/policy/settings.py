@@ -36,7 +36,8 @@ def check_settings(policy: Policy) -> None:
         )
     if prefix == "fork" and policy.gradient_checkpointing:
         raise ValueError(
-            f"policy.prefix is 'fork' and policy.gradient_checkpointing is true: {CHECKPOINTING}; use prefix 'auto'"
+            f"policy.prefix is 'fork' and policy.gradient_checkpointing is {policy.gradient_checkpointing!r}: "
+            f"{CHECKPOINTING}; use prefix 'auto'"
         )
     if policy.quantization is not None and policy.lora is None:
         raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")

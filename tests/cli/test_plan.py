@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -116,12 +117,22 @@ def setup_for(policy: Policy) -> Setup:
     )
 
 
-@pytest.mark.parametrize("way", ["kept", "recomputed", "forked"])
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_plan_is_what_a_step_allocates(folder: str, lora: Any, way: str, dtype: str) -> None:
+RECOMPUTED = {"recomputed": "layers", "selective": "selective"}
+
+
+STEPS = [
+    *itertools.product(["float32", "bfloat16"], [None, LORA], ["kept", "recomputed", "forked"]),
+    ("float32", None, "selective"),
+    ("bfloat16", LORA, "selective"),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora", "way"), STEPS, ids=lambda x: x if isinstance(x, str) else "lora" if x else "full"
+)
+def test_the_plan_is_what_a_step_allocates(folder: str, dtype: str, lora: Any, way: str) -> None:
     """Within 10 %, phase by phase."""
-    settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": way == "recomputed"}
+    settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": RECOMPUTED.get(way, False)}
     settings |= {"prefix": "fork"} if way == "forked" else {"prefix": "shared", "prefix_attention": "split"}
     policy = Policy(folder, **settings)
     estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))

@@ -165,10 +165,10 @@ def test_mixed_precision_and_recomputation_under_fsdp2(job: Any) -> None:
 
 
 def test_states_are_forked_under_fsdp2(job: Any, tmp_path: Path) -> None:
-    """Recurrent layers inside rows, recomputed, their weights gathered layer by layer."""
+    """Recurrent layers inside rows, selectively recomputed, their weights gathered layer by layer."""
     write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
     settings: dict[str, Any] = {"batch": 4, "scripted": True, "module": {"microbatch": 1}}
-    settings["policy"] = {"prefix": "shared", "gradient_checkpointing": True}
+    settings["policy"] = {"prefix": "shared", "gradient_checkpointing": "selective"}
     jobs = [replace(job(name, **settings), folder=str(tmp_path / "hybrid")) for name in ("one", "two")]
     one, two = run(jobs[0]), run(replace(jobs[1], strategy="fsdp2"), world=2)
     assert two["sharded"] == len(two["weights"])

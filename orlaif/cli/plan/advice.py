@@ -19,7 +19,7 @@ def _fused_head(estimate: Estimate, setup: Setup, memory: float) -> Remedy | Non
 
 
 def _recomputed(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
-    if estimate.policy.gradient_checkpointing:
+    if estimate.policy.gradient_checkpointing == "layers":
         return None
     if estimate.policy.prefix == "fork":  # which does not go with it
         label = "policy.prefix: auto with policy.gradient_checkpointing: true"

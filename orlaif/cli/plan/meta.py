@@ -18,6 +18,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from orlaif.cli.plan.live_bytes import note_flops
 from orlaif.policy import Policy, lora
 from orlaif.policy.asking import base_of
+from orlaif.policy.recomputation import recompute
+
+#: An operator, so that selective recomputation sees it as it sees PyTorch's.
+_OPERATORS = torch.library.Library("orlaif_plan", "DEF")
+_OPERATORS.define("attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
+
+
+@torch.library.impl(_OPERATORS, "attention", "Meta")
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    note_flops(_attention_flops(query, key, value), out)
+    return out, query.new_empty(query.shape[:-1], dtype=torch.float32)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -25,10 +37,9 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        note_flops(_attention_flops(query, key, value), out)
-        return out
+        out, sums = torch.ops.orlaif_plan.attention(query, key, value)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -81,9 +92,8 @@ def meta_model(policy: Policy) -> Any:
         if policy.lora is not None:
             with on_meta():
                 model = lora.attach(model, policy.lora, tower)
-    if policy.gradient_checkpointing:
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    attention = frozenset({torch.ops.orlaif_plan.attention})
+    recompute(model, policy.gradient_checkpointing, also=attention, preserve_rng_state=False)
     return model.train()
 
 

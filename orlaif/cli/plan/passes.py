@@ -163,7 +163,7 @@ class Passes:
         three = hasattr(getattr(self.base, "model", self.base), "get_rope_index")
         places = torch.empty(*((3,) if three else ()), rows, length, dtype=torch.long, device="meta")
         embeddings = self.base.get_input_embeddings().weight
-        needed = self.trains_vision or self.policy.gradient_checkpointing or embeddings.requires_grad
+        needed = self.trains_vision or bool(self.policy.gradient_checkpointing) or embeddings.requires_grad
         return inputs.requires_grad_(train and needed), places
 
     def vision(self, s: Setup, train: bool, grown: bool = False) -> Used:

@@ -167,7 +167,7 @@ def test_the_prompt_goes_through_the_model_once(forked: Callable[..., Policy]) -
 def test_checkpointing_is_refused(forked: Callable[..., Policy], caplog: pytest.LogCaptureFixture) -> None:
     """Where the recipe insists before anything is loaded, else by the next layout; and if switched on behind us."""
     why = "under gradient checkpointing transformers drops the cache that 'fork' runs behind"
-    with pytest.raises(ValueError, match=f"policy.prefix is 'fork' and policy.gradient_checkpointing is true: {why}"):
+    with pytest.raises(ValueError, match=f"is 'fork' and policy.gradient_checkpointing is 'layers': {why}"):
         Policy("nowhere", prefix="fork", gradient_checkpointing=True)
     with caplog.at_level("INFO", logger="orlaif"):
         policy = forked("glm5_next", prefix="auto", gradient_checkpointing=True)
