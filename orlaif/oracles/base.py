@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orlaif.oracles.held import HeldModel
 from orlaif.types import CandidateGroup, OracleError, Prompt, PromptBatch, Ranking, VideoError
 
 
@@ -76,8 +77,8 @@ class Oracle(ABC):
         """Whether :meth:`rank` runs the policy's own weights; they are gathered for it where they are sharded."""
         return False
 
-    def held_models(self) -> tuple[str, ...]:
-        """Names of the oracles that hold a model besides the policy's, which may lie on the same GPUs; for the plan."""
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The models that it holds besides the policy's, which may lie on the same GPUs; for the plan."""
         return ()
 
     def take_counts(self) -> dict[str, float]:

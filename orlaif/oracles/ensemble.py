@@ -11,6 +11,7 @@ from torch import Tensor
 from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import Oracle, ranking_of
 from orlaif.oracles.failure import Asked, OracleFailure
+from orlaif.oracles.held import HeldModel
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
 
@@ -68,9 +69,9 @@ class EnsembleOracle(Oracle):
         """Whether any member runs the policy's weights."""
         return any(oracle.borrows_policy for oracle in self.oracles)
 
-    def held_models(self) -> tuple[str, ...]:
-        """Names of the models that the members hold on the GPU."""
-        return tuple(name for oracle in self.oracles for name in oracle.held_models())
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The models that the members hold."""
+        return tuple(model for oracle in self.oracles for model in oracle.held_models())
 
     def take_counts(self) -> dict[str, float]:
         """Counts of each member, under its class and place: ``HTTPJudge_0/requests``."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from orlaif.answer_format import Sees, checked_sees
 from orlaif.evaluation.quoting import QUOTED_NOTE, quoted, special_tokens
 from orlaif.oracles.base import Judge, encoded
+from orlaif.oracles.held import HeldModel
 from orlaif.policy import Policy, evaluating
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.lora_settings import check_reference
@@ -52,6 +53,7 @@ class LocalJudge(Judge):
         if batch_size < 1:
             raise ValueError(f"oracle.batch_size is {batch_size}; it must be 1 or more")
         self.model, self.batch_size, self.sees = model, batch_size, checked_sees(sees)
+        self._named_device = device
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._judge = None if model is None else Policy(model, dtype=dtype)
         self._borrowed: Policy | None = None
@@ -99,9 +101,11 @@ class LocalJudge(Judge):
             self._markup = special_tokens(self.judge.processor.tokenizer, self.judge.placeholder_ids)
         return self._markup
 
-    def held_models(self) -> tuple[str, ...]:
-        """Name of the judge, unless it is the policy, which is counted already."""
-        return () if self.model is None else (type(self).__name__,)
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The judge, unless it is the policy, which is counted already."""
+        if self._judge is None:
+            return ()
+        return (HeldModel.of_policy(type(self).__name__, self._judge, self._named_device),)
 
     def _adapter_off(self) -> Any:
         return self.judge.network.disable_adapter() if self._borrowed is not None else nullcontext()

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from orlaif.oracles.base import Oracle, dense_ranks, encoded, no_score_failures
+from orlaif.oracles.held import HeldModel
 from orlaif.oracles.ranker_model import Ranker, load_ranker
+from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.stages import told
 from orlaif.types import CandidateGroup, Ranking
@@ -86,12 +88,13 @@ class PreferenceRanker(Oracle):
                 raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
         self.num_orders = num_orders
         self.path, self.dtype, self.batch_size = path, dtype, batch_size
+        self._named_device = device
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._ranker: Ranker | None = None
 
-    def held_models(self) -> tuple[str, ...]:
-        """Names of the models held on the GPU: the trained ranker."""
-        return (type(self).__name__,)
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The trained ranker, its head of one row aside."""
+        return (HeldModel.of_policy(type(self).__name__, Policy(self.path, dtype=self.dtype), self._named_device),)
 
     @property
     def ranker(self) -> Ranker:

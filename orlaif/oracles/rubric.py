@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from orlaif.oracles.base import Exchange, Judge, Oracle, ranking_of
+from orlaif.oracles.held import HeldModel
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
 
@@ -138,8 +139,8 @@ class RubricJudge(Oracle):
         """Whether the judge runs the policy's weights."""
         return self.judge.borrows_policy
 
-    def held_models(self) -> tuple[str, ...]:
-        """Names of the models that the judge holds."""
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The models that the judge holds."""
         return self.judge.held_models()
 
 

@@ -14,6 +14,7 @@ import torch
 from orlaif.answer_format import Sees, checked_sees
 from orlaif.evaluation.quoting import special_tokens, without_tokens
 from orlaif.oracles.base import Oracle, dense_ranks
+from orlaif.oracles.held import HeldModel
 from orlaif.policy.hub import find_source
 from orlaif.policy.merging import fold
 from orlaif.stages import told
@@ -43,7 +44,7 @@ class ScoreOracle(Oracle):
         self.margin = margin
         self.sees = checked_sees(sees)
 
-    def held_models(self) -> tuple[str, ...]:
+    def held_models(self) -> tuple[HeldModel, ...]:
         """Those of a score that holds one."""
         return tuple(getattr(self.score, "held_models", tuple)())
 
@@ -104,6 +105,7 @@ class TextRewardModel:
 
     def __init__(self, path: str, dtype: str = "bfloat16", device: str | None = None) -> None:
         self.path, self.dtype = path, dtype
+        self._named_device = device
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: tuple[Any, Any] | None = None
 
@@ -127,9 +129,18 @@ class TextRewardModel:
             self._loaded = tokenizer, model.to(self.device).eval()
         return self._loaded
 
-    def held_models(self) -> tuple[str, ...]:
-        """Names of the models held on the GPU: the reward model."""
-        return (type(self).__name__,)
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The reward model."""
+        held = HeldModel(oracle=type(self).__name__, path=self.path, device=self._named_device, build=self._build)
+        return (held,)
+
+    def _build(self) -> Any:
+        """Without weights, with one output whatever the config says."""
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        source = find_source(self.path)
+        config = AutoConfig.from_pretrained(source.model, revision=source.revision, num_labels=1)
+        return AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, self.dtype))
 
     @torch.no_grad()
     def __call__(self, group: CandidateGroup) -> list[float]:

@@ -75,6 +75,28 @@ def active_share(config: Any, experts: int) -> float:
     return min(1.0, chosen / experts)
 
 
+def active_parameters(model: Any, text: Any) -> int | None:
+    """Of a mixture of experts, the parameters that one token goes through, embeddings and vision tower included.
+
+    Where a family has experts for each modality, those of every modality are counted.
+
+    Args:
+        model: of transformers, or PEFT's around one.
+        text: config of its decoder.
+
+    Returns:
+        How many; None for a model without experts.
+
+    Raises:
+        ValueError: the config does not say how many experts a token goes through.
+    """
+    experts = fused_experts(base_of(model).get_decoder()).values()
+    if not experts:
+        return None
+    idle = sum((1 - active_share(text, len(p))) * p.numel() for p in experts)
+    return sum(p.numel() for p in model.parameters()) - round(idle)
+
+
 def linear_names(model: Any, untouched: set[int]) -> list[str]:
     """Names of all linear layers but the LM head and routers, as short as they are not another module's as well.
 

@@ -169,6 +169,7 @@ def test_rankers_and_dynamic_sampling(
     assert main(["--config", recipe, *sizes, policy, f"--run_dir={tmp_path}", *words[1:]]) == 0
     said = capsys.readouterr().out
     assert told in said
+    assert "GB of the host's memory for each process, predicted, not measured" in said
     if "batches" in told:
         batch = int(re.search(r"1 x (\d+) x (\d+) prompts.*: ([\d,]+) tokens", said)[3].replace(",", ""))  # type: ignore[index]
         assert f"{7 * batch:,} tokens, where groups tie" in said

@@ -17,10 +17,10 @@ from orlaif.cli.plan.hardware import GPUS, Hardware, hardware
 from orlaif.cli.plan.passes import Passes
 from orlaif.cli.plan.recipe_sizes import video_tokens
 from orlaif.cli.plan.seconds import Seconds, told
-from orlaif.cli.plan.sizes import Setup, Used
+from orlaif.cli.plan.sizes import Plan, Setup, Used
 from orlaif.data.sampling import UniformSampling
 from orlaif.policy import Policy
-from orlaif.policy.experts import active_share
+from orlaif.policy.experts import active_parameters, active_share
 from orlaif.tiny import families, registry
 from orlaif.tiny.tokens import WORDS, WRITTEN
 from tests.configs import write_config
@@ -67,6 +67,12 @@ def test_every_family_has_a_plan(family: str, tmp_path: Path) -> None:
     full, adapted = plans
     assert adapted.trained < full.trained
     assert adapted.phases["policy"]["activations"] < full.phases["policy"]["activations"]
+
+
+def test_a_model_whose_passes_need_numbers_has_no_plan(tmp_path: Path) -> None:
+    estimate = Estimate(Policy(without_weights(UNKNOWN, tmp_path)), lambda ps: torch.optim.AdamW(ps))
+    with pytest.raises(ValueError, match="a model of type 'qwen4_exp', of which no pass can be counted without its"):
+        estimate.plan(Setup(group_size=4, part=4, prompt_tokens=60))
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3.5-2B"])
@@ -139,6 +145,33 @@ def test_experts_that_a_token_goes_through() -> None:
     assert active_share(SimpleNamespace(num_experts_per_tok=8), 128) == 1 / 16
     with pytest.raises(ValueError, match="does not say how many experts"):
         active_share(SimpleNamespace(model_type="x"), 128)
+
+
+class Mixture(torch.nn.Module):
+    """A decoder of 5 weights and 4 experts of 6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = torch.nn.Linear(5, 1, bias=False)
+        self.experts = torch.nn.Parameter(torch.zeros(4, 2, 3))
+
+    def get_decoder(self) -> Any:
+        return self
+
+
+def test_parameters_that_a_token_goes_through() -> None:
+    """5 and one expert of 6; a config that does not say how many experts is told in the table."""
+    assert active_parameters(Mixture(), SimpleNamespace(num_experts_per_tok=1)) == 11
+    dense = torch.nn.Linear(5, 1)
+    dense.get_decoder = lambda: dense  # type: ignore[assignment]
+    assert active_parameters(dense, SimpleNamespace()) is None
+    estimate = Estimate.__new__(Estimate)
+    estimate.model, estimate.text = Mixture(), SimpleNamespace(model_type="x")  # type: ignore[assignment]
+    plan = Plan(setup=Setup(), parameters=29, trained=29, standing={}, phases={"policy": {}}, active=estimate._active())
+    told_of = "active       not known: the config of 'x' does not say how many experts a token goes through"
+    assert told_of in plan.table()
+    of_many = dataclasses.replace(plan, parameters=29 * 10**6, active=11 * 10**6)
+    assert "active       11.0 M per token (37.93 %)" in of_many.table()
 
 
 @pytest.fixture(autouse=True)

@@ -191,19 +191,20 @@ def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:
 
 
 def test_an_oracle_says_which_models_it_holds() -> None:
-    """The plan counts none of them; the policy's base and a server are no further models."""
+    """The plan counts their weights; the policy's base and a server are no further models."""
     client = ChatClient("http://localhost/v1", "m")
     held = EnsembleOracle(
         [
             PreferenceRanker("folder"),
-            PairwiseJudge("model"),
+            PairwiseJudge("model", device="cuda:1"),
             PairwiseJudge(None),
             HTTPJudge(client),
-            ScoreOracle(TextRewardModel("model")),
+            ScoreOracle(TextRewardModel("model", device="cpu")),
             ScoreOracle(lambda group: [0.0]),
         ]
     ).held_models()
-    assert held == ("PreferenceRanker", "PairwiseJudge", "TextRewardModel")
+    assert [model.oracle for model in held] == ["PreferenceRanker", "PairwiseJudge", "TextRewardModel"]
+    assert [model.device for model in held] == [None, "cuda:1", "cpu"]
 
 
 def test_a_partial_failure_asks_again_only_for_what_failed() -> None:

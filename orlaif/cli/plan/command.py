@@ -10,10 +10,12 @@ from dataclasses import replace
 from orlaif.arguments import HelperParser
 from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
-from orlaif.cli.plan.hardware import GPUS, hardware
+from orlaif.cli.plan.hardware import GPUS, Hardware, hardware
+from orlaif.cli.plan.host import clip_bytes, host_plan
+from orlaif.cli.plan.judges import Judges
 from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
 from orlaif.cli.plan.seconds import Seconds, told
-from orlaif.cli.plan.sizes import GB
+from orlaif.cli.plan.sizes import GB, Setup
 from orlaif.cli.recipe import read_recipe
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.training.base import PolicyModule
@@ -28,11 +30,20 @@ def size_in_bytes(text: str) -> float:
     return float(size[1]) * (2**30 if (size[2] or "").lower() == "gib" else GB)
 
 
+def _seconds(seconds: Seconds, setup: Setup, device: Hardware) -> str:
+    """The prediction, or why there is none."""
+    try:
+        return told(seconds.of_step(setup), device)
+    except ValueError as error:
+        return f"\nseconds of a step are not predicted: {error}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """The subcommand; 0 where it fits, else 1."""
     parser = HelperParser(
         prog="orlaif plan",
-        description="Memory of a recipe's step on each GPU, from the model's config alone, and what would make it fit. "
+        description="Memory of a recipe's step on each GPU and of the host, from the model's config alone, and what "
+        "would make it fit. "
         "Further arguments are those of the recipe.",
     )
     parser.add_argument("--gpus", type=int, default=1)
@@ -65,17 +76,20 @@ def main(arguments: Sequence[str]) -> int:
         tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
     sizes = known.text_tokens, known.answer_tokens, known.answers
     setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, *sizes)
+    judges, looks_ahead = Judges(), 0
     if isinstance(module, OracleRLAIF):
-        rollout = module.rollout
+        rollout, judges, looks_ahead = module.rollout, Judges.of(module.oracle.held_models()), module.batches_ahead
         setup = replace(setup, engine=rollout.engine_memory(memory), engine_sleeps=rollout.engine_sleeps)
+        setup = replace(setup, judges=judges.gpu)
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
-    print(plan.table(memory))
+    print("\n".join([plan.table(memory), *judges.notes]))
+    moved = isinstance(module, OracleRLAIF) and getattr(module.rollout, "sleep_level", 0) == 1
+    clip = clip_bytes(data, int(sides[1]), int(sides[2]), known.video_seconds)
+    print(host_plan(estimate, setup, data, clip, looks_ahead, judges, moved).table())
     if device is not None:
         recorded = isinstance(module, OracleRLAIF) and bool(getattr(module.rollout, "compile_decode", False))
-        print(told(Seconds(estimate, device, recorded).of_step(setup), device))
-    if isinstance(module, OracleRLAIF) and (names := module.oracle.held_models()):
-        print(f"not counted: the model of {', '.join(names)}, unless it runs elsewhere")
+        print(_seconds(Seconds(estimate, device, recorded), setup, device))
     if plan.total <= memory:
         return 0
     print("\nwhat would change it, each on top of those above:")

@@ -21,6 +21,7 @@ from orlaif.cli.plan.passes import Passes
 from orlaif.cli.plan.sizes import Plan, Setup, Used, bytes_of, largest
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy import Policy
+from orlaif.policy.experts import active_parameters
 from orlaif.rollout import SamplingParams
 from orlaif.rollout.local import choose_tokens
 
@@ -67,6 +68,7 @@ class Estimate:
             "reference": here * (frozen // shards if full and setup.reference else 0),
             "optimizer": int(here * grads * self.state_per_byte / shards),
             "the sampler's engine": 0 if setup.engine_sleeps else setup.engine,
+            "the oracle's models, weights": setup.judges,
             "other (CUDA, libraries; assumed)": setup.host_overhead,
         }
         if setup.reference and setup.refresh and not full:
@@ -98,9 +100,16 @@ class Estimate:
             setup=setup,
             parameters=sum(p.numel() for p in parameters),
             trained=sum(p.numel() for p in trained),
+            active=self._active(),
             standing=standing,
             phases=phases,
         )
+
+    def _active(self) -> int | str | None:
+        try:
+            return active_parameters(self.model, self.text)
+        except ValueError as error:
+            return f"not known: {error}"
 
     @property
     def shares_cache(self) -> bool:

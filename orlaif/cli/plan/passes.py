@@ -193,7 +193,14 @@ class Passes:
     def _once(self, key: tuple[Any, ...], work: Callable[[], Any]) -> Any:
         """``work()``, done once for a key: one set-up after the other asks for the same passes."""
         if key not in self._memo:
-            self._memo[key] = work()
+            try:
+                self._memo[key] = work()
+            except Exception as error:  # whatever a model's own code raises for lack of numbers
+                raise ValueError(
+                    f"policy.path is a model of type {self.policy.config.model_type!r}, of which no pass can be "
+                    f"counted without its weights ({type(error).__name__}: {error}); plan needs a model whose "
+                    "passes run on the meta device"
+                ) from error
         return self._memo[key]
 
     def _used(

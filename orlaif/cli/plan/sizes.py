@@ -41,6 +41,7 @@ class Setup:
         max_batches: most batches that dynamic sampling samples for a step, one after the other; 0: without it.
         engine: bytes of an engine beside the model that samples (vLLM's).
         engine_sleeps: whether it gives them back while the step trains.
+        judges: bytes of the oracle's models beside the policy's.
     """
 
     gpus: int = 1
@@ -65,6 +66,7 @@ class Setup:
     max_batches: int = 0
     engine: int = 0
     engine_sleeps: bool = False
+    judges: int = 0
 
     @property
     def passes(self) -> int:
@@ -107,6 +109,7 @@ class Plan:
         setup: what was planned.
         parameters: of the model, adapter included.
         trained: of these, how many are trained.
+        active: those that a token goes through where there are experts, else None; or why that is not known.
         standing: what is there all the time, by name.
         phases: what each phase of a step adds, by phase and name; only one phase is there at a time.
     """
@@ -114,6 +117,7 @@ class Plan:
     setup: Setup
     parameters: int
     trained: int
+    active: int | str | None = None
     standing: dict[str, int]
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -129,10 +133,13 @@ class Plan:
 
     def table(self, memory: float | None = None) -> str:
         """The plan as text, sizes in GB per GPU; with ``memory``, the bytes of a GPU, whether it fits."""
-        s = self.setup
+        s, active = self.setup, self.active
+        if isinstance(active, int):
+            active = f"{active / 1e6:,.1f} M per token ({100 * active / self.parameters:.2f} %)"
         lines = [
             f"parameters   {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M trained "
             f"({100 * self.trained / self.parameters:.2f} %)",
+            *([] if active is None else [f"active       {active}"]),
             f"a step       {s.gpus // s.sharers} x {s.accumulate} x {s.prompts} prompts of {s.prompt_tokens:,} tokens, "
             f"{s.answers}: {s.tokens_per_step:,} tokens",
             *([s.sampled] if s.max_batches else []),
