@@ -193,10 +193,14 @@ def ranking_of(outcomes: Sequence[Tensor | OracleError], size: int) -> Ranking:
     Returns:
         Dense ranks i64[P, G], -1 throughout and an entry in ``failures`` for groups without values.
     """
-    nothing = torch.full((size,), torch.nan, dtype=torch.float64)
-    values = torch.stack([nothing if isinstance(outcome, OracleError) else outcome for outcome in outcomes])
     failures = tuple(outcome for outcome in outcomes if isinstance(outcome, OracleError))
-    return Ranking(ranks=dense_ranks(values.round(decimals=9)), failures=failures)
+    return Ranking(ranks=dense_ranks(values_of(outcomes, size).round(decimals=9)), failures=failures)
+
+
+def values_of(outcomes: Sequence[Tensor | OracleError], size: int) -> Tensor:
+    """f64[P, G], the values of :func:`ranking_of`; NaN throughout for groups that have none."""
+    nothing = torch.full((size,), torch.nan, dtype=torch.float64)
+    return torch.stack([nothing if isinstance(outcome, OracleError) else outcome for outcome in outcomes])
 
 
 def order_consistency(

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from orlaif.answer_format import Sees, checked_sees
-from orlaif.openai_client import ChatClient, UnansweredError
-from orlaif.oracles.asking import all_of, counted
-from orlaif.oracles.base import Exchange, Oracle, ranking_of
-from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
+from orlaif.answer_format import Sees
+from orlaif.openai_client import ChatClient
+from orlaif.oracles.asking import AsksServer, all_of
+from orlaif.oracles.base import Exchange, ranking_of, values_of
+from orlaif.types import CandidateGroup, Prompt, Ranking
 
 FIELDS = ("{question}", "{answer}", "{reference}")
 
 
-class DecisionJudge(Oracle):
+class DecisionJudge(AsksServer):
     """Ranks by the probability with which a server says yes to one question about each answer.
 
     Args:
@@ -39,15 +40,13 @@ class DecisionJudge(Oracle):
         ValueError: ``state`` without ``{answer}``, or an empty question.
     """
 
-    mostly_waits = True
-
     def __init__(self, client: ChatClient, state: str, question: str, sees: Sees = "answer") -> None:
         if "{answer}" not in state:
             raise ValueError(f"oracle.state is {state!r}; it must have {{answer}}, where the answer is to stand")
         if not question.strip():
             raise ValueError("oracle.question is empty; it must be a question to be answered with yes or no")
-        self.client, self.state, self.question, self.sees = client, state, question, checked_sees(sees)
-        self._failures = 0
+        super().__init__(client, sees)
+        self.state, self.question = state, question
 
     def lacks(self, prompt: Prompt) -> str | None:
         """A reference answer, where ``state`` shows it."""
@@ -63,26 +62,13 @@ class DecisionJudge(Oracle):
             Dense ranks i64[P, G], and the probabilities of yes f32[P, G] as scores; groups of which a request failed in
             ``failures``.
         """
+        outcomes, size = self.ask_about(groups, self._one), len(groups[0].answers)
+        return replace(ranking_of(outcomes, size), scores=values_of(outcomes, size).float())
 
-        async def every() -> list[Tensor | OracleError]:
-            return await counted([self._one(group) for group in groups])
-
-        groups = [group.seen(self.sees) for group in groups]
-        outcomes = self.client.run(every())
-        size = len(groups[0].answers)
-        nothing = torch.full((size,), torch.nan, dtype=torch.float64)
-        scores = torch.stack([nothing if isinstance(one, OracleError) else one for one in outcomes])
-        ranking = ranking_of(outcomes, size)
-        self._failures += len(ranking.failures)
-        return Ranking(ranks=ranking.ranks, scores=scores.float(), failures=ranking.failures)
-
-    async def _one(self, group: CandidateGroup) -> Tensor | OracleError:
-        """f64[G], probabilities of yes, or why there are none."""
+    async def _one(self, group: CandidateGroup) -> Tensor:
+        """f64[G], probabilities of yes."""
         texts = list(dict.fromkeys(group.answers))
-        try:
-            sure = await all_of([self._sure(group, text) for text in texts])
-        except (ValueError, UnansweredError) as error:
-            return OracleError(type(self).__name__, group.prompt.id, str(error))
+        sure = await all_of([self._sure(group, text) for text in texts])
         return torch.tensor([sure[texts.index(answer)] for answer in group.answers], dtype=torch.float64)
 
     async def _sure(self, group: CandidateGroup, answer: str) -> float:
@@ -91,14 +77,6 @@ class DecisionJudge(Oracle):
         asked = f"{state}\n\n{self.question}"
         self.keep_exchanges([Exchange(prompt_id=group.prompt.id, asked=asked, replied=f"yes: {yes:.4f}")])
         return yes
-
-    def take_counts(self) -> dict[str, float]:
-        """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""
-        counts = {name: float(self.client.counts[name]) for name in ("requests", "cache_hits")}
-        counts["failures"] = float(self._failures)
-        self.client.counts.clear()
-        self._failures = 0
-        return counts
 
 
 def filled(state: str, texts: Sequence[str]) -> str:

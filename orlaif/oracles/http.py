@@ -17,10 +17,10 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from orlaif.answer_format import Sees, checked_sees
-from orlaif.openai_client import ChatClient, UnansweredError
+from orlaif.answer_format import Sees
+from orlaif.openai_client import ChatClient
 from orlaif.oracles.aggregate import borda_points
-from orlaif.oracles.asking import all_of, counted
+from orlaif.oracles.asking import AsksServer, all_of
 from orlaif.oracles.base import Exchange, Judge, ranking_of
 from orlaif.oracles.prompting import (
     LISTWISE_INSTRUCTIONS,
@@ -36,7 +36,7 @@ from orlaif.types import CandidateGroup, OracleError, Picture, Ranking, Seen, Vi
 T = TypeVar("T")
 
 
-class HTTPJudge(Judge):
+class HTTPJudge(AsksServer, Judge):
     """Asks a server to order the candidates of each group, as a list.
 
     Args:
@@ -53,8 +53,6 @@ class HTTPJudge(Judge):
         ValueError: a setting is out of its range.
     """
 
-    mostly_waits = True
-
     def __init__(
         self,
         client: ChatClient,
@@ -68,10 +66,9 @@ class HTTPJudge(Judge):
         for name, value in (("num_ballots", num_ballots), ("num_frames", num_frames), ("frame_height", frame_height)):
             if value < 1:
                 raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
-        self.client = client
+        super().__init__(client, sees)
         self.num_ballots, self.num_frames, self.frame_height = num_ballots, num_frames, frame_height
-        self.instructions, self.seed, self.sees = instructions, seed, checked_sees(sees)
-        self._failures = 0
+        self.instructions, self.seed = instructions, seed
 
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group.
@@ -82,26 +79,16 @@ class HTTPJudge(Judge):
         Returns:
             Dense ranks i64[P, G]; groups of which a request failed or a reply could not be read in ``failures``.
         """
-        groups = [group.seen(self.sees) for group in groups]
-        outcomes = self.client.run(self._rank_all(groups))
-        ranking = ranking_of(outcomes, len(groups[0].answers))
-        self._failures += len(ranking.failures)
-        return ranking
+        return ranking_of(self.ask_about(groups, self._rank_one), len(groups[0].answers))
 
-    async def _rank_all(self, groups: Sequence[CandidateGroup]) -> list[Tensor | OracleError]:
-        return await counted([self._rank_one(group) for group in groups])
-
-    async def _rank_one(self, group: CandidateGroup) -> Tensor | OracleError:
-        """Points of the group's answers over all ballots, or why there are none."""
+    async def _rank_one(self, group: CandidateGroup) -> Tensor:
+        """Points of the group's answers over all ballots."""
         if len(set(group.answers)) == 1:
             return torch.zeros(len(group.answers), dtype=torch.float64)  # nothing to decide
-        try:
-            shown = ballots(group, self.num_ballots, self.seed)
-            shown_media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
-            rankings = await all_of([self._ballot(ballot, shown_media) for ballot in shown])
-            return borda_points(torch.tensor(rankings))
-        except (ValueError, UnansweredError) as error:
-            return OracleError(type(self).__name__, group.prompt.id, str(error))
+        shown = ballots(group, self.num_ballots, self.seed)
+        shown_media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
+        rankings = await all_of([self._ballot(ballot, shown_media) for ballot in shown])
+        return borda_points(torch.tensor(rankings))
 
     async def _ballot(self, ballot: Ballot, media: list[dict[str, Any]]) -> list[int]:
         def read(reply: str) -> list[int]:
@@ -119,26 +106,16 @@ class HTTPJudge(Judge):
         Returns:
             Of each group f64[G, Q], 1 = yes and 0 = no; or why there is none.
         """
+        return self.ask_about(groups, lambda group: self._verdicts_of(group, questions))
 
-        async def every() -> list[Tensor | OracleError]:
-            return await counted([self._verdicts_of(group, questions) for group in groups])
-
-        groups = [group.seen(self.sees) for group in groups]
-        outcomes = self.client.run(every())
-        self._failures += sum(isinstance(outcome, OracleError) for outcome in outcomes)
-        return outcomes
-
-    async def _verdicts_of(self, group: CandidateGroup, questions: Sequence[str]) -> Tensor | OracleError:
+    async def _verdicts_of(self, group: CandidateGroup, questions: Sequence[str]) -> Tensor:
         def read(reply: str) -> list[bool]:
             return parse_verdicts(reply, len(questions))
 
         texts = list(dict.fromkeys(group.answers))
         asked = [inquiry(group.prompt.question, text, questions) for text in texts]
-        try:
-            media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
-            said = await all_of([self._ask(group, VERDICT_INSTRUCTIONS, one, media, read) for one in asked])
-        except (ValueError, UnansweredError) as error:
-            return OracleError(type(self).__name__, group.prompt.id, str(error))
+        media = await asyncio.to_thread(_content, group.clip, self.num_frames, self.frame_height)
+        said = await all_of([self._ask(group, VERDICT_INSTRUCTIONS, one, media, read) for one in asked])
         return torch.tensor(said, dtype=torch.float64)[[texts.index(answer) for answer in group.answers]]
 
     async def _ask(
@@ -156,14 +133,6 @@ class HTTPJudge(Judge):
             return read(reply)
 
         return await self.client.ask(instructions, [*media, {"type": "text", "text": asked}], kept)
-
-    def take_counts(self) -> dict[str, float]:
-        """``requests``, ``cache_hits`` and ``failures`` (groups) since this was last asked."""
-        counts = {name: float(self.client.counts[name]) for name in ("requests", "cache_hits")}
-        counts["failures"] = float(self._failures)
-        self.client.counts.clear()
-        self._failures = 0
-        return counts
 
 
 def _content(seen: Seen, num_frames: int, height: int) -> list[dict[str, Any]]:
