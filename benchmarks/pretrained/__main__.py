@@ -5,7 +5,7 @@
     rule       Oracle-RLAIF by the facts that an answer has right                                     (orlaif fit)
     random     the same, ranks drawn at random: must gain nothing                                     (orlaif fit)
     ranker     the same by a ranker trained on the warm start's answers to other clips     (orlaif predict, fit, fit)
-    judge      the same by a language model behind HTTP, where ``--judge`` gives its recipe           (orlaif fit)
+    judge      the same by SmolLM2 itself behind ``transformers serve``; ``--judge`` takes another's recipe (orlaif fit)
 
 Model and warm start are made once, and all seeds share them: a seed is one of Oracle-RLAIF's. Each stage is kept, so
 that an interrupted benchmark goes on where it stopped. Writes JSON and a plot:
@@ -36,12 +36,10 @@ def main() -> None:
     parser.add_argument(
         "--stages", nargs="+", choices=("model", "sft", *ARMS), default=["sft", "rule", "random", "ranker"]
     )
-    parser.add_argument("--judge", help="a recipe of an oracle behind HTTP, for the stage judge")
+    parser.add_argument("--judge", help="recipe of another oracle behind HTTP for the stage judge")
     arguments = parser.parse_args()
     if lack := missing():
         sys.exit(lack)
-    if "judge" in arguments.stages and not arguments.judge:
-        parser.error("the stage judge needs --judge")
     quiet()
     stages = Stages(arguments.output, arguments.recipes)
     stages.prepare()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from benchmarks.judge_server import model_folder, serving
 from benchmarks.pretrained.stages import Stages, read_json, write_json
 
 #: Oracles, and what they change in recipes/pretrained_rlaif.yaml.
@@ -35,11 +39,29 @@ def run_arm(stages: Stages, arm: str, seed: int, start: str, judge: str | None =
             "--model.init_args.oracle=orlaif.oracles.PreferenceRanker",
             f"--model.init_args.oracle.init_args.path={ranker}",
         ]
-    elif arm == "judge":
-        oracle = ["--config", str(judge)]
     data = stages.data("train=rl", "val=val")
-    trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *data])
+    with judged(stages, judge) if arm == "judge" else nullcontext([]) as asked:
+        trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *asked, *data])
     return stages.test(run, trained, seed)
+
+
+@contextmanager
+def judged(stages: Stages, recipe: str | None) -> Iterator[Sequence[str]]:
+    """Arguments for an oracle that asks a judge: ``recipe``'s, or SmolLM2 behind a server that runs meanwhile."""
+    if recipe is not None:
+        yield ["--config", recipe]
+        return
+    model = model_folder(stages.path("judge_model"))
+    with serving(model, stages.path("judge_server.log")) as url:
+        client = {
+            "base_url": url,
+            "model": model,
+            "cache_dir": stages.path("judge_cache"),
+        }
+        yield [
+            f"--config={os.path.join(stages.recipes, 'oracles', 'decision_judge.yaml')}",
+            *(f"--model.init_args.oracle.init_args.client.init_args.{key}={value}" for key, value in client.items()),
+        ]
 
 
 def train_ranker(stages: Stages, seed: int, start: str) -> str:

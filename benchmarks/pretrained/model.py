@@ -39,7 +39,7 @@ class Tower:
 
     side: int = 64
     patch: int = 8
-    shuffle: int = 4
+    shuffle: int = 8
     hidden: int = 128
     layers: int = 4
     heads: int = 4

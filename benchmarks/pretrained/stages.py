@@ -20,7 +20,7 @@ from orlaif.data.datasets import JsonlDataset
 from orlaif.demo.demo import POLICY_PATH
 
 BAR = "--trainer.enable_progress_bar=false"
-TOWER_STEPS = 1000
+TOWER_STEPS = 3000
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""The vision tower learns to see before it meets the language model, as SigLIP has before SmolVLM. A plain loop.
+"""Vision tower and connector learn to see before they meet the language model, as SigLIP has. A plain loop.
 
-From single rendered frames, all patches' features and nothing but a linear layer say color, shape, place and size.
-Nothing here knows of motion or of sentences.
+From single rendered frames, the connector's tokens and nothing but a linear layer say color, shape, place and size.
+Nothing here knows of motion or of sentences. Tokens leave as loud as words are: their root mean squares are made equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, layer_norm, mse_loss
 
 from benchmarks.pretrained.clips import COLORS, SIDE, paint
 from orlaif.demo.shapes import SHAPES
@@ -32,7 +32,7 @@ def frames_and_targets(rng: random.Random, number: int) -> tuple[Tensor, Tensor,
 
 
 def train(model: Any, steps: int, seed: int = 0, batch: int = 64, lr: float = 2e-3) -> dict[str, float]:
-    """Train ``model``'s tower in place; accuracy of color and shape and error of place on its last batches.
+    """Train ``model``'s tower and connector in place; accuracy of color and shape, error of place, on the last batches.
 
     Args:
         model: a SmolVLM in float32.
@@ -41,22 +41,24 @@ def train(model: Any, steps: int, seed: int = 0, batch: int = 64, lr: float = 2e
         batch: frames.
         lr: highest learning rate; one cycle.
     """
-    tower = model.model.vision_model
+    tower, connector = model.model.vision_model, model.model.connector
     rng = random.Random(f"tower/{seed}")
     torch.manual_seed(seed)
-    patches = tower.embeddings.num_patches * tower.config.hidden_size
-    heads = nn.ModuleList([nn.Linear(patches, width) for width in (len(COLORS), len(SHAPES), 3)])
-    parameters = [*tower.parameters(), *heads.parameters()]
-    # A head reads thousands of features: at the tower's rate its sums would jump.
-    rates = [{"params": tower.parameters(), "lr": lr}, {"params": heads.parameters(), "lr": lr / 10}]
+    tokens = tower.embeddings.num_patches // connector.scale_factor**2
+    features = tokens * connector.modality_projection.proj.out_features
+    heads = nn.ModuleList([nn.Linear(features, width) for width in (len(COLORS), len(SHAPES), 3)])
+    parameters = [*tower.parameters(), *connector.parameters(), *heads.parameters()]
+    # What reads thousands of features would jump at the tower's rate.
+    wide = [*connector.parameters(), *heads.parameters()]
+    rates = [{"params": tower.parameters(), "lr": lr}, {"params": wide, "lr": lr / 10}]
     optimizer = torch.optim.AdamW(rates, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[lr, lr / 10], total_steps=steps, pct_start=0.1)
     tail: list[Tensor] = []
     for step in range(steps):
         frames, kinds, places = frames_and_targets(rng, batch)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = tower(frames.float() / 127.5 - 1).last_hidden_state.flatten(1)
-        seen = seen.float()
+            seen = connector(tower(frames.float() / 127.5 - 1).last_hidden_state).flatten(1)
+        seen = layer_norm(seen.float(), (features,))
         color, shape, place = (head(seen) for head in heads)
         loss = cross_entropy(color, kinds[:, 0]) + cross_entropy(shape, kinds[:, 1]) + 4 * mse_loss(place, places)
         optimizer.zero_grad()
@@ -68,4 +70,14 @@ def train(model: Any, steps: int, seed: int = 0, batch: int = 64, lr: float = 2e
         tail = [*tail, torch.stack([*right, (place - places).square().mean().sqrt()])][-20:]
         if step % 25 == 24:
             print(f"tower {step + 1}/{steps}: " + ", ".join(f"{v:.3f}" for v in torch.stack(tail).mean(0)), flush=True)
+    as_loud_as_words(model, frames)
     return dict(zip(("color", "shape", "place_error"), torch.stack(tail).mean(0).tolist(), strict=True))
+
+
+@torch.no_grad()
+def as_loud_as_words(model: Any, frames: Tensor) -> None:
+    """Scale the connector so that the root mean square of its tokens for ``frames`` is that of the word embeddings."""
+    seen = model.model.connector(model.model.vision_model(frames.float() / 127.5 - 1).last_hidden_state)
+    words = model.get_input_embeddings().weight
+    loudness = words.square().mean().sqrt() / seen.square().mean().sqrt()
+    model.model.connector.modality_projection.proj.weight.mul_(loudness)
