@@ -71,7 +71,7 @@ def write_report(stages: Stages, path: str) -> None:
     report = {
         "what": "shares of facts right in greedy answers to the test questions, before and after Oracle-RLAIF",
         "facts": list(FACTS),
-        "tower": read_json(stages.path("model", "tower.json")),
+        **read_json(stages.path("model", "tower.json")),
         "warm_start": start,
         "seeds": seeds,
         "gains": gains(start, seeds),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import forget_peak, status
-from benchmarks.pretrained import tower
+from benchmarks.pretrained import connector, tower
 from benchmarks.pretrained.clips import SIZES, write_split
 from benchmarks.pretrained.facts import FACTS, right
 from benchmarks.pretrained.model import Tower, around, language_model
@@ -20,7 +20,7 @@ from orlaif.data.datasets import JsonlDataset
 from orlaif.demo.demo import POLICY_PATH
 
 BAR = "--trainer.enable_progress_bar=false"
-TOWER_STEPS = 3000
+TOWER_STEPS, CONNECTOR_STEPS = 3000, 800
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Stages:
         write_json(self.path(run, "cost.json"), cost)
 
     def prepare(self) -> str:
-        """Clips and the model with a trained tower; the model's folder."""
+        """Clips and the model with a trained tower and connector; the model's folder."""
         for split in SIZES:
             write_split(self.path("data"), split)
         folder = self.path("model")
@@ -61,9 +61,10 @@ class Stages:
             with self.measured("model"):
                 model, processor = around(*language_model(), Tower())
                 seen = tower.train(model, TOWER_STEPS)
+                named = connector.train(model, processor.tokenizer, CONNECTOR_STEPS)
                 model.save_pretrained(folder)
                 processor.save_pretrained(folder)
-            write_json(self.path("model", "tower.json"), seen)
+            write_json(self.path("model", "tower.json"), {"tower": seen, "connector": named})
         return folder
 
     def orlaif(self, subcommand: str, recipe: str, run: str, start: str, seed: int, extra: Sequence[str] = ()) -> Any:
