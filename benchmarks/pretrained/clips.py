@@ -1,7 +1,7 @@
 """Clips of one shape that moves and then does something, as H.264 files, and rows of the project's own format.
 
 A clip has eight frames, two a second; recipes read four of them (``UniformSampling``), of seconds 0.5, 1.5, 2.5 and
-3.5: three of the motion, one of what follows. All values of a fact are equally likely, and facts are independent of
+3.5: one on the way, two where it led, one of what follows. All values of a fact are equally likely, and facts are independent of
 each other. Clip ``index`` of a split is a function of the two and the seed.
 """
 
@@ -18,7 +18,8 @@ from benchmarks.pretrained.facts import FORMS, WORDS, sentence
 from orlaif.demo.shapes import DIRECTIONS, covered, encode
 
 SIDE, FRAMES, FPS = 64, 8, 2.0
-MOVING = 6  # frames; what follows has the rest
+MOVING = 3  # frames until the shape is where it goes
+FOLLOWS = 6  # the first frame of what it does then
 QUESTION = "What happens in the video?"
 COLORS = {
     "red": (225, 45, 40),
@@ -44,13 +45,13 @@ def render(facts: dict[str, str], rng: random.Random) -> Tensor:
     sx, sy = DIRECTIONS[facts["way"]]
     radius, across, middle = rng.uniform(8, 11), rng.uniform(-8, 8), rng.uniform(-2, 2)
     for k, frame in enumerate(frames):
-        along, size = 40 * (min(k, MOVING - 1) / (MOVING - 1) - 0.5), radius
-        if k >= MOVING:
+        along, size = 40 * (min(k, MOVING) / MOVING - 0.5), radius
+        if k >= FOLLOWS:
             if facts["then"] == "vanishes":
                 continue
             size *= _GROWN.get(facts["then"], 1.0)
             if facts["then"] == "goes back":
-                along -= 12 * (k - MOVING + 1)
+                along -= 12 * (k - FOLLOWS + 1)
         along += middle
         x = SIDE / 2 + (sx * along if sx else across)
         y = SIDE / 2 + (sy * along if sy else across)

@@ -1,4 +1,4 @@
-"""The connector learns the language model's words, the language model frozen, before both learn sentences. A plain loop.
+"""The connector learns words of the language model, which stays as it is, before both learn sentences. A plain loop.
 
 A frame's token has to say, by the tied head alone, what is seen: color, shape, where across, where along, how large.
 Each is a choice among words of the language model's own table of embeddings, which is not trained; nor is the tower.
