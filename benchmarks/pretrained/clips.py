@@ -1,8 +1,8 @@
 """Clips of one shape that moves and then does something, as H.264 files, and rows of the project's own format.
 
 A clip has eight frames, two a second; recipes read four of them (``UniformSampling``), of seconds 0.5, 1.5, 2.5 and
-3.5: one on the way, two where it led, one of what follows. All values of a fact are equally likely, and facts are independent of
-each other. Clip ``index`` of a split is a function of the two and the seed.
+3.5: one on the way, two where it led, one of what follows. All values of a fact are equally likely, and facts are
+independent of each other. Clip ``index`` of a split is a function of the two and the seed.
 """
 
 from __future__ import annotations

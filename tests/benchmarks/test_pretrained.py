@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, SmolVLMForConditionalGeneration
 
-from benchmarks.pretrained import clips, facts, model, report
+from benchmarks.pretrained import clips, connector, facts, model, report, tower
 from benchmarks.pretrained.stages import samples, shares
+from orlaif.demo.shapes import SHAPES
 from orlaif.policy import Policy
 from orlaif.tiny.tokens import tiny_tokenizer
 from orlaif.types import CandidateGroup, VideoPrompt
@@ -83,7 +84,8 @@ def centre(frame: torch.Tensor) -> tuple[float, float, int]:
 def test_clips_show_what_their_facts_say() -> None:
     said = {"color": "red", "shape": "circle", "way": "left", "then": "stops"}
     seen = [centre(frame) for frame in clips.render(said, random.Random(0))]
-    assert [round(a[0] - b[0]) for a, b in itertools.pairwise(seen)] == [8] * 5 + [0, 0]
+    moved = [a[0] - b[0] for a, b in itertools.pairwise(seen)]
+    assert moved == pytest.approx([40 / 3] * 3 + [0] * 4, abs=1)
     grown = clips.render({**said, "then": "grows"}, random.Random(0))
     assert centre(grown[6])[2] > 2 * centre(grown[5])[2]
     back = clips.render({**said, "way": "down", "then": "goes back"}, random.Random(0))
@@ -138,6 +140,48 @@ def test_the_language_model_inside_is_the_one_it_was(tiny) -> None:
     assert torch.equal(rows[closing], before[end])
     assert torch.equal(rows[end], before.mean(0))
     assert policy.placeholder_ids == [tokenizer.convert_tokens_to_ids("<image>")]
+
+
+def test_what_a_token_should_say_of_a_frame() -> None:
+    kinds = torch.tensor([[0, 3], [5, 0]])
+    places = torch.tensor([[-0.6, 0.0, 0.12], [0.1, 0.7, 0.5]])
+    said = {kind: [connector.SAID[kind][i] for i in one] for kind, one in connector.choices(kinds, places).items()}
+    assert said == {
+        "color": ["red", "white"],
+        "shape": [SHAPES[3], SHAPES[0]],
+        "across": ["left", "middle"],
+        "along": ["middle", "down"],
+        "size": ["small", "big"],
+    }
+
+
+def test_tower_and_connector_learn_and_the_language_model_stays(tiny) -> None:
+    folder, _, _ = tiny
+    built = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in built.named_parameters()}
+
+    def moved() -> set[str]:
+        return {
+            name.split(".")[1] for name, weight in built.named_parameters() if not torch.equal(weight, before[name])
+        }
+
+    tower.train(built, steps=1, batch=2)
+    assert moved() == {"vision_model", "connector"}
+    before = {name: weight.clone() for name, weight in built.named_parameters()}
+    connector.train(built, Letters(), steps=1, batch=2)
+    assert moved() == {"connector"}
+    frames, _, _ = tower.frames_and_targets(random.Random(1), 8)
+    tower.as_loud_as_words(built, frames)
+    tokens = built.model.connector(built.model.vision_model(frames / 127.5 - 1).last_hidden_state)
+    words = built.get_input_embeddings().weight
+    assert tokens.square().mean().item() == pytest.approx(words.square().mean().item(), rel=1e-5)
+
+
+class Letters:
+    """A tokenizer to which each word is one token, by its length and first letter."""
+
+    def encode(self, word: str) -> list[int]:
+        return [(ord(word.strip()[0]) + 3 * len(word)) % 90]
 
 
 def test_shares_are_of_all_questions() -> None:
