@@ -108,11 +108,6 @@ def _actors() -> tuple[object, ...]:
     return found["1 actors"], found["2 actors"]
 
 
-def _pretrained_trial() -> tuple[object, ...]:
-    start, trial = load("pretrained")["warm_start"]["facts"], load("pretrained_trial")
-    return trial["steps"], trial["lr"], *(100 * (trial[arm] - start) for arm in ("rule", "random"))
-
-
 def _points(mapping: str, *voices: str, how: str = "equal_steps") -> Callable[[], tuple[object, ...]]:
     """Points of a mapping above ``zscore`` at equal steps or at equal KL, under each voice."""
 
@@ -157,8 +152,6 @@ CLAIMS = (
     Claim(BENCHMARKS, "One actor samples {:.0f} answers a second, two sample {:.0f}", _actors),
     Claim(BENCHMARKS, "costs {:.1f} x less with `HTTPJudge` (a server that takes 50 ms), {:.0f} x less with "
           "`PairwiseJudge`, {:.1f} x with `ListwiseJudge` and {:.0f} x with `PreferenceRanker`", _oracles),
-    Claim(PRETRAINED, "{} steps at a rate of {}, in which `rule` gave {:+.1f} points and `random` {:+.1f}",
-          _pretrained_trial),
     Claim(MAPPINGS, "The warm start has {}, and {:.1f} of sampled answers", _warm_start),
     Claim(MAPPINGS, "ahead of `zscore` under every voice, by {} points under *clean* and {} under *length*",
           _points("dcg", "clean", "length")),

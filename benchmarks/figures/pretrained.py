@@ -29,7 +29,7 @@ def gains() -> str:
     return f"{markdown(head, rows)}\n\n{source('pretrained')}"
 
 
-def sampled(window: int = 15) -> str:
+def sampled(window: int = 25) -> str:
     """Facts right among the answers sampled in training, first and last steps; time and memory."""
     report = load("pretrained")
     rows: Rows = []
