@@ -93,7 +93,8 @@ def meta_model(policy: Policy) -> Any:
             with on_meta():
                 model = lora.attach(model, policy.lora, tower)
     attention = frozenset({torch.ops.orlaif_plan.attention})
-    recompute(model, policy.gradient_checkpointing, also=attention, preserve_rng_state=False)
+    offloaded = policy.activation_offloading
+    recompute(model, policy.gradient_checkpointing, offloaded, attention, preserve_rng_state=False)
     return model.train()
 
 
