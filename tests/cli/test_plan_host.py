@@ -76,12 +76,13 @@ def test_batches_that_are_there_at_once() -> None:
     assert clip_bytes(data(), 10, 20, 8.0) == 4 * 3 * 10 * 20
 
 
-def estimate(lora: Any = None, offload: bool = False) -> Any:
+def estimate(lora: Any = None, offload: bool = False, away: int = 0) -> Any:
     """Of 100 and 20 weights in float32, all trained, computed in 16 bits, with two states each."""
     model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 2, bias=False))
     return SimpleNamespace(
         model=model,
-        policy=SimpleNamespace(lora=lora, quantization=None),
+        policy=SimpleNamespace(lora=lora, quantization=None, activation_offloading=bool(away)),
+        offloaded_activations=lambda setup: away,
         sharding=SimpleNamespace(cpu_offload=offload),
         state_per_byte=2.0,
         compute_bytes=lambda: 240,
@@ -95,8 +96,9 @@ def estimate(lora: Any = None, offload: bool = False) -> Any:
         (estimate(lora={}), "ddp", 480, 0),
         (estimate(), "fsdp2", 400, 0),
         (estimate(offload=True), "fsdp2", 120 + 60 + 400, 120 + 60 + 120 + 240),
+        (estimate(away=90), "fsdp2", 400, 90),
     ],
-    ids=["whole", "lora", "sharded", "offloaded"],
+    ids=["whole", "lora", "sharded", "offloaded", "activations"],
 )
 def test_memory_of_the_host(of: Any, strategy: str, loading: int, standing: int) -> None:
     """Whole with the reference's copy, or one weight of 400 bytes at a time; 3 batches of 2 clips."""

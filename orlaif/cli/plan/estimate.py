@@ -202,7 +202,14 @@ class Estimate:
         rest = s.prompts * (s.prompt_tokens - run)
         embedded = rest * self.text.hidden_size * self.compute.itemsize
         layer = s.prompts * self.passes.cache(s.prompt_tokens - run) // self.text.num_hidden_layers
-        return Used(kept=used.kept + embedded, peak=used.peak + embedded + layer), each * together
+        return used.plus(Used(kept=embedded, peak=embedded + layer)), each * together
+
+    def offloaded_activations(self, s: Setup) -> int:
+        """Bytes of the host's memory that wait for the backward pass."""
+        repeat = s.part if self.policy.prefix == "duplicate" else 1
+        return (
+            self.passes.vision(s, train=True, grown=s.passes == 1).host + repeat * self.decoder(s, train=True)[0].host
+        )
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""

@@ -105,6 +105,8 @@ def host_plan(
     if offloaded:
         kept["gradients, offloaded"] = grads // setup.gpus
         kept["optimizer, offloaded"] = int(grads * estimate.state_per_byte / setup.gpus)
+    if estimate.policy.activation_offloading:
+        kept["activations, offloaded"] = estimate.offloaded_activations(setup)
     batches = batches_under_way(data, looks_ahead) if data.decode_device == "cpu" else 0
     training = {
         **kept,

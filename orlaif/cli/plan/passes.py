@@ -26,6 +26,7 @@ from orlaif.cli.plan.tower import Tower
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
 from orlaif.policy.asking import base_of
+from orlaif.policy.offloading import WINDOW
 from orlaif.policy.prefix.states import differentiable_cache
 
 #: Tokens of a chunk of the loss with a fused head.
@@ -51,6 +52,8 @@ class Passes:
         # What stands behind the first trained weight on the way to the decoder carries gradients.
         self.tower = Tower(policy.family.tower(self.base), self.compute, self._used)
         self.trains_vision = self.tower.trained
+        #: Layers of a run: so many stay on the device, and one is another.
+        self._least = 1 + WINDOW if policy.activation_offloading else 1
         self._memo: dict[tuple[Any, ...], Any] = {}
 
     @property
@@ -113,7 +116,8 @@ class Passes:
         def run() -> Any:
             return read_rows(decoder, inputs, places, use_cache=False).last_hidden_state
 
-        used = extrapolated(decoder, lambda: self._used(run, [places, inputs], decoder, train, grown), train)
+        each = lambda: self._used(run, [places, inputs], decoder, train, grown)  # noqa: E731
+        used = extrapolated(decoder, each, train, self._least)
         # Embeddings, and the same with features in the places of pixels.
         return used.plus(Used(kept=bytes_of([inputs]), peak=bytes_of([inputs])))
 
@@ -153,7 +157,8 @@ class Passes:
             ends = states[0][:, -1:].repeat_interleave(s.part, 0)
             return torch.cat([ends, states[1]], 1)
 
-        used = extrapolated(decoder, lambda: self._used(run, [*first, *second], decoder, train, grown), train)
+        each = lambda: self._used(run, [*first, *second], decoder, train, grown)  # noqa: E731
+        used = extrapolated(decoder, each, train, self._least)
         embedded = bytes_of([first[0], second[0]])
         return used.plus(Used(kept=embedded, peak=embedded))
 
@@ -187,8 +192,10 @@ class Passes:
             peak = pixels + cast + max(places * 2, used.peak + 2 * states)
             return work.plus(Used(kept=pixels + features, peak=peak))
         gradients = self.tower.gradients() if grown else 0
-        kept = pixels + cast + places + features + used.kept * number
-        return work.plus(Used(kept=kept, peak=kept + used.peak - used.kept + gradients))
+        # What is away is all away when the decoder has run, and back of as many layers as there is room for.
+        kept = pixels + cast + places + features + (used.kept - used.away) * number
+        back = used.away * min(number, WINDOW)
+        return work.plus(Used(kept=kept, peak=kept + back + used.peak - used.kept + gradients))
 
     def _once(self, key: tuple[Any, ...], work: Callable[[], Any]) -> Any:
         """``work()``, done once for a key: one set-up after the other asks for the same passes."""
@@ -218,10 +225,11 @@ class Passes:
             counted = LiveBytes([*weights, *module.buffers(), *known, *gradients])
             with torch.set_grad_enabled(train), on_meta(), counted as live:
                 out = run()
-                kept = live.now
+                kept, host, away = live.now, live.host, live.away
                 if train and out.requires_grad:
                     out.backward(torch.empty_like(out))
         finally:
             for p in weights:
                 p.grad, p.data = None, kept_data[id(p)]
-        return Used(kept=kept, peak=live.peak, flops=live.flops, single=live.single, operations=live.operations)
+        flops, single, operations = live.flops, live.single, live.operations
+        return Used(kept=kept, peak=live.peak, host=host, away=away, flops=flops, single=single, operations=operations)

@@ -165,6 +165,8 @@ class Used:
     Args:
         kept: bytes between forward and backward.
         peak: the most bytes at any time.
+        host: bytes of the host's memory between forward and backward (``policy.activation_offloading``).
+        away: what they take on the device, before they leave it.
         flops: of products in 16 bits, forward and backward together.
         single: of those in 32 bits.
         operations: kernels, forward and backward together.
@@ -172,6 +174,8 @@ class Used:
 
     kept: int
     peak: int
+    host: int = 0
+    away: int = 0
     flops: float = 0.0
     single: float = 0.0
     operations: int = 0
@@ -181,6 +185,8 @@ class Used:
         return Used(
             kept=int(self.kept + times * other.kept),
             peak=int(self.peak + times * other.peak),
+            host=int(self.host + times * other.host),
+            away=int(self.away + times * other.away),
             flops=self.flops + times * other.flops,
             single=self.single + times * other.single,
             operations=int(self.operations + times * other.operations),

@@ -116,8 +116,8 @@ def added_up(module: nn.Module, patches: int, compute: torch.dtype, train: bool)
     kept = each * sum(part.in_features + part.out_features for part in linear)
     most = each * max((part.in_features + 2 * part.out_features for part in linear), default=0)
     products = 2.0 * patches * sum(part.weight.numel() for part in linear)
-    rate = "flops" if compute.itemsize == 2 else "single"
-    once = Used(kept=0, peak=0, operations=4 * len(linear), **{rate: products})
+    flops, single = (products, 0.0) if compute.itemsize == 2 else (0.0, products)
+    once = Used(kept=0, peak=0, operations=4 * len(linear), flops=flops, single=single)
     if not train:
         return replace(once, peak=most)
     return Used(kept=kept, peak=kept + most).plus(once, 3)
