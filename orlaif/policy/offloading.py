@@ -151,7 +151,10 @@ def _around(away: Offload, checkpoint: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _within(away: Offload, layer: nn.Module) -> None:
-    """Park all that a layer saves: its weights are in their places by then, under FSDP2 too, whose hooks run before."""
+    """Park all that a layer saves: its weights are in their places by then, under FSDP2 too, whose hooks run before.
+
+    A copy of the model has the same hooks, and may sample meanwhile: passes without gradient leave all as it is.
+    """
     entered: list[AbstractContextManager[None]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -160,7 +163,7 @@ def _within(away: Offload, layer: nn.Module) -> None:
             entered[-1].__enter__()
 
     def leave(*_: Any) -> None:
-        if entered:
+        if torch.is_grad_enabled() and entered:
             entered.pop().__exit__(None, None, None)
 
     layer.register_forward_pre_hook(enter, with_kwargs=True)

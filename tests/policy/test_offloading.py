@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections import deque
@@ -13,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.demo.shapes import words
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.policy import Policy, offloading, settings
-from orlaif.policy.offloading import Offload, storages
+from orlaif.policy.offloading import Offload, offload, storages
 from orlaif.policy.parked import Lane
 from orlaif.policy.recomputation import SEEN_BY_HOOKS, recomputation, recompute
 from orlaif.types import PromptBatch
@@ -231,3 +233,35 @@ def test_selective_where_hooks_do_not_see_it(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="activation_offloading is true, and Linear has no layers by transformers'"):
         recompute(nn.Linear(2, 2), False, offloaded=True)
+
+
+class Asking(GradientCheckpointingLayer):
+    """Runs a copy of itself in between, as a thread that samples may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        self.copied: list[Any] = [None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (copied := self.copied[0]) is not None:
+            with torch.no_grad():
+                copied(x)
+        return self.linear(x).sigmoid()  # type: ignore[no-any-return]
+
+
+def test_a_copy_that_samples_ends_nothing() -> None:
+    """What is saved behind its pass is parked all the same, and nothing when the layer has run or failed."""
+    layer = Asking()
+    offload(layer, recomputed=False)
+    layer.copied[0] = copy.deepcopy(layer)
+    x = torch.randn(16, 32)
+    with LiveBytes([x, *layer.parameters()]) as live:
+        out = layer(x)
+        assert live.away == 2 * 2048
+        square = out * out
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            layer(x.T)
+        again = square * square
+        assert live.away == 2 * 2048
+    assert again.shape == out.shape
