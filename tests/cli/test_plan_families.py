@@ -111,6 +111,10 @@ def test_seconds_are_products_bytes_and_launches() -> None:
     used = Used(kept=0, peak=0, flops=1e15, single=1e14, operations=1000)
     assert seconds._pass(used) == pytest.approx(2.0 + 2.0)
     assert seconds._pass(dataclasses.replace(used, operations=10**6)) == pytest.approx(10.0)
+    away = dataclasses.replace(used, away=32 * 10**9)  # there and back, at half of 1e10 bytes/s
+    assert seconds._pass(away) == pytest.approx(4.0)
+    seconds.hardware = dataclasses.replace(ROUND, host=1e10)
+    assert seconds._pass(away) == pytest.approx(12.8)
 
 
 def test_a_step_of_a_published_size(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ A pass takes as long as its products of matrices at a share of the device's peak
 operations take to be launched. A decoded token takes as long as reading the weights and the cache once, or as launching
 its operations. What FSDP2 gathers, and gradients that are summed, are taken to go on beside the passes. Not predicted:
 decoding of videos, which threads do ahead of the step; a judge, which is another's machine.
+
+Activations that wait on the host go there and back beside a pass, which takes at least as long.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Seconds:
 
     def _pass(self, used: Used) -> float:
         computed = used.flops / self.rate + used.single / self.hardware.rate(torch.float32)
-        return max(computed, LAUNCH_S * used.operations)
+        moved = 2 * used.away / (self.hardware.host * self.hardware.of_bandwidth)  # beside it, there and back
+        return max(computed, moved, LAUNCH_S * used.operations)
 
     def _all(self, s: Setup, train: bool) -> float:
         """Decoder and head over all completions of a batch."""
