@@ -24,7 +24,7 @@ def start(tmp_path: Path, model: str, root: str, *extra: str) -> Forked:
 
 
 def wait_for_a_checkpoint(folder: Path, process: Forked) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while newest_checkpoint(folder) is None:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.said()[1][-2000:]
@@ -43,7 +43,7 @@ def test_two_processes_stop_together(
     try:
         wait_for_a_checkpoint(tmp_path / "run", process)
         (os.killpg if everyone else os.kill)(process.pid, number)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
