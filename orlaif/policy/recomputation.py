@@ -72,7 +72,8 @@ def recompute(
         settings = {"use_reentrant": False, "context_fn": contexts, **settings}
         if SEEN_BY_HOOKS:
             settings["respect_saved_tensors_hooks"] = True
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.24
+        (newer or model.gradient_checkpointing_enable)(settings)
     if offloaded:
         offload(model, recomputed=bool(how))
 
