@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch._library.custom_ops import OPDEFS
 
+from benchmarks.by_stage import ByStage
 from orlaif.cli.plan import main, passes
 from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
-from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.passes import Passes
 from orlaif.cli.plan.sizes import Setup
 from orlaif.demo.tiny import make_tiny_model
@@ -53,18 +52,8 @@ def completions(policy: Policy) -> Completions:
     return Completions(ids=ids, mask=torch.ones(P, G, T, dtype=torch.bool), texts=texts)
 
 
-class EveryByte(LiveBytes):
-    """Sees inside the operators of the loss, operation by operation, where the plan goes by what they say."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "orlaif_kernels":
-            with self:
-                return OPDEFS[func.name()]._init_fn(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
 def counted(known: list[Any], work: Any) -> int:
-    with EveryByte([t for t in known if isinstance(t, torch.Tensor)]) as live:
+    with ByStage([t for t in known if isinstance(t, torch.Tensor)]) as live:
         work()
     return live.peak
 
@@ -141,7 +130,7 @@ def test_the_plan_is_what_a_step_allocates(folder: str, dtype: str, lora: Any, w
     settings["activation_offloading"] = way.endswith("away")
     settings |= {"prefix": "fork"} if way == "forked" else {"prefix": "shared", "prefix_attention": "split"}
     policy = Policy(folder, **settings)
-    estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
+    estimate = Estimate(policy, lambda params: torch.optim.AdamW(params), device="cpu")
     setup = setup_for(policy)
     plan = estimate.plan(setup)
     real = real_peaks(policy.load(), reference=True)

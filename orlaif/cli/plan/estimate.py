@@ -32,11 +32,12 @@ class Estimate:
     Args:
         policy: whose config is used.
         optimizer: from parameters to an optimizer, as in a recipe.
+        device: kind of device that it runs on.
     """
 
-    def __init__(self, policy: Policy, optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
-        self.policy, self.optimizer = policy, optimizer
-        self.passes = Passes(policy)
+    def __init__(self, policy: Policy, optimizer: Callable[[Any], torch.optim.Optimizer], device: str = "cuda") -> None:
+        self.policy, self.optimizer, self.device = policy, optimizer, device
+        self.passes = Passes(policy, device)
         self.model, self.base, self.text = self.passes.model, self.passes.base, self.passes.text
         self.compute = self.passes.compute
         self.sharding: Sharding = policy.sharding
@@ -45,7 +46,8 @@ class Estimate:
     def changed(self, **settings: Any) -> Estimate:
         """The same with other settings of the policy."""
         names = [name for name in inspect.signature(Policy.__init__).parameters if name != "self"]
-        return Estimate(Policy(**{name: getattr(self.policy, name) for name in names} | settings), self.optimizer)
+        policy = Policy(**{name: getattr(self.policy, name) for name in names} | settings)
+        return Estimate(policy, self.optimizer, self.device)
 
     def plan(self, setup: Setup) -> Plan:
         """Bytes per GPU of a step.
@@ -95,6 +97,7 @@ class Estimate:
             "gradients": here * grads // shards,
             "buckets": buckets,
             "optimizer, temporary": here * grads // shards,
+            "pixels and features": self.passes.vision(setup, train=False).kept,
         }
         return Plan(
             setup=setup,
@@ -114,7 +117,7 @@ class Estimate:
     @property
     def shares_cache(self) -> bool:
         """Whether decoding reads a prompt's keys and values once for its group, as far as the config tells."""
-        return self.policy.prefix in ("auto", "shared") and self.passes.full_attention
+        return self.passes.layout == "shared" and self.passes.full_attention
 
     # ----------------------------------------------------------- added up
 
@@ -191,11 +194,13 @@ class Estimate:
     def decoder(self, s: Setup, train: bool) -> tuple[Used, int]:
         """What a pass takes, and its positions with logits."""
         each, grown = s.prompts * s.completion_tokens, train and s.passes == 1
-        if self.policy.prefix == "fork":
+        if self.passes.layout == "fork":
             return self.passes.forked(s, train, grown), each * s.part
-        together = 1 if self.policy.prefix == "duplicate" else s.part
+        together = 1 if self.passes.layout == "duplicate" else s.part
         run = -(-s.prompt_tokens // s.sharers)
-        used = self.passes.decoder(s.prompts, run + together * s.completion_tokens, train, grown)
+        length = run + together * s.completion_tokens
+        group = length if self.passes.layout == "shared" and s.sharers == 1 else 0
+        used = self.passes.decoder(s.prompts, length, train, grown, group)
         if s.sharers == 1:
             return used, each * together
         # Of prompts that are shared: the rest of the embeddings, and in a layer the others' keys and values.
@@ -223,7 +228,7 @@ class Estimate:
 
     def _policy(self, s: Setup) -> dict[str, int]:
         """The largest moment of a forward and backward pass: at the head, in the decoder, or in the vision tower."""
-        repeat = s.part if self.policy.prefix == "duplicate" else 1
+        repeat = s.part if self.passes.layout == "duplicate" else 1
         vision = self.passes.vision(s, train=True, grown=s.passes == 1)
         decoder, positions = self.decoder(s, train=True)
         head = self.passes.head(s, positions * repeat, train=True)

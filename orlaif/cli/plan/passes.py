@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from orlaif.cli.plan.attention import Reading, has_blocks
 from orlaif.cli.plan.layers import extrapolated
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.meta import decoder_of, meta_model, on_meta, read_rows
@@ -27,6 +29,10 @@ from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
 from orlaif.policy.asking import base_of
 from orlaif.policy.offloading import WINDOW
+from orlaif.policy.prefix.attention import SPLIT_FROM
+from orlaif.policy.prefix.choice import wanted_attentions
+from orlaif.policy.prefix.prepare import structural_reason
+from orlaif.policy.prefix.split import split_runs_on
 from orlaif.policy.prefix.states import differentiable_cache
 
 #: Tokens of a chunk of the loss with a fused head.
@@ -38,10 +44,11 @@ class Passes:
 
     Args:
         policy: whose config is used.
+        device: kind of device that it will run on, by which attention is chosen.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, device: str = "cuda") -> None:
+        self.policy, self.device = policy, torch.device(device)
         self.model = meta_model(policy)
         self.base = base_of(self.model)
         self.text = policy.config.get_text_config(decoder=True)
@@ -49,6 +56,7 @@ class Passes:
         name = policy.sharding.param_dtype
         self.compute = self.dtype if name is None else getattr(torch, name)
         self.decoder_module: Any = decoder_of(self.model)
+        self.blocks = has_blocks(self.base)
         # What stands behind the first trained weight on the way to the decoder carries gradients.
         self.tower = Tower(policy.family.tower(self.base), self.compute, self._used)
         self.trains_vision = self.tower.trained
@@ -58,8 +66,27 @@ class Passes:
 
     @property
     def full_attention(self) -> bool:
-        """Whether every layer looks at all tokens, so that decoding can share a prompt's cache."""
-        return set(getattr(self.text, "layer_types", None) or ()) <= {"full_attention"}
+        """Whether every layer looks at all tokens before, so that decoding can share a prompt's cache."""
+        return not self.blocks and set(getattr(self.text, "layer_types", None) or ()) <= {"full_attention"}
+
+    @cached_property
+    def layout(self) -> str:
+        """How groups go through the model, as far as the config tells: ``shared``, ``fork`` or ``duplicate``."""
+        if self.policy.prefix != "auto":
+            return self.policy.prefix
+        kinds = enumerate(getattr(self.text, "layer_types", None) or ())
+        with_state = [i for i, kind in kinds if "attention" not in kind or "linear" in kind]
+        if self.policy.prefix_attention != "auto" or structural_reason(self.text, with_state, True) is None:
+            return "shared"
+        return "duplicate" if self.policy.gradient_checkpointing else "fork"
+
+    def masked(self, group_tokens: int) -> bool:
+        """Whether groups of so many tokens in rows attend by a mask of all that a token sees."""
+        wanted = wanted_attentions(self.policy.prefix_attention, self.policy.attn_implementation)
+        heads = [getattr(self.text, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+        unequal = any(heads) and sum(heads) != getattr(self.text, "v_head_dim", sum(heads))
+        split = "split" in wanted and split_runs_on(self.device, self.compute) and not unequal
+        return "mask" in wanted and not (split and group_tokens >= SPLIT_FROM)
 
     def head(self, s: Setup, positions: int, train: bool) -> int:
         """Peak of LM head and loss over so many positions; gradients of the head included."""
@@ -104,17 +131,18 @@ class Passes:
                 loss.backward()
         return live.peak
 
-    def decoder(self, rows: int, length: int, train: bool, grown: bool = False) -> Used:
-        """The decoder's pass over rows of so many tokens."""
-        key = ("decoder", rows, length, train, grown)
-        return self._once(key, lambda: self._decoder_pass(rows, length, train, grown))
+    def decoder(self, rows: int, length: int, train: bool, grown: bool = False, group: int = 0) -> Used:
+        """The decoder's pass over rows of so many tokens; of groups, if ``group`` says how many tokens each has."""
+        key = ("decoder", rows, length, train, grown, group)
+        return self._once(key, lambda: self._decoder_pass(rows, length, train, grown, group))
 
-    def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool) -> Used:
+    def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool, group: int) -> Used:
         inputs, places = self._decoder_inputs(rows, length, train)
-        decoder = self.decoder_module
+        decoder, masked = self.decoder_module, group > 0 and self.masked(group)
 
         def run() -> Any:
-            return read_rows(decoder, inputs, places, use_cache=False).last_hidden_state
+            rows = Reading(groups=group > 0, blocks=self.blocks)
+            return read_rows(decoder, inputs, places, rows, masked, use_cache=False).last_hidden_state
 
         each = lambda: self._used(run, [places, inputs], decoder, train, grown)  # noqa: E731
         used = extrapolated(decoder, each, train, self._least)
@@ -131,7 +159,8 @@ class Passes:
         inputs, places = self._decoder_inputs(1, max(length, 2), train=False)
         cache: Any = DynamicCache(config=self.text)
         with torch.no_grad(), on_meta():
-            read_rows(self.decoder_module, inputs, places, past_key_values=cache, use_cache=True)
+            rows = Reading(blocks=self.blocks)
+            read_rows(self.decoder_module, inputs, places, rows, past_key_values=cache, use_cache=True)
         kept = bytes_of(tree_leaves([vars(layer) for layer in cache.layers]))
         return Used(kept=kept, peak=kept)
 
@@ -152,7 +181,8 @@ class Passes:
             for inputs, places in (first, second):
                 if states:
                     cache.reorder_cache(torch.empty(rows, dtype=torch.long, device="meta"))
-                out = read_rows(decoder, inputs, places, past_key_values=cache, use_cache=True)
+                holds = Reading(blocks=self.blocks)
+                out = read_rows(decoder, inputs, places, holds, past_key_values=cache, use_cache=True)
                 states.append(out.last_hidden_state)
             ends = states[0][:, -1:].repeat_interleave(s.part, 0)
             return torch.cat([ends, states[1]], 1)
@@ -190,7 +220,8 @@ class Passes:
         work = replace(used.plus(used, number - 1), kept=0, peak=0)
         if not trained:
             peak = pixels + cast + max(places * 2, used.peak + 2 * states)
-            return work.plus(Used(kept=pixels + features, peak=peak))
+            given = features if self.tower.pools else states  # what the tower itself gave, beside what is made of it
+            return work.plus(Used(kept=pixels + features + given, peak=peak))
         gradients = self.tower.gradients() if grown else 0
         # What is away is all away when the decoder has run, and back of as many layers as there is room for.
         kept = pixels + cast + places + features + (used.kept - used.away) * number

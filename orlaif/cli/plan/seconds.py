@@ -62,7 +62,7 @@ class Seconds:
         """Decoder and head over all completions of a batch."""
         parts = -(-s.group_size // (s.part * s.sharers))
         used, positions = self.estimate.decoder(s, train)
-        repeat = s.part if self.estimate.policy.prefix == "duplicate" else 1
+        repeat = s.part if self.passes.layout == "duplicate" else 1
         return parts * repeat * (self._pass(used) + self._head(s, positions, train))
 
     def _head(self, s: Setup, positions: int, train: bool) -> float:
