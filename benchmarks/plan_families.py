@@ -11,6 +11,7 @@ trained, once an adapter on all linear layers. ``--plan`` renews what the plan s
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -69,7 +70,8 @@ class Watch(Callback):
         self.live.__enter__()
 
     def on_before_optimizer_step(self, *_: Any) -> None:
-        """A stage that a run has no name for."""
+        """A stage that a run has no name for; what Python has not collected yet is no part of it."""
+        gc.collect()
         self.live.name = "update"
 
     def on_train_batch_end(self, *_: Any) -> None:

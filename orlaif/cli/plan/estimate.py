@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ class Estimate:
         noise = torch.empty(rows, self.text.vocab_size, dtype=torch.float32, device="meta")
         with torch.no_grad(), LiveBytes([logits, noise]) as sampled:
             choose_tokens(logits.clone(), SamplingParams(temperature=s.temperature), noise)
-        vision = self.passes.vision(s, train=False)
+        vision = self.passes.vision(replace(s, tower_sharers=1), train=False)  # a prompt is sampled by one process
         prompts = s.prompts * self.passes.cache(s.prompt_tokens)
         decoder = self.passes.decoder(s.prompts, s.prompt_tokens, train=False)
         all_prompts = prompts * (1 if shared else s.group_size)

@@ -23,7 +23,13 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
-def extrapolated(decoder: Any, run: Callable[[], Used], train: bool, least: int = 1) -> Used:
+#: What code of a model raises for layers that are not there.
+MISSED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def extrapolated(
+    decoder: Any, run: Callable[[], Used], train: bool, least: int = 1, notes: list[str] | None = None
+) -> Used:
     """What ``run`` gives for the whole decoder, from runs with a few of its layers.
 
     Args:
@@ -31,6 +37,7 @@ def extrapolated(decoder: Any, run: Callable[[], Used], train: bool, least: int 
         run: a pass through it.
         train: with the backward pass; else the most that a layer takes for a moment does not grow with their number.
         least: layers of the shortest run, where only those behind them take the same.
+        notes: is told where the decoder does not run with a few of its layers, and so ran whole.
     """
     stack = _stack(decoder)
     kinds = [] if stack is None else [_kind(layer, decoder.config, i) for i, layer in enumerate(stack[1])]
@@ -50,7 +57,10 @@ def extrapolated(decoder: Any, run: Callable[[], Used], train: bool, least: int 
                 more = run()
             used = used.plus(more.plus(shortest, -1), number)
             moment = max(moment, more.peak - more.kept)
-    except Exception:  # whatever it raises without layers that others look for
+    except MISSED as error:
+        told = f"its decoder ran with all of its layers: with a few of them it fails ({type(error).__name__}: {error})"
+        if notes is not None and told not in notes:
+            notes.append(told)
         return run()
     return used if train else replace(used, peak=used.kept + moment)
 

@@ -42,9 +42,10 @@ def meta_model(policy: Policy) -> Any:
             tower = policy.family.tower(model)
             for parameter in policy.family.tower_parameters(model):
                 parameter.requires_grad_(False)
-        for module in ears(model, policy):
-            module.requires_grad_(False)
-            tower.append(module)
+        if not getattr(policy.family, "sound", False):  # then no video reaches them, and they are not trained
+            tower = [*tower, *ears(model)]
+            for module in ears(model):
+                module.requires_grad_(False)
         if policy.lora is not None:
             with on_meta():
                 model = lora.attach(model, policy.lora, tower)
@@ -53,12 +54,16 @@ def meta_model(policy: Policy) -> Any:
     return model.train()
 
 
-def ears(model: Any, policy: Policy) -> list[nn.Module]:
-    """The modules that hear, where the policy hears nothing: no video reaches them, and so they are not trained."""
-    if getattr(policy.family, "sound", False):
-        return []
+def ears(model: Any) -> list[nn.Module]:
+    """The modules that hear: those that are made from the config of sound."""
     configs = [getattr(base_of(model).config, name, None) for name in ("audio_config", "sound_config")]
     return [m for m in model.modules() if any(c is not None and getattr(m, "config", None) is c for c in configs)]
+
+
+def eyes(policy: Policy, model: Any) -> list[nn.Module]:
+    """What makes features of a video's frames: the tower without ears."""
+    heard = {id(module) for module in ears(model)}
+    return [part for part in policy.family.tower(model) if id(part) not in heard]
 
 
 def decoder_of(model: Any) -> nn.Module:

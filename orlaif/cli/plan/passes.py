@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from orlaif.cli.plan.attention import Reading, has_blocks
 from orlaif.cli.plan.layers import extrapolated
 from orlaif.cli.plan.live_bytes import LiveBytes
-from orlaif.cli.plan.meta import decoder_of, meta_model, on_meta, read_rows
+from orlaif.cli.plan.meta import decoder_of, eyes, meta_model, on_meta, read_rows
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.cli.plan.tower import Tower
 from orlaif.losses import grpo_rank_loss
@@ -58,8 +58,10 @@ class Passes:
         self.decoder_module: Any = decoder_of(self.model)
         self.blocks = has_blocks(self.base)
         # What stands behind the first trained weight on the way to the decoder carries gradients.
-        self.tower = Tower(policy.family.tower(self.base), self.compute, self._used)
+        self.tower = Tower(eyes(policy, self.base), self.compute, self._used)
         self.trains_vision = self.tower.trained
+        #: What a user should know of how it was counted, a sentence each.
+        self.notes: list[str] = []
         #: Layers of a run: so many stay on the device, and one is another.
         self._least = 1 + WINDOW if policy.activation_offloading else 1
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -145,15 +147,17 @@ class Passes:
             return read_rows(decoder, inputs, places, rows, masked, use_cache=False).last_hidden_state
 
         each = lambda: self._used(run, [places, inputs], decoder, train, grown)  # noqa: E731
-        used = extrapolated(decoder, each, train, self._least)
+        used = extrapolated(decoder, each, train, self._least, self.notes)
         # Embeddings, and the same with features in the places of pixels.
         return used.plus(Used(kept=bytes_of([inputs]), peak=bytes_of([inputs])))
 
     def cache(self, length: int) -> int:
         """Bytes of what decoding keeps of a row of so many tokens: keys and values, and states of recurrent layers."""
-        return self._once(
-            ("cache", length), lambda: extrapolated(self.decoder_module, lambda: self._cached(length), False).kept
-        )
+
+        def fill() -> int:
+            return extrapolated(self.decoder_module, lambda: self._cached(length), False, notes=self.notes).kept
+
+        return self._once(("cache", length), fill)
 
     def _cached(self, length: int) -> Used:
         inputs, places = self._decoder_inputs(1, max(length, 2), train=False)
@@ -188,7 +192,7 @@ class Passes:
             return torch.cat([ends, states[1]], 1)
 
         each = lambda: self._used(run, [*first, *second], decoder, train, grown)  # noqa: E731
-        used = extrapolated(decoder, each, train, self._least)
+        used = extrapolated(decoder, each, train, self._least, self.notes)
         embedded = bytes_of([first[0], second[0]])
         return used.plus(Used(kept=embedded, peak=embedded))
 
@@ -205,7 +209,7 @@ class Passes:
         """The vision tower's pass: one layer after the other, all kept where it is trained."""
         if not s.patches:
             return Used(kept=0, peak=0)
-        key = ("vision", s.patches, s.pixels, s.prompts * s.prompt_tokens, train, grown)
+        key = ("vision", s.patches, s.tower_sharers, s.pixels, s.prompts * s.prompt_tokens, train, grown)
         return self._once(key, lambda: self._vision_pass(s, train, grown))
 
     def _vision_pass(self, s: Setup, train: bool, grown: bool) -> Used:
@@ -214,9 +218,10 @@ class Passes:
         cast = s.patches * s.pixels * self.compute.itemsize if self.compute != torch.float32 else 0
         features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
         trained = train and self.trains_vision
-        used, number = self.tower.layers(s.patches, trained)
-        states = s.patches * self.tower.width * self.compute.itemsize
-        places = 4 * 4 * s.patches * self.tower.width if self.tower.interpolates else 0
+        patches = -(-s.patches // s.tower_sharers)  # of this process, which is given the features of all
+        used, number = self.tower.layers(patches, trained)
+        states = patches * self.tower.width * self.compute.itemsize
+        places = 4 * 4 * patches * self.tower.width if self.tower.interpolates else 0
         work = replace(used.plus(used, number - 1), kept=0, peak=0)
         if not trained:
             peak = pixels + cast + max(places * 2, used.peak + 2 * states)
@@ -237,7 +242,7 @@ class Passes:
                 raise ValueError(
                     f"policy.path is a model of type {self.policy.config.model_type!r}, of which no pass can be "
                     f"counted without its weights ({type(error).__name__}: {error}); plan needs a model whose "
-                    "passes run on the meta device"
+                    "passes run on the meta device; orlaif fit with --trainer.max_steps 2 tells what a step takes"
                 ) from error
         return self._memo[key]
 

@@ -24,6 +24,7 @@ class Setup:
         group_size: G.
         part: completions of a group in one forward and backward pass.
         sharers: processes that share each prompt (``policy.sequence_parallel``), and deal out its group.
+        tower_sharers: those of them that the vision tower's frames are divided among.
         prompt_tokens: S.
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
@@ -50,6 +51,7 @@ class Setup:
     group_size: int = 1
     part: int = 1
     sharers: int = 1
+    tower_sharers: int = 1
     prompt_tokens: int = 1024
     completion_tokens: int = 64
     patches: int = 0
