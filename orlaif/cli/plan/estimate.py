@@ -98,7 +98,7 @@ class Estimate:
             "gradients": here * grads // shards,
             "buckets": buckets,
             "optimizer, temporary": here * grads // shards,
-            "pixels and features": self.passes.vision(setup, train=False).kept,
+            "pixels and features": self.passes.held(setup),
         }
         return Plan(
             setup=setup,

@@ -212,6 +212,14 @@ class Passes:
         key = ("vision", s.patches, s.tower_sharers, s.pixels, s.prompts * s.prompt_tokens, train, grown)
         return self._once(key, lambda: self._vision_pass(s, train, grown))
 
+    def held(self, s: Setup) -> int:
+        """Bytes of what a batch leaves until the next: pixels, what the tower gave, and the features made of that."""
+        if not s.patches:
+            return 0
+        features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
+        states = -(-s.patches // s.tower_sharers) * self.tower.width * self.compute.itemsize
+        return s.patches * s.pixels * 4 + features + (features if self.tower.pools else states)
+
     def _vision_pass(self, s: Setup, train: bool, grown: bool) -> Used:
         # The processor's pixels, and those in the model's dtype; features.
         pixels = s.patches * s.pixels * 4
@@ -225,8 +233,7 @@ class Passes:
         work = replace(used.plus(used, number - 1), kept=0, peak=0)
         if not trained:
             peak = pixels + cast + max(places * 2, used.peak + 2 * states)
-            given = features if self.tower.pools else states  # what the tower itself gave, beside what is made of it
-            return work.plus(Used(kept=pixels + features + given, peak=peak))
+            return work.plus(Used(kept=pixels + features, peak=peak))
         gradients = self.tower.gradients() if grown else 0
         # What is away is all away when the decoder has run, and back of as many layers as there is room for.
         kept = pixels + cast + places + features + (used.kept - used.away) * number
