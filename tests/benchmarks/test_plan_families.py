@@ -19,7 +19,7 @@ FURTHER_OFF = {
     # On a CPU, attention with values of another size than keys makes the matrix of scores, which it does not on a GPU.
     ("kimi_k25", "reference"): 0.3,
     ("kimi_k25", "policy"): 0.25,
-    # 0.3 MB of 1.6.
+    # 0.3 MB of 1.8.
     ("smolvlm", "update"): 0.2,
     # Its tower for pictures has weights, which no video reaches.
     ("video_llava", "update"): 0.4,
