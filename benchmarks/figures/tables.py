@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import demo_controls
-from benchmarks.figures import mappings, plan_families, pretrained, real_size
+from benchmarks.figures import kernels, mappings, plan_families, pretrained, real_size
 from benchmarks.figures.results import load, markdown, plus_minus, source
 
 Rows = list[list[str]]
@@ -292,4 +292,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-answers": pretrained.answers,
     "real-size": real_size.table,
     "plan-families": plan_families.table,
+    "kernels-predicted": kernels.predicted,
+    "kernels-cpu": kernels.measured,
 }
