@@ -83,16 +83,25 @@ def installed(*packages: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout: by ``ORLAIF_COMMIT``, git, or a file ``.commit`` written where there is git; else unknown."""
+    """Of the checkout: by ``ORLAIF_COMMIT``, git, or a file ``.commit`` written where there is git; else unknown.
+
+    Git's ends with ``+changes`` where a tracked file differs from it.
+    """
     if given := os.environ.get("ORLAIF_COMMIT"):
         return given
-    try:
-        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-        found = git.stdout.strip()
-    except FileNotFoundError:
-        found = ""
+    found = _git("rev-parse", "--short", "HEAD")
+    if found and _git("status", "--porcelain", "--untracked-files=no"):
+        found += "+changes"
     noted = ROOT / ".commit"
     return found or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else "unknown")
+
+
+def _git(*words: str) -> str:
+    """What git says of this checkout; empty where there is no git, or no checkout."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def about(cuda: bool) -> dict[str, Any]:

@@ -27,17 +27,16 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
+from benchmarks.by_stage import ByStage, current_stage
 from benchmarks.harness import ROOT, about, forget_peak, installed, status
 from benchmarks.models import SIZES, build, write_model
 from benchmarks.rlaif import Stages
 from orlaif import OracleRLAIF, VideoDataModule
 from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.hardware import hardware
-from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.recipe_sizes import setup_of, video_tokens
 from orlaif.cli.plan.seconds import Seconds
 from orlaif.cli.recipe import read_recipe
-from orlaif.stages import under_way
 
 RECIPE = "recipes/rlaif_qwen2_5_vl_3b_lora_1x80gb.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "real_size_cpu.json"
@@ -56,28 +55,6 @@ OVERRIDES = (
     "--trainer.max_steps=2",
     "--trainer.val_check_interval=null",
 )
-
-
-def _stage() -> str:
-    """What the main thread is doing, in the run's own words."""
-    for stages in under_way():
-        if stages[0].is_main:
-            return stages[-1].name
-    return "between stages"
-
-
-class _ByStage(LiveBytes):
-    """Bytes of tensors alive, and the most of each stage."""
-
-    def __init__(self, known: Any) -> None:
-        super().__init__(known)
-        self.peaks: dict[str, int] = defaultdict(int)
-
-    def _see(self, tensor: torch.Tensor) -> torch.Tensor:
-        seen = super()._see(tensor)
-        name = _stage()
-        self.peaks[name] = max(self.peaks[name], self.now)
-        return seen
 
 
 class Watch(Callback):
@@ -100,7 +77,7 @@ class Watch(Callback):
     def _look(self) -> None:
         before = time.process_time()
         while not self._done.wait(0.03):
-            name, now = _stage(), time.process_time()
+            name, now = current_stage(), time.process_time()
             self.seconds[name] += now - before
             self.resident[name] = max(self.resident[name], status("VmRSS"))
             before = now
@@ -116,7 +93,7 @@ class Watch(Callback):
         network = pl_module.policy.network
         standing = [*network.parameters(), *network.buffers()]
         self.weights = sum(t.numel() * t.element_size() for t in {id(t): t for t in standing}.values())
-        self.live = _ByStage(standing)
+        self.live = ByStage(standing)
         self.live.__enter__()
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:

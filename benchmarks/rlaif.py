@@ -56,6 +56,8 @@ class Run:
         width: of a frame, pixels.
         sharded: under FSDP2.
         offloaded: weights, gradients and optimizer states on the host; with ``sharded``.
+        recomputed: in the backward pass: ``none``, ``layers`` or ``selective``.
+        activations_offloaded: what is kept for it waits on the host.
         quantization: of the frozen base (QLoRA).
         staleness: batches that are sampled and judged ahead.
         judge_s: seconds that the judge waits.
@@ -73,6 +75,8 @@ class Run:
     width: int = 588
     sharded: bool = False
     offloaded: bool = False
+    recomputed: str = "layers"
+    activations_offloaded: bool = False
     quantization: dict[str, Any] | None = None
     staleness: int = 0
     judge_s: float = 0.0
@@ -122,10 +126,11 @@ class Stages(Callback):
 
 
 def module_of(run: Run, folder: str) -> OracleRLAIF:
-    """What trains: LoRA on all of the decoder, a frozen tower, gradient checkpointing, the fused head."""
+    """What trains: LoRA on all of the decoder, a frozen tower, the fused head."""
     settings: dict[str, Any] = {"dtype": run.dtype, "freeze_vision": True, "quantization": run.quantization}
     settings["lora"] = {"r": run.rank, "lora_alpha": 2 * run.rank, "target_modules": "all-linear"}
-    settings |= {"gradient_checkpointing": True, "prefix_attention": "split"}
+    settings |= {"gradient_checkpointing": run.recomputed, "activation_offloading": run.activations_offloaded}
+    settings["prefix_attention"] = "split"
     rollout: BaseRollout = Rollout(run.group, SamplingParams(max_new_tokens=run.tokens))
     return OracleRLAIF(
         Policy(folder, sharding=Sharding(cpu_offload=run.offloaded), **settings),

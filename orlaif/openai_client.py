@@ -142,12 +142,13 @@ class ChatClient:
             Probability of yes.
 
         Raises:
-            ValueError: a server that answers with something else than a number.
-            UnansweredError, UnreachableError, ReplyCacheError: as :meth:`ask`.
+            UnansweredError: no reply, or one that is no probability; it is not kept.
+            ValueError: no probability in the cache.
+            UnreachableError, ReplyCacheError: as :meth:`ask`.
         """
         asked = {"yes": {"type": "noul", "instructions": question}}
         request = {"model": self.model, "state": state, "questions": asked}
-        return await self._heard([self.base_url, "systemone", request], lambda: self._decision(request), float)
+        return await self._heard([self.base_url, "systemone", request], lambda: self._decision(request), probability)
 
     async def _heard(self, what: list[Any], send: Callable[[], Awaitable[str]], read: Callable[[str], T]) -> T:
         """What the reply to a request says; ``what`` tells it from every other."""
@@ -192,7 +193,8 @@ class ChatClient:
         model, messages, fields = request["model"], request["messages"], self.settings
         # By ``extra_body`` the other fields are sent as they stand.
         reply = await self._request(
-            lambda client: client.chat.completions.create(model=model, messages=messages, extra_body=fields)
+            lambda client: client.chat.completions.create(model=model, messages=messages, extra_body=fields),
+            "a chat completion",
         )
         try:
             choice = reply.choices[0]
@@ -205,14 +207,20 @@ class ChatClient:
         return text
 
     async def _decision(self, request: dict[str, Any]) -> str:
-        reply = await self._request(lambda client: client.post("/systemone", body=request, cast_to=object))
+        reply = await self._request(lambda client: client.post("/systemone", body=request, cast_to=object), "JSON")
         try:
-            return str(float(reply["answers"]["yes"]["noul"]))
-        except (KeyError, TypeError, ValueError):
+            said = reply["answers"]["yes"]["noul"]
+        except (KeyError, TypeError):
             raise UnansweredError(f"{self.base_url}/systemone did not reply with a probability") from None
+        try:
+            if isinstance(said, bool) or not isinstance(said, int | float):
+                raise ValueError(f"{said!r} is no probability; it must be a number from 0 to 1")
+            return str(probability(said))
+        except ValueError as error:
+            raise UnansweredError(f"{self.base_url}/systemone: {error}") from None
 
-    async def _request(self, send: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What comes back, as the client library has read it."""
+    async def _request(self, send: Callable[[Any], Awaitable[Any]], expected: str) -> Any:
+        """What comes back, as the client library has read it; ``expected`` says what that should be, in words."""
         import openai
 
         key = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
@@ -226,7 +234,7 @@ class ChatClient:
         except openai.OpenAIError as error:
             self._explain(error, key)
         except (ValueError, RecursionError):  # a body that is no JSON, or nested without end
-            raise UnansweredError(f"{self.base_url} did not reply with a chat completion") from None
+            raise UnansweredError(f"{self.base_url} did not reply with {expected}") from None
 
     def _explain(self, error: Exception, key: str) -> NoReturn:
         """Raise what the client library met, in the server's words where it has spoken."""
@@ -251,6 +259,14 @@ class ChatClient:
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""
         return {**self.__dict__, "_background": None, "_limit": None, "_client": None, "_asking": None}
+
+
+def probability(said: str | float) -> float:
+    """A number from 0 to 1; raises ValueError for any other, NaN among them."""
+    number = float(said) if isinstance(said, str) else said
+    if not 0 <= number <= 1:
+        raise ValueError(f"{said} is no probability; it must be a number from 0 to 1")
+    return float(number)
 
 
 def _settings(

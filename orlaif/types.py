@@ -336,11 +336,12 @@ class Ranking:
     Args:
         ranks: i64[P, G], 0 = best, equal answers share a rank, -1 = not ranked. Dense ([0, 1, 1, 2]) and competition
             ([0, 1, 1, 3]) numbering mean the same.
-        scores: f32[P, G], larger is better, NaN = no score, for oracles that have scores.
+        scores: f32[P, G], larger is better, NaN = no score, for oracles that have scores; other real numbers, such as
+            verdicts bool[P, G], become f32 here.
         failures: what kept groups from being ranked; those groups are -1 throughout.
 
     Raises:
-        ValueError: a rank lies outside -1 .. G-1, or a ranked group has no best answer.
+        ValueError: a rank lies outside -1 .. G-1, a ranked group has no best answer, or scores are no real numbers.
     """
 
     ranks: Tensor
@@ -362,6 +363,8 @@ class Ranking:
         _check(
             bool((best | ~ranked.any(-1)).all()), f"Ranking.ranks needs a best answer (rank 0), found {ranks.tolist()}"
         )
+        if self.scores is not None:
+            object.__setattr__(self, "scores", _real(self.scores))
         _check(
             self.scores is None or self.scores.shape == ranks.shape,
             f"Ranking.scores must have the shape of ranks, {list(ranks.shape)}",
@@ -381,6 +384,15 @@ class Ranking:
         return replace(
             self, ranks=self.ranks.to(device), scores=None if self.scores is None else self.scores.to(device)
         )
+
+
+def _real(scores: object) -> Tensor:
+    """Scores as f32; raises ValueError for what are no real numbers."""
+    is_real = isinstance(scores, Tensor) and not scores.dtype.is_complex
+    kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+    _check(is_real, f"Ranking.scores is {kind}; it must be a Tensor f32[P, G], or of other real numbers")
+    assert isinstance(scores, Tensor)
+    return scores.float()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,13 @@ from orlaif.demo.tiny import make_tiny_model
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.types import Completions, PromptBatch
+from tests.interpreter import remember_builtins
 
 REPO = Path(__file__).parents[1]
 SHARED_VIDEOS = REPO.parent / "shared" / "videos"
 
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    remember_builtins()
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 transformers_logging.disable_progress_bar()

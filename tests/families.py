@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from orlaif.demo.shapes import words
 from orlaif.policy import Policy
 from orlaif.policy.families import family_of
 from orlaif.policy.positions import behind_the_largest
-from orlaif.tiny import tiny_model
+from orlaif.tiny import families, tiny_model
+from tests.conftest import REPO
 
 
-def made(model_type: str, folder: str) -> None:
-    """A tiny model that knows the words of the embedded data set."""
-    tiny_model(model_type, folder, words())
+def made(model_type: str, folder: str, known: Iterable[str] | None = None) -> str:
+    """The folder of a tiny model that knows the words of the embedded data set; what this environment lacks is skipped.
+
+    Raises:
+        Skipped: the installed transformers has no such family, or needs a package for it that is not installed.
+    """
+    if model_type not in families():
+        pytest.skip(f"transformers {transformers.__version__} has no model type {model_type!r}")
+    try:
+        return tiny_model(model_type, folder, words() if known is None else known)
+    except ImportError as error:
+        pytest.skip(f"model type {model_type!r}: {' '.join(str(error).split())}")
+
+
+def older_transformers() -> bool:
+    """Than those of ``constraints.txt``: what they cannot do is no fault of orlaif, as long as it says so."""
+    tested = re.search(r"^transformers==(\S+)", (REPO / "constraints.txt").read_text(), re.MULTILINE)
+    assert tested
+    return Version(transformers.__version__) < Version(tested[1])
 
 
 def vision_tower(network: Any) -> torch.nn.Module:

@@ -5,7 +5,6 @@ A run is described by :class:`Job`, which can be pickled; what it leaves is read
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -33,6 +32,7 @@ from orlaif.training.callbacks import Checkpointing, ExportHuggingFace
 from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
 from orlaif.training.rlaif import Reference
 from orlaif.types import OracleError
+from tests.forked import context
 from tests.training.test_rlaif import ByText, Scripted, data, rlaif, sft, trainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -290,20 +290,13 @@ def _child(job: Job, rank: int, world: int, port: int, errors: Any) -> None:
         raise
 
 
-_context: Any = None
-
-
 def start(job: Job, world: int) -> tuple[list[Any], Any]:
     """Start the processes of a run; returns them, and a queue of (rank, error)."""
-    global _context
-    if _context is None:
-        _context = multiprocessing.get_context("forkserver")
-        _context.set_forkserver_preload(["tests.processes"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    errors = _context.Queue()
-    started = [_context.Process(target=_child, args=(job, rank, world, port, errors)) for rank in range(world)]
+    errors = context().Queue()
+    started = [context().Process(target=_child, args=(job, rank, world, port, errors)) for rank in range(world)]
     for process in started:
         process.start()
     return started, errors

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -139,10 +140,20 @@ def test_odrpo_by_hand() -> None:
     torch.testing.assert_close(missing, zscore(torch.tensor([[0.0, math.nan, 1.0]])))
 
 
-@pytest.mark.parametrize("thresholds", [[], [2, 2], [math.nan], [1, math.inf]])
-def test_thresholds_that_are_none(thresholds: list[float]) -> None:
+@pytest.mark.parametrize("thresholds", [[], [2, 2], [math.nan], [1, math.inf], 3, "23", [1, "2"], [None]])
+def test_thresholds_that_are_none(thresholds: Any) -> None:
     with pytest.raises(ValueError, match=r"advantage\.thresholds is .* one or more different finite numbers"):
         ODRPO(thresholds)
+
+
+def test_how_far_down_the_penalty_of_the_text_s_gain_reaches() -> None:
+    """The docs' figures: 1 - G log2(1 + G) for an answer that one of policy and oracle has first, the other last."""
+    for size, lowest in ((5, -11.9), (8, -24.4)):
+        gains = gain_of(torch.tensor([0.0, size - 1]), "text")
+        for quotient, (predicted, true) in (("literal", (0, 1)), ("reversed", (1, 0))):
+            d = float(disagreement(gains[predicted], gains[true], quotient))  # type: ignore[arg-type]
+            assert d == pytest.approx(1 - size * math.log2(1 + size), rel=1e-5)
+            assert round(d, 1) == lowest
 
 
 def test_gopo_is_borda_times_four() -> None:

@@ -17,10 +17,10 @@ from orlaif.policy import Policy
 from orlaif.policy.asking import per_token
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.prefix.probe import random_tokens
-from orlaif.tiny import tiny_model
+from orlaif.tiny.tokens import WORDS
 from orlaif.types import Completions, PromptBatch, VideoClip, VideoPrompt
 from tests.conftest import SHARED_VIDEOS, random_completions
-from tests.families import original_numbering
+from tests.families import made, original_numbering
 
 QUESTIONS = ("what color is it ?", "what animal is in the clip and what does it mean")
 
@@ -28,7 +28,7 @@ QUESTIONS = ("what color is it ?", "what animal is in the clip and what does it 
 @functools.cache
 def folder_of(model_type: str) -> str:
     """A family's tiny model, made once; gone with the process."""
-    return tiny_model(model_type, Path(_root().name) / model_type)
+    return made(model_type, str(Path(_root().name) / model_type), WORDS)
 
 
 @functools.cache

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import mapping_claims
 from benchmarks.figures.results import load, plus_minus
 
 REPO = Path(__file__).parents[2]
-PRETRAINED = "docs/tutorials/pretrained.md"
+PRETRAINED, RELATED = "docs/tutorials/pretrained.md", "docs/concepts/related_work.md"
+MATHEMATICS = "docs/concepts/mathematics.md"
 README, BENCHMARKS, MAPPINGS = "README.md", "docs/benchmarks/index.md", "docs/benchmarks/mappings.md"
 
 
@@ -108,31 +110,77 @@ def _actors() -> tuple[object, ...]:
     return found["1 actors"], found["2 actors"]
 
 
-def _points(mapping: str, *voices: str, how: str = "equal_steps") -> Callable[[], tuple[object, ...]]:
-    """Points of a mapping above ``zscore`` at equal steps or at equal KL, under each voice."""
-
-    def figures() -> tuple[object, ...]:
-        table = load("ordinal_vs_scalar")["table"]
-        pairs = [table[f"{mapping}/{voice}"][how]["less_zscore"] for voice in voices]
-        return tuple(f"{mean:+.1f} ± {half:.1f}" for mean, half in pairs)
-
-    return figures
+def _way() -> tuple[object, ...]:
+    """Of warm starts, percent right about the way of motion: with an adapter on the tower, and without."""
+    return tuple(
+        100 * start["by_fact"]["way"] for start in (load("pretrained_unfrozen"), load("pretrained")["warm_start"])
+    )
 
 
-def _warm_start() -> tuple[object, ...]:
-    report = load("ordinal_vs_scalar")
-    mean, half = report["warm_start"]
-    return f"{mean:.1f} ± {half:.1f}", report["warm_start_sampled"][0]
+def _step_by_group(model: str) -> float:
+    """How many times longer a step of 16 answers takes than one of 2, in the faster layout."""
+    least, most = (
+        next(p for p in load("step_cpu")["groups"] if (p["model"], p["group"]) == (model, group)) for group in (2, 16)
+    )
+    return float(most["results"]["split"]["median_ms"] / least["results"]["split"]["median_ms"])
 
 
-def _sampled(mapping: str, voice: str) -> Callable[[], tuple[object, ...]]:
-    """Percent of sampled answers that are right behind the last step."""
-    return lambda: (load("ordinal_vs_scalar")["table"][f"{mapping}/{voice}"]["sampled"][0],)
+def _operations() -> float:
+    points = {p["group"]: p["multiply_adds_shared"] for p in load("step_cpu")["groups"] if p["model"] == "cpu"}
+    return float(points[16] / points[2])
 
 
-def _longer() -> tuple[object, ...]:
-    mean, half = load("ordinal_vs_scalar")["longer"]["dcg/clean"]["equal_steps"]["less_zscore"]
-    return (f"{mean:+.1f} ± {half:.1f}",)
+def _step_growth() -> tuple[object, ...]:
+    return _step_by_group("cpu"), _operations(), _step_by_group("wide")
+
+
+def _prefills() -> tuple[object, ...]:
+    points = {p["group"]: p["results"]["prefill, shared"]["median_ms"] / 1e3 for p in load("step_cpu")["rollouts"]}
+    assert f"{points[2]:.1f}" == f"{points[16]:.1f}"
+    return (points[2],)
+
+
+def _decoding() -> tuple[object, ...]:
+    """Share of PyAV's speed on the long file; how much faster PyAV is on a short one, and on the VP9 one."""
+    found = load("decode_cpu")["results"]
+
+    def ratio(clip: str, one: str, other: str) -> float:
+        return float(found[clip][one]["clips_per_s"] / found[clip][other]["clips_per_s"])
+
+    long, short = "720p, ten minutes/8", "nasa_13013.mp4/8"
+    return (
+        100 * ratio(long, "orlaif", "pyav"),
+        ratio(short, "pyav", "orlaif"),
+        ratio("testsrc2_vp9.webm/32", "pyav", "orlaif"),
+    )
+
+
+def _datamodule() -> tuple[object, ...]:
+    shares = [100 * (row["ratio"] - 1) for row in load("decode_cpu")["datamodule_against_bare_decoder"].values()]
+    return min(shares), max(shares)
+
+
+def _held_out() -> tuple[object, ...]:
+    rows = load("preference_ranker")["seeds"].values()
+    shares = [100 * row["listwise"]["held-out pair accuracy"] for row in rows]
+    pairs = {f"{100 * row['pairwise']['held-out pair accuracy']:.0f}" for row in rows}
+    return min(shares), max(shares), " or ".join(sorted(pairs))
+
+
+def _split() -> tuple[object, ...]:
+    """How many times longer Prefix Grouper takes than ``split``, least and most."""
+    results = [point["results"] for point in load("step_cpu")["steps"]]
+    ratios = [row["prefix_grouper"]["median_ms"] / row["split"]["median_ms"] for row in results]
+    return min(ratios), max(ratios)
+
+
+def _bandit() -> tuple[object, ...]:
+    found = load("penalty_bandit")
+    return found["prompts"], found["arms"], found["group"], found["steps"]
+
+
+def _demo_source() -> tuple[object, ...]:
+    return (load("demo")["commit"],)
 
 
 CLAIMS = (
@@ -152,24 +200,20 @@ CLAIMS = (
     Claim(BENCHMARKS, "One actor samples {:.0f} answers a second, two sample {:.0f}", _actors),
     Claim(BENCHMARKS, "costs {:.1f} x less with `HTTPJudge` (a server that takes 50 ms), {:.0f} x less with "
           "`PairwiseJudge`, {:.1f} x with `ListwiseJudge` and {:.0f} x with `PreferenceRanker`", _oracles),
-    Claim(MAPPINGS, "The warm start has {}, and {:.1f} of sampled answers", _warm_start),
-    Claim(MAPPINGS, "ahead of `zscore` under every voice, by {} points under *clean* and {} under *length*",
-          _points("dcg", "clean", "length")),
-    Claim(MAPPINGS, "At equal KL it is ahead by {} and, under *quantised*, by {}",
-          _points("dcg", "clean", "quantised", how="equal_kl")),
-    Claim(MAPPINGS, "After three times the steps it is {} ahead", _longer),
-    Claim(MAPPINGS, "Linear ranks (`borda`) are level with a tuned `zscore` under *clean* ({}), *heavy* ({}) and "
-          "*quantised* ({}), and lose to it under *length* ({})",
-          _points("borda", "clean", "heavy", "quantised", "length")),
-    Claim(MAPPINGS, "`odrpo` is level with it under *clean* ({}) and *heavy* ({}), behind under *length* ({}), and in "
-          "its own setting ahead by no more than noise ({})",
-          _points("odrpo", "clean", "heavy", "length", "quantised")),
-    Claim(MAPPINGS, "at equal KL by a little ({})", _points("odrpo", "quantised", how="equal_kl")),
-    Claim(MAPPINGS, "`mean_centered` loses {} points to `zscore` under *rescaled*",
-          _points("mean_centered", "rescaled")),
-    Claim(MAPPINGS, "`rloo` {}", _points("rloo", "rescaled")),
-    Claim(MAPPINGS, "`mean_centered` is ahead of `zscore` there ({})", _points("mean_centered", "quantised")),
-    Claim(MAPPINGS, "of sampled answers {:.1f} % are right with `zscore`", _sampled("zscore", "heavy")),
-    Claim(MAPPINGS, "{:.1f} % of sampled answers right", _sampled("ndcg_penalty, appendix, reversed", "clean")),
+    Claim(PRETRAINED, "{:.0f} % right about which way a shape moves, where one in four is chance; with it frozen "
+          "{:.0f} %", _way),
+    *(Claim(MAPPINGS, words, figures) for words, figures in mapping_claims.WORDS),
+    Claim(README, "([figures](benchmarks/results/demo.json) of commit {})", _demo_source),
+    Claim(BENCHMARKS, "a step grows by {:.2f} x on this model, where operations grow by {:.2f}, and by {:.2f} x on one",
+          _step_growth),
+    Claim(BENCHMARKS, "its prefill costs {:.1f} s for 2 answers and for 16", _prefills),
+    Claim(BENCHMARKS, "({:.0f} % of PyAV with 8 frames) at half to two thirds of the memory of the next; few frames of "
+          "a short H.264 clip come {:.2f} x faster from PyAV, which decodes straight through it, and 32 of the VP9 one "
+          "{:.1f} x", _decoding),
+    Claim(BENCHMARKS, "a clip takes {:.1f} to {:.1f} % longer than bare", _datamodule),
+    Claim(BENCHMARKS, "it orders {:.0f} to {:.0f} % of held-out pairs rightly, where the pairwise one has {} %",
+          _held_out),
+    Claim(RELATED, "`split` is {:.1f} to {:.1f} x faster", _split),
+    Claim(MATHEMATICS, "({} prompts, {} arms, groups of {}, {} steps", _bandit),
     Claim(BENCHMARKS, "the policy's part of a step is {:.1f} x faster than duplicated (operations: {:.1f}", _prefix),
 )  # fmt: skip

@@ -22,10 +22,12 @@ def source(*names: str) -> str:
     told = []
     for name in names:
         report = load(name)
-        parts = [f"commit {report['commit']}"] if report.get("commit") else []
-        parts += [f"{package} {version}" for package, version in report.get("versions", {}).items()]
-        parts += [report["machine"].split(", no GPU")[0]] if report.get("machine") else []
-        told.append(f"`benchmarks/results/{name}.json`" + (f" ({', '.join(parts)})" if parts else ""))
+        parts = [f"commit {report.get('commit', 'not recorded')}"]
+        parts += [report["commit_note"]] if "commit_note" in report else []
+        versions = [f"{package} {version}" for package, version in report.get("versions", {}).items()]
+        parts += versions or ["versions not recorded"]
+        parts += [report["machine"].split(", no GPU")[0] if "machine" in report else "machine not recorded"]
+        told.append(f"`benchmarks/results/{name}.json` ({', '.join(parts)})")
     return f"*From {'; '.join(told)}.*"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import demo_controls
-from benchmarks.figures import mappings, pretrained, real_size
+from benchmarks.figures import kernels, mappings, plan_families, pretrained, real_size
 from benchmarks.figures.results import load, markdown, plus_minus, source
 
 Rows = list[list[str]]
@@ -142,9 +142,10 @@ def judge() -> str:
     """A small language model behind a server as a judge: groups ranked, agreement with the rule, time."""
     rows: Rows = []
     for name, row in load("judge_server")["results"].items():
-        tau = "" if row["tau"] is None else f"{row['tau']:.2f} ± {1.96 * row['standard_error']:.2f}"
-        ranked = f"{round(row['rankings'] * row['groups'])} of {row['groups']}"
-        rows.append([name, ranked, tau, f"{row['seconds_per_group']:.1f}"])
+        ranked = round(row["rankings"] * row["groups"])
+        half = None if row["standard_error"] is None else demo_controls.T_975[ranked] * row["standard_error"]
+        tau = "" if half is None else f"{row['tau']:.2f} ± {half:.2f}"
+        rows.append([name, f"{ranked} of {row['groups']}", tau, f"{row['seconds_per_group']:.1f}"])
     return _with_source(
         ["asked for", "groups ranked", "tau-b with the rule", "seconds per group"], rows, "judge_server"
     )
@@ -290,4 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-sampled": pretrained.sampled,
     "pretrained-answers": pretrained.answers,
     "real-size": real_size.table,
+    "plan-families": plan_families.table,
+    "kernels-predicted": kernels.predicted,
+    "kernels-cpu": kernels.measured,
 }

@@ -23,7 +23,7 @@ PARTS: dict[str, tuple[str, str, float]] = {
     "kernels_speed": ("benchmarks.gpu.kernels_speed", "run", 2.0),
     "prefix": ("benchmarks.gpu.prefix", "run", 2.5),
     "rollout": ("benchmarks.gpu.rollout", "run", 2.0),
-    "rlaif_steps": ("benchmarks.gpu.training", "rlaif_steps", 1.5),
+    "rlaif_steps": ("benchmarks.gpu.training", "rlaif_steps", 2.5),
     "sharding": ("benchmarks.gpu.training", "sharding", 1.5),
     "decode": ("benchmarks.gpu.decode", "run", 0.3),
     "pipeline": ("benchmarks.gpu.training", "pipeline", 1.0),

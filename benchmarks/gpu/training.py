@@ -1,4 +1,4 @@
-"""Parts that train: ten steps of LoRA beside the plan, shards and offload and QLoRA, and sampling ahead."""
+"""Parts that train: steps of LoRA beside the plan by what is recomputed, shards, offload, QLoRA, sampling ahead."""
 
 from __future__ import annotations
 
@@ -32,9 +32,20 @@ def short(notebook: Notebook, steps: int, **changes: Any) -> Run:
 
 
 def rlaif_steps(notebook: Notebook) -> None:
-    """Ten steps of 3B LoRA with 32 frames: seconds per stage, and the peak beside the plan's."""
+    """Ten steps of 3B LoRA with 32 frames: seconds per stage, and the peak beside the plan's; by what is recomputed."""
+    more = 2 if notebook.rehearse else 4
     notebook.measure("ten steps", lambda: measure(base(notebook)), 120)
-    notebook.measure("ten steps, 4 prompts", lambda: measure(base(notebook, batch=2 if notebook.rehearse else 4)), 120)
+    notebook.measure("ten steps, 4 prompts", lambda: measure(base(notebook, batch=more)), 120)
+    on_host = {"activations_offloaded": True}
+    runs: dict[str, dict[str, Any]] = {
+        "layers, activations on the host, 4 prompts": {"batch": more, **on_host},
+        "layers, activations on the host": on_host,
+        "selective": {"recomputed": "selective"},
+        "none": {"recomputed": "none"},
+        "none, activations on the host": {"recomputed": "none", **on_host},
+    }
+    for name, changes in runs.items():
+        notebook.measure(name, lambda changes=changes: measure(short(notebook, 4, **changes)), 60)  # type: ignore[misc]
 
 
 class Weights(Callback):

@@ -1,4 +1,8 @@
-"""From runs to the JSON of ``benchmarks/results``: two readings of each mapping and voice, with paired intervals."""
+"""From runs to the JSON of ``benchmarks/results``: readings of each mapping and voice, with paired intervals.
+
+Greedy and sampled accuracy each at the rate that was chosen by it, the sampled one also where the greedy one chose, and
+both at equal KL. No interval knows of the choice of a rate: the seeds that it is over share one.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,18 @@ from benchmarks.ordinal_vs_scalar.judge import VOICES
 from benchmarks.ordinal_vs_scalar.mappings import MAPPINGS, heard_as
 from benchmarks.ordinal_vs_scalar.questions import SIZES
 from benchmarks.ordinal_vs_scalar.sweep import (
+    GREEDY,
     LEVEL,
     LEVEL_MAPPINGS,
+    LEVEL_RATES,
     LEVEL_SEEDS,
     LEVEL_VOICES,
     LONG,
     LONG_MAPPINGS,
     LONG_VOICES,
     RATES,
+    SAMPLED,
+    SAMPLED_MAPPINGS,
     SHORT,
     TUNING_SEEDS,
     Found,
@@ -26,6 +34,7 @@ from benchmarks.ordinal_vs_scalar.sweep import (
     best,
 )
 from benchmarks.ordinal_vs_scalar.training import GROUP, PROMPTS
+from benchmarks.significance import paired_p
 
 #: What every other mapping is compared with, seed by seed.
 BASELINE = "zscore"
@@ -36,11 +45,6 @@ Curve = list[tuple[float, float]]
 def report(sweep: Sweep, seeds: Sequence[int]) -> Found:
     """All that the pages say, from a sweep that has run."""
     start = sweep.before(seeds)[0]
-    tuning = {
-        f"{mapping}/{voice}": {f"{rate:g}": value for rate, value in sweep.tuned(mapping, voice).items()}
-        for mapping, voice in itertools.product(MAPPINGS, VOICES)
-        if heard_as(mapping, voice) == voice
-    }
     table: Found = {}
     for voice in VOICES:
         table |= _of_voice(sweep, voice, seeds)
@@ -49,7 +53,9 @@ def report(sweep: Sweep, seeds: Sequence[int]) -> Found:
         longer |= _longer(sweep, voice, seeds)
     return {
         "what": "test accuracy by mapping and by the judge's voice, each mapping at its own best learning rate; "
-        "percent, mean and half a 95 % interval over seeds, differences paired",
+        "percent, mean and half a 95 % interval over seeds, differences paired, p of Student's t, the choice of a rate "
+        "left out of both; equal_steps and sampled at the rate that greedy validation accuracy chose, by_sampled at "
+        "the one that sampled accuracy chose, at_one_rate less the baseline's at the same rate",
         "test_questions": SIZES["test"],
         "validation_questions": SIZES["validation"],
         "steps": SHORT[-1],
@@ -64,10 +70,20 @@ def report(sweep: Sweep, seeds: Sequence[int]) -> Found:
         "warm_start": interval([100 * value for value in start["accuracy"]]),
         "warm_start_sampled": interval([100 * value for value in start["sampled"]]),
         "warm_start_words": interval(start["words"]),
-        "tuning": tuning,
+        "tuning": _tuning(sweep, GREEDY),
+        "tuning_sampled": _tuning(sweep, SAMPLED),
         "table": table,
         "longer": longer,
         "runs": {key: rounded(run) for key, run in sweep.runs.items() if "/test/" in key or "warm start" in key},
+    }
+
+
+def _tuning(sweep: Sweep, by: str) -> Found:
+    """Validation accuracy by rate, of each mapping and voice."""
+    return {
+        f"{mapping}/{voice}": {f"{rate:g}": value for rate, value in sweep.tuned(mapping, voice, by=by).items()}
+        for mapping, voice in itertools.product(MAPPINGS, VOICES)
+        if heard_as(mapping, voice) == voice
     }
 
 
@@ -75,42 +91,88 @@ def _of_voice(sweep: Sweep, voice: str, seeds: Sequence[int]) -> Found:
     """The rows of one voice."""
     tuned = {name: sweep.tuned(name, heard_as(name, voice)) for name in MAPPINGS}
     ends = {name: sweep.tested(name, heard_as(name, voice), seeds, best(of))[-1] for name, of in tuned.items()}
-    steps = {name: [100 * value for value in end["accuracy"]] for name, end in ends.items()}
+    steps = {what: {name: _percent(end[what]) for name, end in ends.items()} for what in (GREEDY, SAMPLED)}
     rows: Found = {
         f"{name}/{voice}": {
             "rate": best(tuned[name]),
             "at_the_edge": _at_the_edge(best(tuned[name]), tuned[name]),
-            "equal_steps": _compared(steps[name], steps[BASELINE]),
+            "equal_steps": _compared(steps[GREEDY][name], steps[GREEDY][BASELINE]),
             "kl": interval(end["kl"]),
             "words": interval(end["words"]),
-            "sampled": interval([100 * value for value in end["sampled"]]),
+            "sampled": _compared(steps[SAMPLED][name], steps[SAMPLED][BASELINE]),
         }
         for name, end in ends.items()
     }
-    if voice not in LEVEL_VOICES:
-        return rows
-    curves = {name: sweep.ends(name, heard_as(name, voice), seeds[:LEVEL_SEEDS]) for name in LEVEL_MAPPINGS}
-    level = {name: [100 * accuracy_at(curve, LEVEL) for curve in of] for name, of in curves.items()}
-    for name, of in curves.items():
-        outside = sum(not curve[0][0] <= LEVEL <= max(kl for kl, _ in curve) for curve in of)
-        rows[f"{name}/{voice}"]["equal_kl"] = {**_compared(level[name], level[BASELINE]), "outside": outside}
+    parts = {"by_sampled": _by_sampled(sweep, voice, seeds)}
+    if voice in LEVEL_VOICES:
+        for what, key in ((GREEDY, "equal_kl"), (SAMPLED, "equal_kl_sampled")):
+            parts[key] = _at_equal_kl(sweep, voice, seeds[:LEVEL_SEEDS], what)
+        parts["at_one_rate"] = _at_one_rate(sweep, voice, seeds[:LEVEL_SEEDS])
+    for part, of in parts.items():
+        for name, reading in of.items():
+            rows[f"{name}/{voice}"][part] = reading
     return rows
+
+
+def _by_sampled(sweep: Sweep, voice: str, seeds: Sequence[int]) -> Found:
+    """Of each mapping, sampled accuracy at the rate that sampled validation accuracy chose."""
+    tuned = {name: sweep.tuned(name, heard_as(name, voice), by=SAMPLED) for name in SAMPLED_MAPPINGS}
+    ends = {name: sweep.tested(name, heard_as(name, voice), seeds, best(of))[-1] for name, of in tuned.items()}
+    steps = {name: _percent(end[SAMPLED]) for name, end in ends.items()}
+    return {
+        name: {
+            "rate": best(of),
+            "at_the_edge": _at_the_edge(best(of), of),
+            "kl": interval(ends[name]["kl"]),
+            **_compared(steps[name], steps[BASELINE]),
+        }
+        for name, of in tuned.items()
+    }
+
+
+def _at_equal_kl(sweep: Sweep, voice: str, seeds: Sequence[int], what: str) -> Found:
+    curves = {name: sweep.ends(name, heard_as(name, voice), seeds, what) for name in LEVEL_MAPPINGS}
+    level = {name: [100 * accuracy_at(curve, LEVEL) for curve in of] for name, of in curves.items()}
+    return {
+        name: {
+            **_compared(level[name], level[BASELINE]),
+            "outside": sum(not curve[0][0] <= LEVEL <= max(kl for kl, _ in curve) for curve in of),
+        }
+        for name, of in curves.items()
+    }
+
+
+def _at_one_rate(sweep: Sweep, voice: str, seeds: Sequence[int]) -> Found:
+    """Of each mapping, for each of ``LEVEL_RATES``, greedy and sampled accuracy less the baseline's at that rate."""
+    found: Found = {name: {} for name in LEVEL_MAPPINGS}
+    for what in (GREEDY, SAMPLED):
+        curves = {name: sweep.ends(name, heard_as(name, voice), seeds, what) for name in LEVEL_MAPPINGS}
+        for place, rate in enumerate(LEVEL_RATES):
+            ends = {name: _percent([curve[place][1] for curve in of]) for name, of in curves.items()}
+            for name, values in ends.items():
+                found[name].setdefault(f"{rate:g}", {})[what] = _compared(values, ends[BASELINE])
+    return found
 
 
 def _longer(sweep: Sweep, voice: str, seeds: Sequence[int]) -> Found:
     """The same of three passes over the training questions, at equal steps."""
-    tuned = {name: sweep.tuned(name, voice, LONG) for name in LONG_MAPPINGS}
-    runs = {name: sweep.tested(name, voice, seeds, best(of), LONG)[-1] for name, of in tuned.items()}
-    ends = {name: [100 * value for value in run["accuracy"]] for name, run in runs.items()}
-    return {
-        f"{name}/{voice}": {
-            "rate": best(of),
-            "at_the_edge": _at_the_edge(best(of), of),
-            "equal_steps": _compared(ends[name], ends[BASELINE]),
-            "kl": interval(runs[name]["kl"]),
-        }
-        for name, of in tuned.items()
-    }
+    found: Found = {f"{name}/{voice}": {} for name in LONG_MAPPINGS}
+    for by, key in ((GREEDY, "equal_steps"), (SAMPLED, "by_sampled")):
+        tuned = {name: sweep.tuned(name, voice, LONG, by) for name in LONG_MAPPINGS}
+        runs = {name: sweep.tested(name, voice, seeds, best(of), LONG)[-1] for name, of in tuned.items()}
+        ends = {name: _percent(run[by]) for name, run in runs.items()}
+        for name, of in tuned.items():
+            found[f"{name}/{voice}"][key] = {
+                "rate": best(of),
+                "at_the_edge": _at_the_edge(best(of), of),
+                "kl": interval(runs[name]["kl"]),
+                **_compared(ends[name], ends[BASELINE]),
+            }
+    return found
+
+
+def _percent(shares: Sequence[float]) -> list[float]:
+    return [100 * share for share in shares]
 
 
 def _at_the_edge(rate: float, tuned: dict[float, float]) -> bool:
@@ -119,7 +181,8 @@ def _at_the_edge(rate: float, tuned: dict[float, float]) -> bool:
 
 def _compared(values: Sequence[float], baseline: Sequence[float]) -> Found:
     paired = [a - b for a, b in zip(values, baseline, strict=True)]
-    return {"accuracy": interval(values), "less_zscore": interval(paired), "seeds": rounded(list(values))}
+    both = {"accuracy": interval(values), "less_zscore": interval(paired), "p": paired_p(paired)}
+    return {**both, "seeds": rounded(list(values))}
 
 
 def accuracy_at(curve: Curve, kl: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,13 @@ def _shown(default: Any) -> str:
     return "a function of the class" if "<lambda>" in name else name
 
 
+def plain(text: str) -> str:
+    """A docstring without the roles of reStructuredText: ``:func:`~orlaif.advantages.dcg``` is ``dcg``."""
+    text = re.sub(r":[a-z:]+:`([^`<]+?)\s*<[^`]*>`", r"\1", text)  # a role with words of its own
+    text = re.sub(r":[a-z:]+:`~[^`]*?([^`.]+)`", r"\1", text)
+    return re.sub(r":[a-z:]+:`([^`]+)`", r"\1", text)
+
+
 def documented(kind: Any) -> dict[str, str]:
     """What the docstrings of a class and its bases say of each argument."""
     import docstring_parser
@@ -104,13 +112,13 @@ def documented(kind: Any) -> dict[str, str]:
     for base in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
         for doc in (inspect.getdoc(base), inspect.getdoc(getattr(base, "__init__", None))):
             for one in docstring_parser.parse(doc or "").params:
-                said.setdefault(one.arg_name, " ".join((one.description or "").split()))
+                said.setdefault(one.arg_name, plain(" ".join((one.description or "").split())))
     return said
 
 
 def page(path: str, kind: Any) -> str:
     """What ``orlaif help`` prints of a class."""
-    about = (inspect.getdoc(kind) or "").split("\n\nArgs:")[0].strip()
+    about = plain(inspect.getdoc(kind) or "").split("\n\nArgs:")[0].strip()
     lines = [path, "", textwrap.indent(about, "  "), ""] if about else [path, ""]
     for one in arguments(kind):
         default = f" = {one.default}" if one.default else " (required)"

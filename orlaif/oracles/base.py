@@ -73,6 +73,16 @@ class Oracle(ABC):
         """Called by all processes when the run is over."""
 
     @property
+    def gives_scores(self) -> bool | None:
+        """Whether its rankings have scores, which some mappings need; None where only a ranking shows it."""
+        return None
+
+    @property
+    def most_answers(self) -> int | None:
+        """How many different answers of a group it can order, if that is bounded."""
+        return None
+
+    @property
     def borrows_policy(self) -> bool:
         """Whether :meth:`rank` runs the policy's own weights; they are gathered for it where they are sharded."""
         return False

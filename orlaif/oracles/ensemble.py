@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -27,6 +28,8 @@ class EnsembleOracle(Oracle):
     Raises:
         ValueError: settings that contradict each other.
     """
+
+    gives_scores = False
 
     def __init__(
         self,
@@ -63,6 +66,13 @@ class EnsembleOracle(Oracle):
         """Close all of them."""
         for oracle in self.oracles:
             oracle.close()
+
+    @property
+    def most_answers(self) -> int | None:
+        """How many ``min_opinions`` members can order."""
+        bounds = sorted((oracle.most_answers or sys.maxsize for oracle in self.oracles), reverse=True)
+        most = bounds[self.min_opinions - 1]
+        return None if most == sys.maxsize else most
 
     @property
     def borrows_policy(self) -> bool:

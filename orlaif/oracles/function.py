@@ -19,6 +19,8 @@ class FunctionOracle(Oracle):
             -1 = not ranked. In a recipe its dotted name, ``my_package.my_rank``.
     """
 
+    gives_scores = False
+
     def __init__(self, function: Callable[[CandidateGroup], Sequence[int | None]]) -> None:
         self.function = function
 

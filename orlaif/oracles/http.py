@@ -24,6 +24,7 @@ from orlaif.oracles.asking import AsksServer, all_of
 from orlaif.oracles.base import Exchange, Judge, ranking_of
 from orlaif.oracles.prompting import (
     LISTWISE_INSTRUCTIONS,
+    MOST_CANDIDATES,
     VERDICT_INSTRUCTIONS,
     Ballot,
     ballots,
@@ -52,6 +53,9 @@ class HTTPJudge(AsksServer, Judge):
     Raises:
         ValueError: a setting is out of its range.
     """
+
+    gives_scores = False
+    most_answers = MOST_CANDIDATES
 
     def __init__(
         self,

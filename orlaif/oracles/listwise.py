@@ -13,7 +13,7 @@ from orlaif.answer_format import Sees
 from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import Exchange, ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
-from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, Ballot, ballots, parse_order
+from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, MOST_CANDIDATES, Ballot, ballots, parse_order
 from orlaif.rollout import SamplingParams, generate
 from orlaif.stages import told
 from orlaif.types import CandidateGroup, OracleError, Ranking
@@ -47,6 +47,9 @@ class ListwiseJudge(LocalJudge):
     Raises:
         ValueError: settings that contradict each other.
     """
+
+    gives_scores = False
+    most_answers = MOST_CANDIDATES
 
     def __init__(
         self,

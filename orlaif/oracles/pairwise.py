@@ -66,6 +66,11 @@ class PairwiseJudge(LocalJudge):
             raise ValueError(f"oracle.method is {method!r}; it must be 'copeland' or 'bradley_terry'")
         self.pairs, self.method, self.instructions = pairs, method, instructions
 
+    @property
+    def gives_scores(self) -> bool:
+        """Whether the settings make strengths, which are scores, instead of an order alone."""
+        return self.pairs == "all" and self.method == "bradley_terry"
+
     @torch.no_grad()
     def rank(self, groups: Sequence[CandidateGroup]) -> Ranking:
         """Order the answers of each group.
@@ -82,7 +87,7 @@ class PairwiseJudge(LocalJudge):
         for start in told(range(0, len(groups), self.batch_size), "judge", "batches"):
             rows += self._rank_part(groups[start : start + self.batch_size])
         values = torch.stack(rows)
-        scores = values.float() if self.pairs == "all" and self.method == "bradley_terry" else None
+        scores = values.float() if self.gives_scores else None
         failures = no_score_failures(self, groups, values)
         return Ranking(ranks=dense_ranks(values.round(decimals=6)), scores=scores, failures=failures)
 

@@ -75,6 +75,8 @@ class PreferenceRanker(Oracle):
         ValueError: a number below 1; on first use, a folder that holds no ranker, or ``num_orders`` for a pairwise one.
     """
 
+    gives_scores = True
+
     def __init__(
         self,
         path: str,

@@ -19,6 +19,9 @@ LISTWISE_INSTRUCTIONS = (
     'from best to worst, equals in a list of their own: {"ranking": ["B", ["A", "D"], "C"]}'
 )
 
+#: Candidates of a ballot, which have a letter each.
+MOST_CANDIDATES = len(string.ascii_uppercase)
+
 VERDICT_INSTRUCTIONS = (
     "You are shown frames of a video, a question about it, one candidate answer, and numbered questions about that "
     "candidate. Answer each numbered question with yes or no, by what the video shows. Reply with one JSON object and "
@@ -86,8 +89,8 @@ def ballots(group: CandidateGroup, number: int, seed: int) -> list[Ballot]:
         ValueError: more than 26 different answers.
     """
     texts = list(dict.fromkeys(group.answers))
-    if len(texts) > len(string.ascii_uppercase):
-        raise ValueError(f"{len(texts)} different answers; a judge of lists takes at most 26")
+    if len(texts) > MOST_CANDIDATES:
+        raise ValueError(f"{len(texts)} different answers; a judge of lists takes at most {MOST_CANDIDATES}")
     generator = random.Random(json.dumps([seed, group.prompt.id]))
     drawn: list[Ballot] = []
     for i in range(number):

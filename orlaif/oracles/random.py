@@ -22,6 +22,8 @@ class RandomOracle(Oracle):
         seed: of the orders.
     """
 
+    gives_scores = False
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 

@@ -60,6 +60,8 @@ class ReferenceAnswerOracle(Oracle):
         ValueError: an unknown criterion, or none.
     """
 
+    gives_scores = True
+
     def __init__(self, criteria: Sequence[str] = ("exact", "kind")) -> None:
         unknown = [name for name in criteria if name not in (*CRITERIA, FORMAT)]
         if unknown or not criteria:

@@ -100,6 +100,16 @@ class Remote(Oracle):
             self._pool.close()
             self._pool = None
 
+    @property
+    def gives_scores(self) -> bool | None:
+        """Whether the oracle's rankings have scores."""
+        return self.oracle.gives_scores
+
+    @property
+    def most_answers(self) -> int | None:
+        """How many different answers of a group the oracle can order."""
+        return self.oracle.most_answers
+
     def lacks(self, prompt: Prompt) -> str | None:
         """What the oracle needs of a prompt and this one has not."""
         return self.oracle.lacks(prompt)

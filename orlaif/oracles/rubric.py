@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from orlaif.oracles.base import Exchange, Judge, Oracle, ranking_of
+from orlaif.oracles.base import Exchange, Judge, Oracle, ranking_of, values_of
 from orlaif.oracles.held import HeldModel
 from orlaif.types import CandidateGroup, OracleError, Prompt, Ranking
 
@@ -49,7 +49,7 @@ class Rubric:
 
 
 class RubricJudge(Oracle):
-    """Ranks by a weighted sum of yes/no verdicts; answers with the same sum share a rank.
+    """Ranks by a weighted sum of yes/no verdicts, which is the score; answers with the same sum share a rank.
 
     Logged for each rubric, over the groups ranked since the last step: ``oracle/rubric/<name>/decided``, the share of
     groups that would be ranked otherwise without it, and ``oracle/rubric/<name>/yes``, its share of yes. A rubric that
@@ -63,6 +63,8 @@ class RubricJudge(Oracle):
     Raises:
         ValueError: no rubric, or two of one name.
     """
+
+    gives_scores = True
 
     def __init__(self, judge: Judge, rubrics: Sequence[Rubric]) -> None:
         names = [rubric.name for rubric in rubrics]
@@ -82,8 +84,8 @@ class RubricJudge(Oracle):
             groups: P groups.
 
         Returns:
-            Dense ranks i64[P, G]; groups of which the judge gave no verdicts in ``failures``. A group whose answers
-            are all the same is not asked about.
+            Dense ranks i64[P, G], and the weighted sums f32[P, G] as scores; groups of which the judge gave no verdicts
+            in ``failures``. A group whose answers are all the same is not asked about: it is tied, without scores.
         """
         size = len(groups[0].answers)
         outcomes: list[Tensor | OracleError] = [torch.zeros(size, dtype=torch.float64) for _ in groups]
@@ -100,7 +102,9 @@ class RubricJudge(Oracle):
                 self._decided += deciding(verdicts, self.weights)
                 self._yes += verdicts.mean(0)
                 self._asked += 1
-        return ranking_of(outcomes, size)
+        scores = values_of(outcomes, size)
+        scores[[i for i in range(len(groups)) if i not in asked]] = torch.nan
+        return replace(ranking_of(outcomes, size), scores=scores.float())
 
     def _forget(self) -> None:
         self._groups = self._asked = 0

@@ -37,6 +37,8 @@ class ScoreOracle(Oracle):
         ValueError: a negative margin.
     """
 
+    gives_scores = True
+
     def __init__(self, score: Score, margin: float = 0.0, sees: Sees = "answer") -> None:
         if margin < 0:
             raise ValueError(f"oracle.margin is {margin}; it must be 0 or more")

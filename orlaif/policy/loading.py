@@ -91,7 +91,7 @@ def _loaded(policy: Policy, device: torch.device | None, later: bool) -> Loaded:
         folded = None if continued else source.adapter
     elif policy.lora is not None:
         model = adapters.attach(model, policy.lora, tower)
-    recompute(model, policy.gradient_checkpointing)
+    recompute(model, policy.gradient_checkpointing, policy.activation_offloading)
     if policy.gradient_checkpointing and policy.lora is not None:
         model.enable_input_require_grads()
     return Loaded(model=model, choice=choice, continued=continued, folded=folded)

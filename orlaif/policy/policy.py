@@ -51,9 +51,8 @@ class Policy(Checkpoint):
         lora: arguments of ``peft.LoraConfig``; None means full fine-tuning (of an adapter's base, it merged into it).
         dtype: of the weights: ``bfloat16``, ``float16``, ``float32`` or ``float64``.
         prefix: ``shared`` = a group in one row (the prompt is paid once), ``fork`` = completions behind copies of their
-            prompt's cache (paid once too; not under gradient checkpointing), ``duplicate`` = the prompt again for each
-            completion, ``auto`` = the first of them by which the loaded model gives its own log-probs and gradient; the
-            log says which and why.
+            prompt's cache (paid once too; not under gradient checkpointing), ``duplicate`` = the prompt again for each,
+            ``auto`` = the first by which the loaded model gives its own log-probs and gradient; the log says why.
         attn_implementation: of transformers; a shared prefix needs ``sdpa``, or ``eager``, which has ``mask`` only.
         gradient_checkpointing: what the backward pass computes again: ``layers`` (true), all of them but products and
             attention (``selective``: ``orlaif.policy.recomputation``), or ``none`` (false).
@@ -62,14 +61,13 @@ class Policy(Checkpoint):
             reference and policy together.
         prefix_attention: of a shared prefix: ``mask``, ``split`` or ``flex`` (``orlaif.policy.prefix.attention``), or
             ``auto`` = ``mask`` or ``split`` by the size of the batch.
-        quantization: arguments of ``transformers.BitsAndBytesConfig`` for the frozen base under a LoRA adapter (QLoRA);
-            needs bitsandbytes.
+        quantization: arguments of ``transformers.BitsAndBytesConfig`` for the frozen base under LoRA (QLoRA).
         sharding: how FSDP2 treats the weights, under ``--trainer.strategy fsdp2``.
-        family: what this model does otherwise than others (``orlaif.policy.families``), by ``class_path``; by default
-            what its model type asks for.
+        family: what this model does otherwise (``orlaif.policy.families``), by ``class_path``; by default by its type.
         answer_format: what of a completion is the answer (``orlaif.answer_format``), for oracles and evaluation alike.
         chat: how the model is asked: prompt template, arguments of its chat template.
         sequence_parallel: processes that share each prompt, which is divided among them (``orlaif.policy.sequence``).
+        activation_offloading: what layers keep for the backward pass waits on the host (``orlaif.policy.offloading``).
 
     Raises:
         ValueError: an unknown ``dtype``, ``prefix`` or ``prefix_attention``, or ``quantization`` without ``lora``; on
@@ -92,13 +90,15 @@ class Policy(Checkpoint):
         answer_format: AnswerFormat | FormatName = "whole",
         chat: Chat | None = None,
         sequence_parallel: int = 1,
+        activation_offloading: bool = False,
     ) -> None:
         super().__init__(path, family)
         self.answer_format, self.chat = named_format(answer_format), chat or Chat()
         self.lora, self.quantization, self.dtype, self.sharding = lora, quantization, dtype, sharding or Sharding()
+        self.prefix, self.prefix_attention, self.freeze_vision = prefix, prefix_attention, freeze_vision
         self.attn_implementation, self.sequence_parallel = attn_implementation, sequence_parallel
-        self.gradient_checkpointing, self.freeze_vision = recomputation(gradient_checkpointing), freeze_vision
-        self.prefix, self.prefix_attention = prefix, prefix_attention
+        self.gradient_checkpointing = recomputation(gradient_checkpointing)
+        self.activation_offloading = activation_offloading
         check_settings(self)
         #: The processes that share the prompts of the passes that run now, if they do.
         self.sequence: SequenceGroup | None = None

@@ -10,14 +10,16 @@ a matrix of scores it is no longer large.) Gradients are those of ``none``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from orlaif.policy.offloading import offload
 from orlaif.policy.prefix.current import kept
 
 Recomputation = Literal["none", "layers", "selective"]
@@ -34,6 +36,8 @@ _WAYS = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "c
 _ATTENTION = _of_aten(*(f"_scaled_dot_product_{way}" for way in _WAYS))
 #: A product so many times as wide as what it sums over is computed again.
 _WIDE = 8
+#: Whether what ``selective`` keeps can be kept elsewhere: PyTorch 2.11 holds it where no hook sees it.
+SEEN_BY_HOOKS = "respect_saved_tensors_hooks" in inspect.signature(checkpoint).parameters
 
 
 def recomputation(value: bool | str) -> Literal[False, "layers", "selective"]:
@@ -51,19 +55,27 @@ def recomputation(value: bool | str) -> Literal[False, "layers", "selective"]:
     return False if value == "none" else value  # type: ignore[return-value]
 
 
-def recompute(model: Any, how: bool | str, also: frozenset[Any] = frozenset(), **settings: Any) -> None:
+def recompute(
+    model: Any, how: bool | str, offloaded: bool = False, also: frozenset[Any] = frozenset(), **settings: Any
+) -> None:
     """Make a model of transformers, or PEFT's around one, recompute its layers in the backward pass.
 
     Args:
         model: changed in place; in training mode it recomputes.
-        how: as :func:`recomputation` gives it; False leaves the model as it is.
+        how: as :func:`recomputation` gives it; False recomputes nothing.
+        offloaded: what is kept waits on the host (``orlaif.policy.offloading``).
         also: further operators whose outputs ``selective`` keeps.
         settings: of ``torch.utils.checkpoint.checkpoint``.
     """
     if how:
         contexts = kept if how == "layers" else _selective(_ATTENTION | also)
         settings = {"use_reentrant": False, "context_fn": contexts, **settings}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        if SEEN_BY_HOOKS:
+            settings["respect_saved_tensors_hooks"] = True
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.24
+        (newer or model.gradient_checkpointing_enable)(settings)
+    if offloaded:
+        offload(model, recomputed=bool(how))
 
 
 def _selective(attention: frozenset[Any]) -> Callable[[], Contexts]:

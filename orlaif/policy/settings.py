@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+import torch
+
 from orlaif.policy.prefix.attention import PrefixAttention
 from orlaif.policy.prefix.choice import Prefix
 from orlaif.policy.prefix.fork import CHECKPOINTING
+from orlaif.policy.recomputation import SEEN_BY_HOOKS
 
 if TYPE_CHECKING:
     from orlaif.policy.policy import Policy
@@ -38,6 +41,11 @@ def check_settings(policy: Policy) -> None:
         raise ValueError(
             f"policy.prefix is 'fork' and policy.gradient_checkpointing is {policy.gradient_checkpointing!r}: "
             f"{CHECKPOINTING}; use prefix 'auto'"
+        )
+    if policy.activation_offloading and policy.gradient_checkpointing == "selective" and not SEEN_BY_HOOKS:
+        raise ValueError(
+            "policy.activation_offloading is true and policy.gradient_checkpointing is 'selective', of which PyTorch "
+            f"{torch.__version__} keeps all on the GPU but layers' inputs; use 'layers'"
         )
     if policy.quantization is not None and policy.lora is None:
         raise ValueError("policy.quantization is given without policy.lora; quantised weights cannot be trained")

@@ -95,7 +95,7 @@ def glm5_next(words: tuple[str, ...]) -> Parts:
     text = decoder(processor.tokenizer, head_dim=None, num_key_value_heads=4, rope_parameters=rope()) | EXPERTS
     del text["first_k_dense_replace"]
     text |= {"kv_lora_rank": 8, "q_lora_rank": 16, "v_head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 0}
-    text |= {"mlp_layer_types": ["dense", "sparse"], "layer_types": ["linear_attention", "indexed_attention"]}
+    text |= {"mlp_layer_types": ["dense", "sparse"], "layer_types": ["linear_attention", "full_attention"]}
     text |= {"index_topk": 2048, "index_head_dim": 8, "index_n_heads": 2, "indexer_types": ["full", "full"]}
     text |= {"index_kpool": 4, "linear_head_dim": 8, "linear_num_heads": 4, "hc_mult": 2}
     config = glm_config(hf.Glm5NextConfig, processor, text, projection_intermediate_size=64)

@@ -75,9 +75,18 @@ def tiny_model(model_type: str, folder: str | Path, words: Iterable[str] = WORDS
     Raises:
         ValueError: no builder knows ``model_type``.
     """
+    return write(built(model_type, words), folder, seed)
+
+
+def built(model_type: str, words: Iterable[str] = WORDS) -> Parts:
+    """Config and processor of a family's tiny model; arguments and errors are those of :func:`tiny_model`."""
     if model_type not in families():
         raise ValueError(f"no tiny model of model type {model_type!r}; there are {', '.join(families())}")
-    parts = _BUILDERS[model_type]((*words, *WRITTEN))
+    return _BUILDERS[model_type]((*words, *WRITTEN))
+
+
+def write(parts: Parts, folder: str | Path, seed: int = 0) -> str:
+    """Write a checkpoint with random weights to a folder, which is returned."""
     model = random_model(parts, seed)
     model.save_pretrained(folder)
     if parts.lay_down is not None:

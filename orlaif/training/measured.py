@@ -8,7 +8,7 @@ from orlaif.types import Measured, OracleError, Prompt, Ranking
 
 
 def measured(prompts: Sequence[Prompt], ranking: Ranking, oracle: str) -> list[Measured]:
-    """Of P groups, without those that the oracle failed to score.
+    """Of P groups, without those of which the oracle scored no answer.
 
     Args:
         prompts: P prompts.
@@ -16,16 +16,18 @@ def measured(prompts: Sequence[Prompt], ranking: Ranking, oracle: str) -> list[M
         oracle: its name, for the error.
 
     Raises:
-        OracleError: it gives no scores.
+        OracleError: it only ranks.
     """
     failed = {error.prompt_id for error in ranking.failures}
     found = []
     for i, prompt in enumerate(prompts):
         if prompt.id in failed:
             continue
-        scores = [] if ranking.scores is None else [s for s in ranking.scores[i].tolist() if s == s]
-        if not scores:
+        if ranking.scores is None:
             raise OracleError(oracle, prompt.id, "the recipe's oracle gives no scores to measure pass rates by")
+        scores = [s for s in ranking.scores[i].tolist() if s == s]
+        if not scores:  # such as answers that are all the same, which a rubric's judge is not asked about
+            continue
         passed = sum(score >= 1 for score in scores)
         found.append(
             Measured(

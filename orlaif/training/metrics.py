@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
 from orlaif.oracles import order_consistency
+from orlaif.training.judging import warn_of_silence
 from orlaif.training.lengths import cut_off
 from orlaif.types import CandidateGroup, Completions, OracleError, Ranking
 
@@ -103,3 +104,4 @@ def note_completions(module: OracleRLAIF, completions: Completions, ranking: Ran
         module.notes.note(name, value, len(completions.ids))
     if ranking.scores is not None and (scored := int((~ranking.scores.isnan()).sum())):
         module.notes.note("oracle/mean_score", ranking.scores.nanmean(), scored)
+    warn_of_silence(module, ranking, advantages)

@@ -62,9 +62,8 @@ def importance_weights(module: OracleRLAIF, completions: Completions, old: list[
 
 def _warn(module: OracleRLAIF, mean: float, alarm: float) -> None:
     """Once in a run, where the sampler is further from the trainer than other kernels and precisions bring it."""
-    if mean <= alarm or module.mismatch_told:
+    if mean <= alarm or not module.notes.first("mismatch"):
         return
-    module.mismatch_told = True
     log.warning(
         "step %d: sampler and trainer differ by %.3g nats a token (rollout.correction.alarm: %g). Usual causes: the "
         "sampler has older weights (the difference grows from step to step), numbers positions otherwise, or sees "

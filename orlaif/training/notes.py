@@ -37,6 +37,7 @@ class StepNotes:
         self.counts = True
         self._noted: dict[str, tuple[float, float]] = {}
         self._counted: dict[str, float] = {}
+        self._said: set[str] = set()
         self._first_delivery_at: float | None = None
         self._waited_s = 0.0
 
@@ -47,6 +48,12 @@ class StepNotes:
         """
         if weight := float(weight):
             self._noted[name] = float(value), weight
+
+    def first(self, warning: str) -> bool:
+        """Whether this is the first time that a warning of that name is asked for: True once on each process."""
+        first = warning not in self._said
+        self._said.add(warning)
+        return first
 
     def count(self, name: str, number: float) -> None:
         """Add to a total over all steps and processes."""

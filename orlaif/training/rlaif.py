@@ -33,6 +33,7 @@ from orlaif.training.experience import (
     make_experience,
     rank_together,
 )
+from orlaif.training.judging import check_judging, warn_of_mapping
 from orlaif.training.lengths import Overlong, Truncated, check_lengths
 from orlaif.training.log_probs import log_probs
 from orlaif.training.sampling_ahead import SamplesAhead
@@ -111,8 +112,7 @@ class OracleRLAIF(SamplesAhead):
         overlong: Overlong | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, eval_max_new_tokens, seed)
-        self.oracle, self.rollout = oracle, rollout or Rollout()
-        self.advantage = advantage or DCG()
+        self.oracle, self.rollout, self.advantage = oracle, rollout or Rollout(), advantage or DCG()
         self.loss: Loss = loss or GRPORankLoss()
         self.reference, self.on_oracle_failure = reference or Reference(), on_oracle_failure or OracleFailure()
         self.order_consistency_every_n_steps = order_consistency_every_n_steps
@@ -122,12 +122,11 @@ class OracleRLAIF(SamplesAhead):
         if num_updates < 1:
             raise ValueError(f"num_updates is {num_updates}; it must be 1 or more passes over a rollout")
         check_lengths(truncated, overlong, self.rollout.sampling.max_new_tokens)
+        check_judging(oracle, self.advantage, self.rollout.group_size)
         #: Of the batches that are accumulated, where several updates wait for all of them.
         self._experiences: list[Experience] = []
         self.gathering = None if dynamic_sampling is None else Gathering(self, dynamic_sampling)
         self._reference_loaded = False
-        #: Whether the run has warned of its sampler (``orlaif.training.mismatch``).
-        self.mismatch_told = False
 
     def prepare_reference(self) -> None:
         """Freeze the reference, where the loss needs one."""
@@ -147,6 +146,7 @@ class OracleRLAIF(SamplesAhead):
         data = getattr(self.trainer, "datamodule", None)
         self.rollout.prepare(self.policy, data.longest_prompt if isinstance(data, KnowsLongest) else lambda: None)
         log.info("plan: %s", self.prompt_cost)
+        warn_of_mapping(self)
         try:
             choose(self.loss.implementation, torch.empty(0, device=self.device))
         except RuntimeError as error:

@@ -124,7 +124,7 @@ def test_lower_rates_are_tried_where_the_lowest_is_best(tmp_path) -> None:
     accuracy = {0.0: 0.3, 3.125e-5: 0.5, 6.25e-5: 0.7, 1.25e-4: 0.6}
 
     class Known(Sweep):
-        def _tried(self, mapping, voice, rates, at):
+        def _tried(self, mapping, voice, rates, at, by):
             return {rate: accuracy.get(rate, 0.1) for rate in rates}
 
     tuned = Known(tmp_path).tuned("dcg", "clean")
@@ -133,3 +133,26 @@ def test_lower_rates_are_tried_where_the_lowest_is_best(tmp_path) -> None:
     tuned = Known(tmp_path).tuned("dcg", "clean")
     assert (len(tuned), best(tuned)) == (7, 1e-3)
     assert best({0.2: 0.5, 0.1: 0.5}) == 0.1
+
+
+def test_a_rate_is_chosen_by_what_it_is_read_by_and_a_run_names_its_commit(tmp_path, monkeypatch) -> None:
+    """Greedy answers of the lower rate are the best, sampled ones of the higher."""
+    readings = {1.25e-4: (0.2, 0.1), 1e-3: (0.8, 0.5), 2e-3: (0.6, 0.7)}
+
+    class Known(Sweep):
+        def _weights(self, seeds):
+            return {}
+
+        def _set(self, seeds, split):
+            return None
+
+    def train(mapping, voice, start, seeds, rates, questions, at, watch):
+        values = [readings.get(rate, (0.1, 0.0)) for rate in rates]
+        return [{"accuracy": [g for g, _ in values], "sampled": [s for _, s in values]} for _ in at]
+
+    monkeypatch.setattr("benchmarks.ordinal_vs_scalar.sweep.train", train)
+    monkeypatch.setenv("ORLAIF_COMMIT", "abc1234")
+    sweep = Known(tmp_path)
+    assert best(sweep.tuned("dcg", "clean", by="accuracy")) == 1e-3
+    assert best(sweep.tuned("dcg", "clean", by="sampled")) == 2e-3
+    assert {reading["commit"] for run in Sweep(tmp_path).runs.values() for reading in run} == {"abc1234"}

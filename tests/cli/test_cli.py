@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from orlaif.cli.recipe import run
 from orlaif.evaluation.loop import Evaluated
 from tests.conftest import REPO
+from tests.forked import orlaif
 
 POLICY = "--model.init_args.policy.init_args.path"
 SIZES = {"train": 64, "val": 10, "test": 20}
@@ -113,16 +113,11 @@ def test_validate_test_and_predict(finished: Path, tmp_path: Path, data_root: st
 
 def failing(*arguments: str) -> str:
     """Standard error of a command line that must fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "orlaif.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "ORLAIF_TRACEBACK": ""},
-    )
+    done = orlaif(arguments, ORLAIF_TRACEBACK="")
+    _, errors = done.communicate()
     assert done.returncode != 0
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    assert "Traceback" not in errors, errors
+    return errors
 
 
 @pytest.mark.parametrize(
@@ -224,21 +219,18 @@ def test_two_tests_are_compared_on_the_command_line(
 ) -> None:
     run(shapes_test(finished, tmp_path / "b", data_root))
     run(small("demo_rlaif.yaml", "test", tmp_path / "a", tiny_model, data_root))
-    done = subprocess.run(
-        [sys.executable, "-m", "orlaif.cli", "compare", str(tmp_path / "a"), str(tmp_path / "b")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "| exact_match % | n | a | b | difference (95 % interval) |" in done.stdout
+    done = orlaif(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    printed, errors = done.communicate()
+    assert done.returncode == 0, errors
+    assert "| exact_match % | n | a | b | difference (95 % interval) |" in printed
     assert (tmp_path / "b" / "comparison" / "comparison.png").exists()
 
 
 def checked(*arguments: str) -> tuple[int, str]:
-    recipe = str(REPO / "recipes" / "demo_rlaif.yaml")
-    command = [sys.executable, "-m", "orlaif.cli", "check-data", "--config", recipe, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    done = orlaif(["check-data", "--config", str(REPO / "recipes" / "demo_rlaif.yaml"), *arguments])
+    said = "".join(done.communicate())
+    assert done.returncode is not None
+    return done.returncode, said
 
 
 def test_good_data_is_counted(data_root: str) -> None:

@@ -103,6 +103,22 @@ def test_help_of_a_class(name: str, lines: list[str], capsys: pytest.CaptureFixt
     assert [line for line in lines if line not in said] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (":func:`ndcg_penalty` of ranks", "ndcg_penalty of ranks"),
+        ("a :class:`~orlaif.types.Prompt`, or :py:meth:`Policy.load`", "a Prompt, or Policy.load"),
+        (":class:`the loss <orlaif.losses.Loss>`: ``grpo``", "the loss: ``grpo``"),
+    ],
+)
+def test_help_is_without_roles(text: str, shown: str) -> None:
+    from orlaif.cli.help_class import find_class, page, plain
+
+    assert plain(text) == shown
+    assert ":func:" not in page(*find_class("NDCGPenalty"))
+    assert "can push the best answer down" in page(*find_class("NDCGPenalty"))
+
+
 def test_every_argument_of_the_public_classes_is_documented() -> None:
     """What ``orlaif help`` shows of a class that recipes name has words for each of its arguments."""
     from orlaif.cli.help_class import arguments, find_class

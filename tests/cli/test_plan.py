@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch._library.custom_ops import OPDEFS
 
-from orlaif.cli.plan import main
+from benchmarks.by_stage import ByStage
+from orlaif.cli.plan import main, passes
+from orlaif.cli.plan.advice import advice
 from orlaif.cli.plan.estimate import Estimate
-from orlaif.cli.plan.live_bytes import LiveBytes
+from orlaif.cli.plan.passes import Passes
 from orlaif.cli.plan.sizes import Setup
 from orlaif.demo.tiny import make_tiny_model
 from orlaif.losses import grpo_rank_loss
@@ -50,18 +52,8 @@ def completions(policy: Policy) -> Completions:
     return Completions(ids=ids, mask=torch.ones(P, G, T, dtype=torch.bool), texts=texts)
 
 
-class EveryByte(LiveBytes):
-    """Sees inside the operators of the loss, operation by operation, where the plan goes by what they say."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "orlaif_kernels":
-            with self:
-                return OPDEFS[func.name()]._init_fn(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
 def counted(known: list[Any], work: Any) -> int:
-    with EveryByte([t for t in known if isinstance(t, torch.Tensor)]) as live:
+    with ByStage([t for t in known if isinstance(t, torch.Tensor)]) as live:
         work()
     return live.peak
 
@@ -117,13 +109,15 @@ def setup_for(policy: Policy) -> Setup:
     )
 
 
-RECOMPUTED = {"recomputed": "layers", "selective": "selective"}
+RECOMPUTED = {"recomputed": "layers", "selective": "selective", "inputs away": "layers"}
 
 
 STEPS = [
     *itertools.product(["float32", "bfloat16"], [None, LORA], ["kept", "recomputed", "forked"]),
     ("float32", None, "selective"),
     ("bfloat16", LORA, "selective"),
+    ("float32", None, "all away"),
+    ("bfloat16", LORA, "inputs away"),
 ]
 
 
@@ -133,9 +127,10 @@ STEPS = [
 def test_the_plan_is_what_a_step_allocates(folder: str, dtype: str, lora: Any, way: str) -> None:
     """Within 10 %, phase by phase."""
     settings: dict[str, Any] = {"lora": lora, "dtype": dtype, "gradient_checkpointing": RECOMPUTED.get(way, False)}
+    settings["activation_offloading"] = way.endswith("away")
     settings |= {"prefix": "fork"} if way == "forked" else {"prefix": "shared", "prefix_attention": "split"}
     policy = Policy(folder, **settings)
-    estimate = Estimate(policy, lambda params: torch.optim.AdamW(params))
+    estimate = Estimate(policy, lambda params: torch.optim.AdamW(params), device="cpu")
     setup = setup_for(policy)
     plan = estimate.plan(setup)
     real = real_peaks(policy.load(), reference=True)
@@ -144,6 +139,37 @@ def test_the_plan_is_what_a_step_allocates(folder: str, dtype: str, lora: Any, w
         print(f"{phase}: planned {planned / 1e6:.1f} MB, real {peak / 1e6:.1f} MB, {planned / peak - 1:+.1%}")
     for phase, peak in real.items():
         assert sum(plan.phases[phase].values()) == pytest.approx(peak, rel=0.1), phase
+
+
+def test_what_is_away_grows_with_the_layers_and_the_device_does_not(tmp_path: Any, monkeypatch: Any) -> None:
+    """Of eight layers, from runs of three and four of them, to the byte what a run of all says."""
+    make_tiny_model(str(tmp_path), ["word"], hidden_size=128, num_layers=8)
+    policy = Policy(str(tmp_path), dtype="float32", prefix="shared", activation_offloading=True)
+    told = Passes(policy).decoder(1, 200, train=True)
+    monkeypatch.setattr(passes, "extrapolated", lambda decoder, run, *_: run())
+    assert replace(Passes(policy).decoder(1, 200, train=True), operations=0) == replace(told, operations=0)
+    eight = 8 * 200 * 128 * 4  # bytes of all layers' inputs, of which there is more
+    assert told.away > 8 * eight > told.kept
+    assert told.away < told.host < 2 * told.away
+    layers = Policy(str(tmp_path), dtype="float32", gradient_checkpointing="layers", activation_offloading=True)
+    assert Passes(layers).decoder(1, 200, train=True).away == eight
+
+
+def test_the_advice_is_the_cheapest_that_is_enough(folder: str) -> None:
+    """In turn: selective, all layers, and their inputs on the host."""
+    ways: list[dict[str, Any]] = [{}, {"gradient_checkpointing": "selective"}, {"gradient_checkpointing": "layers"}]
+    ways.append({"gradient_checkpointing": "layers", "activation_offloading": True})
+    setup = Setup(prompt_tokens=2000, completion_tokens=8, loss="none", host_overhead=0)
+    estimates = [Estimate(Policy(folder, lora=LORA, prefix="shared", **way), torch.optim.SGD) for way in ways]
+    totals = [estimate.plan(setup).total for estimate in estimates]
+    assert totals == sorted(totals, reverse=True)
+    selective, layers, away = (
+        [line.rsplit(": ", 1)[0] for line in advice(estimates[0], setup, memory)] for memory in totals[1:]
+    )
+    assert selective == ["policy.gradient_checkpointing: selective"]
+    assert layers == ["policy.gradient_checkpointing: layers"]
+    assert away == ["policy.gradient_checkpointing: layers", "policy.activation_offloading: true"]
+    assert advice(estimates[1], setup, totals[2])[0].startswith("policy.gradient_checkpointing: layers")
 
 
 @pytest.mark.parametrize(

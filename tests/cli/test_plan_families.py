@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orlaif.cli.plan import layers, passes
 from orlaif.cli.plan.estimate import Estimate
@@ -93,7 +94,7 @@ def test_a_few_layers_tell_what_all_take(name: str, tmp_path: Path, monkeypatch:
 
 
 def test_what_layers_lack_is_looked_for_in_all() -> None:
-    """A decoder that cannot run with a few of its layers runs whole; one without layers too."""
+    """A decoder that cannot run with a few of its layers runs whole, and that is told; one without layers too."""
     calls: list[int] = []
 
     def run() -> Used:
@@ -103,6 +104,39 @@ def test_what_layers_lack_is_looked_for_in_all() -> None:
     assert layers.extrapolated(torch.nn.Linear(2, 2), run, train=True).kept == 7
     assert len(calls) == 1
 
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(num_hidden_layers=5)
+            self.layers = torch.nn.ModuleList([GradientCheckpointingLayer() for _ in range(5)])
+
+    decoder, notes = Whole(), list[str]()
+    told = lambda: Used(kept=len([decoder.layers[i] for i in (0, 4)]), peak=9)  # noqa: E731
+    assert layers.extrapolated(decoder, told, train=True, notes=notes).kept == 2
+    assert len(decoder.layers) == 5
+    assert notes == [
+        "its decoder ran with all of its layers: with a few of them it fails (IndexError: index 4 is out of range)"
+    ]
+    with pytest.raises(ZeroDivisionError):  # which is no model's way to miss a layer
+        layers.extrapolated(decoder, lambda: Used(kept=1 // 0, peak=0), train=True)
+
+
+def test_processes_that_share_prompts(tmp_path: Path) -> None:
+    """Each runs the tower over half of the frames; keys and values of a prompt go over the link four times."""
+    passes = Passes(Policy(without_weights("qwen3_vl", tmp_path), dtype="float32"))
+    whole = Setup(prompts=2, group_size=4, part=2, sharers=2, prompt_tokens=96, patches=384, pixels=864, reference=True)
+    half = dataclasses.replace(whole, tower_sharers=2)
+    given = 384 * 864 * 4 + 2 * 96 * 32 * 4  # pixels and features, of all
+    one, other = passes.vision(whole, train=True), passes.vision(half, train=True)
+    assert other.kept - given == pytest.approx((one.kept - given) / 2, rel=1e-3)
+    seconds = Seconds.__new__(Seconds)
+    seconds.passes, seconds.hardware = passes, ROUND
+    seconds.estimate = SimpleNamespace(compute=torch.float32)  # type: ignore[assignment]
+    keys = 2 * 96 * (2 * 2 * 8 * 2) * 4  # prompts, tokens, keys and values of two heads of 8 in two layers
+    features = 2 * 96 * 32 * 4
+    assert seconds._exchanges(whole) == pytest.approx(0.5 * 4 * keys / 5e10)
+    assert seconds._exchanges(half) == pytest.approx(0.5 * (4 * keys + 3 * features) / 5e10)
+
 
 def test_seconds_are_products_bytes_and_launches() -> None:
     """5e14 FLOP/s of 16 bits at half the peak, 5e13 of 32 bits; ten microseconds an operation where that is more."""
@@ -111,6 +145,10 @@ def test_seconds_are_products_bytes_and_launches() -> None:
     used = Used(kept=0, peak=0, flops=1e15, single=1e14, operations=1000)
     assert seconds._pass(used) == pytest.approx(2.0 + 2.0)
     assert seconds._pass(dataclasses.replace(used, operations=10**6)) == pytest.approx(10.0)
+    away = dataclasses.replace(used, away=32 * 10**9)  # there and back, at half of 1e10 bytes/s
+    assert seconds._pass(away) == pytest.approx(4.0)
+    seconds.hardware = dataclasses.replace(ROUND, host=1e10)
+    assert seconds._pass(away) == pytest.approx(12.8)
 
 
 def test_a_step_of_a_published_size(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from orlaif.oracles import PreferenceRanker
 from orlaif.oracles.held import HeldModel
 from orlaif.oracles.score import TextRewardModel
 from orlaif.policy import Policy
+from tests.conftest import REPO
 
 
 def held(device: str | None, width: int = 10) -> HeldModel:
@@ -76,12 +78,13 @@ def test_batches_that_are_there_at_once() -> None:
     assert clip_bytes(data(), 10, 20, 8.0) == 4 * 3 * 10 * 20
 
 
-def estimate(lora: Any = None, offload: bool = False) -> Any:
+def estimate(lora: Any = None, offload: bool = False, away: int = 0) -> Any:
     """Of 100 and 20 weights in float32, all trained, computed in 16 bits, with two states each."""
     model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 2, bias=False))
     return SimpleNamespace(
         model=model,
-        policy=SimpleNamespace(lora=lora, quantization=None),
+        policy=SimpleNamespace(lora=lora, quantization=None, activation_offloading=bool(away)),
+        offloaded_activations=lambda setup: away,
         sharding=SimpleNamespace(cpu_offload=offload),
         state_per_byte=2.0,
         compute_bytes=lambda: 240,
@@ -93,13 +96,14 @@ def estimate(lora: Any = None, offload: bool = False) -> Any:
     [
         (estimate(), "ddp", 480 + 480, 0),
         (estimate(lora={}), "ddp", 480, 0),
-        (estimate(), "fsdp2", 400, 0),
-        (estimate(offload=True), "fsdp2", 120 + 60 + 400, 120 + 60 + 120 + 240),
+        (estimate(), "fsdp2", 100, 0),
+        (estimate(offload=True), "fsdp2", 120 + 60 + 100, 120 + 60 + 120 + 240),
+        (estimate(away=90), "fsdp2", 100, 90),
     ],
-    ids=["whole", "lora", "sharded", "offloaded"],
+    ids=["whole", "lora", "sharded", "offloaded", "activations"],
 )
 def test_memory_of_the_host(of: Any, strategy: str, loading: int, standing: int) -> None:
-    """Whole with the reference's copy, or one weight of 400 bytes at a time; 3 batches of 2 clips."""
+    """Whole with the reference's copy, or a quarter of a weight of 400 bytes at a time; 3 batches of 2 clips."""
     setup = Setup(gpus=4, strategy=strategy, prompts=2, patches=6, pixels=5, reference=True)
     plan = host_plan(of, setup, data(), 1000, 0, Judges(gpu=50, host=7, largest=30), engine=True)
     assert sum(plan.loading.values()) == loading
@@ -112,3 +116,29 @@ def test_frames_on_the_gpu_are_not_in_the_hosts_memory() -> None:
     plan = host_plan(estimate(), Setup(patches=6, pixels=5), data(decode_device="cuda"), 1000, 0, Judges(), False)
     assert sum(plan.training.values()) == 0
     assert plan.peak == 480
+
+
+@pytest.mark.parametrize(
+    ("case", "reference", "computed"),
+    [
+        ("rows, policy", False, 4),
+        ("rows, policy and reference", True, 4),
+        ("rows, policy and reference, computed in bfloat16", True, 2),
+    ],
+)
+def test_loading_is_what_processes_took(case: str, reference: bool, computed: int) -> None:
+    """Four processes that loaded a model on a CPU, where rows stay on the host as offloaded ones do: within 10 %."""
+    report = json.loads((REPO / "benchmarks" / "results" / "loading.json").read_text(encoding="utf-8"))
+    weights, largest = round(report["model_gb"] * 1e9 / 4), 32768 * 1024
+    of = estimate(offload=True)
+    of.model = torch.nn.Module()
+    with torch.device("meta"):
+        sizes = (largest, largest, weights - 2 * largest)  # embeddings, head, and all layers, none of which is as large
+        layers = torch.empty(sizes[2]).split(2**20)
+        of.model.weights = torch.nn.ParameterList([*map(torch.empty, sizes[:2]), *layers])
+    of.compute_bytes = lambda: computed * weights
+    setup = Setup(gpus=report["processes"], strategy="fsdp2", reference=reference)
+    plan = host_plan(of, setup, data(), 0, 0, Judges(), engine=False)
+    together = report["processes"] * sum(plan.loading.values())
+    assert together == pytest.approx(1e9 * report["cases"][case]["peak_gb"], rel=0.1)
+    assert together > 1e9 * report["cases"][case]["peak_gb"]

@@ -80,13 +80,15 @@ def test_the_order_is_a_function_of_seed_and_epoch(tiny_model: str, shapes: Shap
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_goes_on_where_its_state_was_taken(tiny_model: str, shapes: ShapesDataset, num_workers: int) -> None:
-    def loader() -> EpochLoader:
+    """With a worker and without, as it would have without (a worker's start costs its imports)."""
+
+    def loader(num_workers: int = 0) -> EpochLoader:
         return module(tiny_model, shapes, batch_size=8, seed=3, num_workers=num_workers).train_dataloader()
 
     whole = loader()
     whole.go_on(2)
     everything = ids(whole)
-    resumed = loader()
+    resumed = loader(num_workers)
     resumed.go_on(2, samples=24)
     assert ids(resumed) == everything[3:]
     assert len(everything) == 8

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,8 +32,8 @@ from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.hub import load_processor
 from orlaif.types import Delivery, PromptBatch, VideoError, VideoPrompt
-from tests.conftest import REPO
 from tests.data.test_datamodule import ids, module
+from tests.forked import Forked
 
 
 def prompts(n: int) -> list[list[VideoPrompt]]:
@@ -97,25 +95,22 @@ def test_stopping_early_leaves_no_thread() -> None:
     assert loading_threads() <= before
 
 
-def test_ctrl_c_ends_a_run_that_loads_ahead(tmp_path: Path, tiny_model: str, data_root: str) -> None:
+def load_slowly(tiny_model: str, data_root: str) -> None:
+    """A loop over batches that takes a second for each, while four are loaded ahead."""
+    data = module(tiny_model, ShapesDataset(data_root, "train", size=64), batch_size=2, ahead=4)
+    for _ in data.train_dataloader():
+        print("batch", flush=True)
+        time.sleep(1)
+
+
+def test_ctrl_c_ends_a_run_that_loads_ahead(tiny_model: str, data_root: str) -> None:
     """SIGINT in the middle of an epoch: the process is gone within seconds."""
-    script = f"""
-import time
-from orlaif.demo.shapes import ShapesDataset
-from orlaif.data.video import UniformSampling
-from orlaif.policy.encoding import ProcessorEncoder
-from orlaif.policy.hub import load_processor
-from orlaif import VideoDataModule
-data = VideoDataModule(train=ShapesDataset({data_root!r}, "train", size=64), sampling=UniformSampling(8),
-                       encoder=ProcessorEncoder(load_processor({tiny_model!r})), batch_size=2, ahead=4)
-data.setup("fit")
-for batch in data.train_dataloader():
-    print("batch", flush=True)
-    time.sleep(1)
-"""
-    run = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, text=True, stdout=-1, stderr=-1)
-    assert run.stdout is not None
-    assert run.stdout.readline() == "batch\n"
+    run = Forked(load_slowly, tiny_model, data_root)
+    deadline = time.monotonic() + 60
+    while not run.said()[0].startswith("batch\n"):
+        assert run.poll() is None, run.said()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     run.send_signal(signal.SIGINT)
     start = time.perf_counter()
     _, errors = run.communicate(timeout=30)
@@ -223,7 +218,9 @@ def test_processes_share_a_stream_evenly(shapes: ShapesDataset, world: int) -> N
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDataset, num_workers: int) -> None:
-    def loader() -> Any:
+    """With a worker and without, as it would have without (a worker's start costs its imports)."""
+
+    def loader(num_workers: int = 0) -> Any:
         made = VideoDataModule(
             train=stream(shapes),
             sampling=UniformSampling(4),
@@ -236,7 +233,7 @@ def test_a_stream_goes_on_at_the_exact_sample(tiny_model: str, shapes: ShapesDat
 
     whole = loader()
     everything = ids(whole)
-    resumed = loader()
+    resumed = loader(num_workers)
     resumed.go_on(0, samples=24)
     assert ids(resumed) == everything[3:]
     assert len(everything) == 8

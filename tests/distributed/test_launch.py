@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPO
+from tests.forked import Forked, orlaif
 
 RECIPE = "rlaif_qwen3_vl_8b_full_8x80gb_fsdp2.yaml"
 
@@ -51,14 +52,21 @@ def header(program: str, recipe: str = RECIPE) -> list[str]:
 
 
 def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
+    """By the console script or the launcher that ``words`` begin with, from an interpreter of its own."""
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.Popen(
         words, cwd=REPO, env=settings | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def finish(*processes: subprocess.Popen[str], status: int = 0) -> list[str]:
-    said = [process.communicate(timeout=240)[0] for process in processes]
+def forked(words: list[str], **environment: str) -> Forked:
+    """The same, where :func:`start` was shown to work: without its imports."""
+    assert words[0] == "orlaif"
+    return orlaif(words[1:], OMP_NUM_THREADS="1", **environment)
+
+
+def finish(*processes: subprocess.Popen[str] | Forked, status: int = 0) -> list[str]:
+    said = ["".join(filter(None, process.communicate(timeout=240))) for process in processes]
     assert [process.returncode != 0 for process in processes] == [status != 0] * len(processes), said
     return said
 
@@ -80,7 +88,7 @@ def test_on_one_machine_by_torchrun_and_by_slurm(overrides: list[str], tmp_path:
     expected = weights(tmp_path / "one")
     assert (tmp_path / "one" / "checkpoints" / "epoch=0-step=2.ckpt").is_dir()
     more = ["--trainer.devices=2", f"--run_dir={tmp_path / 'one'}", "--trainer.max_steps=3", "--ckpt_path=last"]
-    (said,) = finish(start([*header("orlaif fit"), *overrides, *more]))
+    (said,) = finish(forked([*header("orlaif fit"), *overrides, *more]))
     assert "Restored all states from the checkpoint" in said
     assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["epoch=0-step=3.ckpt"]
 
@@ -99,7 +107,7 @@ def test_on_one_machine_by_torchrun_and_by_slurm(overrides: list[str], tmp_path:
     common = {"SLURM_JOB_ID": str(port()), "SLURM_JOB_NAME": "orlaif", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
     common |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
     ranks = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-    finish(*(start([*task, *more], **common, **rank) for rank in ranks))
+    finish(*(forked([*task, *more], **common, **rank) for rank in ranks))
 
     for way in ("torchrun", "slurm"):
         found = weights(tmp_path / way)
@@ -117,8 +125,7 @@ def test_processes_with_different_recipes_stop_with_what_differs(overrides: list
     for rank in range(2):
         more = [*overrides, "--trainer.devices=1", f"--run_dir={tmp_path / 'run'}"]
         more.append(f"--model.init_args.loss.kl_coef={0.02 if rank == 0 else 0.5}")
-        task = [sys.executable, "-m", "orlaif.cli", *words, *more]
-        started.append(start(task, **common, RANK=str(rank), GROUP_RANK=str(rank)))
+        started.append(forked(["orlaif", *words, *more], **common, RANK=str(rank), GROUP_RANK=str(rank)))
     began = time.monotonic()
     said = finish(*started, status=1)
     assert time.monotonic() - began < 120

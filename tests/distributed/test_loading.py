@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from orlaif.policy import Policy, evaluating, unread
 from orlaif.policy.prefix.synthetic import random_tokens
 from orlaif.tiny import tiny_model as write_tiny_model
 from orlaif.types import Completions
+from tests.forked import context
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
 #: Two families, the first one's head its embedding: settings of the policy, and whether the reference is refreshed.
@@ -130,10 +130,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_two_processes_read_their_rows_and_have_the_whole_to_the_bit(folders: dict[str, str], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.processes"])
     arguments = (2, str(tmp_path / "store"), folders, str(tmp_path / "found"))
-    processes = [context.Process(target=share, args=(rank, *arguments)) for rank in range(2)]
+    processes = [context().Process(target=share, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -22,6 +22,7 @@ from orlaif.policy.prefix.divided import divide
 from orlaif.policy.prefix.divided_attention import divided_attention
 from orlaif.policy.prefix.layout import group_rows
 from orlaif.policy.prefix.split import split_attention
+from orlaif.policy.recomputation import SEEN_BY_HOOKS
 from orlaif.policy.sequence import dealt_completions
 from orlaif.rollout import Pipelined, Rollout
 from orlaif.tiny import tiny_model as write_tiny_model
@@ -71,11 +72,17 @@ def same_throughout(one: dict[str, Any], two: dict[str, Any], tolerance: float =
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_share_each_prompt(job: Any, strategy: str) -> None:
-    """Two steps of sampled rollouts, groups of four in parts: full under DDP, LoRA and a frozen tower in shards."""
+    """Two steps of sampled rollouts, groups of four in parts: full under DDP, LoRA and a frozen tower in shards.
+
+    What the two keep for the backward pass waits on the host, where a hook sees it.
+    """
     settings: dict[str, Any] = {"batch": 2, "module": {"microbatch": 1}}
     if strategy == "fsdp2":
         settings |= {"lora": LORA, "policy": {"freeze_vision": True}, "fused_head": True}
     one = run(job("one", **settings), timeout=600)
+    settings["policy"] = settings.get("policy", {}) | {"activation_offloading": True}
+    if strategy == "fsdp2":
+        settings["policy"] |= {"gradient_checkpointing": "selective", "activation_offloading": SEEN_BY_HOOKS}
     two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2, timeout=600)
     assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
     assert two["shares_frames"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,24 +11,23 @@ import pytest
 
 from orlaif.distributed.checkpoint_io import newest_checkpoint
 from tests.cli.test_cli import small
+from tests.forked import Forked, orlaif
 
 
-def start(tmp_path: Path, model: str, root: str, *extra: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, model: str, root: str, *extra: str) -> Forked:
     """A run that saves every step, and would go on for long."""
     saving = ["--trainer.callbacks+=orlaif.training.callbacks.Checkpointing", "--trainer.callbacks.save_top_k=-1"]
     saving += ["--trainer.callbacks.every_n_train_steps=1", "--trainer.logger=false"]
     more = ["--trainer.max_steps=100000", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
     words = small("demo_sft.yaml", "fit", tmp_path / "run", model, root, *more, *saving, *extra)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "orlaif.cli", *words]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return orlaif(words, session=True, OMP_NUM_THREADS="1")
 
 
-def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+def wait_for_a_checkpoint(folder: Path, process: Forked) -> None:
+    deadline = time.monotonic() + 300
     while newest_checkpoint(folder) is None:
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()[-2000:] if process.stderr else ""
+        assert process.poll() is None, process.said()[1][-2000:]
         time.sleep(0.1)
 
 
@@ -46,7 +43,7 @@ def test_two_processes_stop_together(
     try:
         wait_for_a_checkpoint(tmp_path / "run", process)
         (os.killpg if everyone else os.kill)(process.pid, number)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

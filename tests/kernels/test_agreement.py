@@ -113,8 +113,8 @@ def trl_loss(case: Case) -> tuple[Tensor, Tensor]:
 def test_trl(loss_type: str, ratio: str, delta: float | None, old: bool) -> None:
     case = clean(
         make_case(
+            3,
             4,
-            6,
             50,
             old=old,
             mask="ragged",

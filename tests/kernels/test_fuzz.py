@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from orlaif_kernels import grpo_rank_loss, linear_grpo_rank_loss
 from torch import Tensor
 
 from tests.kernels import truth
 
+hypothesis = pytest.importorskip("hypothesis", reason="Hypothesis is a test dependency: pip install -e '.[dev]'")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WAYS = ("logits", "in place", "one more position", "head", "head, float32 logits")
 
@@ -118,9 +118,9 @@ def check(problem: dict[str, Any], way: str, implementation: str) -> None:
 
 
 def fuzz(count: int, implementation: str) -> None:
-    @settings(
-        max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-    )
+    checks = list(hypothesis.HealthCheck)
+
+    @settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=checks, database=None)
     @given(problem=problems(), way=st.sampled_from(WAYS))
     def run(problem: dict[str, Any], way: str) -> None:
         check(problem, way, implementation)

@@ -71,7 +71,7 @@ def test_a_real_vocabulary(dtype: torch.dtype) -> None:
     check(make_case(1, 3, 152064, dtype=dtype, mask="none", kl_coef=0.1, entropy_coef=0.01), inplace=True)
 
 
-@pytest.mark.parametrize("t", [1, 5])
+@pytest.mark.parametrize("t", [1, 3])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
@@ -85,7 +85,7 @@ def test_masks_lengths_normalisers_and_ratios(t: int, mask: str, loss_type: str,
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("delta", [None, 1.1, 1.5, 0.9])
 def test_estimators_and_delta_on_both_sides_of_the_clip(estimator: str, old: bool, delta: float | None) -> None:
-    check(make_case(4, 6, 129, mask="none", old=old, kl_estimator=estimator, kl_coef=0.2, delta=delta))
+    check(make_case(4, 4, 129, mask="none", old=old, kl_estimator=estimator, kl_coef=0.2, delta=delta))
 
 
 @pytest.mark.parametrize("settings", [{}, {"kl_coef": 0.0, "entropy_coef": 0.0}, {"clip_low": 0.0, "clip_high": 0.0}])

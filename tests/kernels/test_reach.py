@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from tests.forked import Forked, together
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 both = pytest.mark.parametrize("implementation", ["torch", "triton"])
 
@@ -164,8 +166,8 @@ def _in_two(rank: int, store: str) -> None:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="processes of gloo, on CPUs")
 def test_heads_of_two_processes(tmp_path: Path) -> None:
-    """:func:`gathers_a_sharded_head`, :func:`splits_the_vocabulary`: one start of processes, which takes seconds."""
-    torch.multiprocessing.spawn(_in_two, (str(tmp_path / "store"),), nprocs=2)
+    """:func:`gathers_a_sharded_head`, :func:`splits_the_vocabulary`."""
+    together(*(Forked(_in_two, rank, str(tmp_path / "store")) for rank in range(2)))
 
 
 # ---------------------------------------------------------------------------------------------- objectives of one's own

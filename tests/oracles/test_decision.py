@@ -13,6 +13,7 @@ import torch
 
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import DecisionJudge, HTTPJudge
+from orlaif.oracles.decision import Template
 from orlaif.types import CandidateGroup, VideoPrompt
 from tests.oracles.server import ChatServer, candidates, short_is_true, shortest_first
 from tests.oracles.test_http import group
@@ -73,6 +74,7 @@ def test_a_repeated_run_asks_nothing_twice(tmp_path: Path) -> None:
         ((404, {}, '{"detail": "Not Found"}'), "answered 404: Not Found"),
         ((200, {}, '{"answers": {"yes": {"type": "score"}}}'), "/systemone did not reply with a probability"),
         ((200, {}, "[]"), "/systemone did not reply with a probability"),
+        ((200, {}, "{"), "/v1 did not reply with JSON"),
     ],
 )
 def test_a_server_that_has_no_such_endpoint_gives_no_ranking(reply: Any, cause: str) -> None:
@@ -80,6 +82,38 @@ def test_a_server_that_has_no_such_endpoint_gives_no_ranking(reply: Any, cause: 
         ranking = judge(server).rank([about("a", "bb")])
     assert ranking.ranks.tolist() == [[-1, -1]]
     assert cause in str(ranking.failures[0])
+
+
+@pytest.mark.parametrize("said", ["NaN", '"nan"', "Infinity", "1.7", "-3", "true", "1" + "0" * 400])
+def test_what_is_no_probability_fails_its_group_and_is_not_kept(said: str, tmp_path: Path) -> None:
+    with ChatServer(lambda _: (200, {}, f'{{"answers": {{"yes": {{"noul": {said}}}}}}}')) as server:
+        one = judge(server, cache_dir=str(tmp_path))
+        ranking = one.rank([about("a", "bb")])
+        assert ranking.ranks.tolist() == [[-1, -1]]
+        assert "is no probability; it must be a number from 0 to 1" in ranking.failures[0].cause
+        assert one.take_counts()["failures"] == 1.0
+        server.reply = short_is_true
+        assert one.rank([about("a", "bb")]).ranks.tolist() == [[0, 1]]  # asked anew
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("S: {referense} A: {answer}", r"there is no field \{referense\}; did you mean \{reference\}\?; it may have"),
+        (
+            "{answer} {reference",
+            r"oracle.state is '\{answer\} \{reference': expected '\}' before end of string; it may",
+        ),
+        ("{answer!r}", r"there is no field \{answer!r\}; did you mean \{answer\}\?"),
+        ("{answer} {}", r"there is no field \{\}; it may have \{question\}, \{answer\}, \{reference\}, and a brace"),
+        ("{answer} }", "Single '}' encountered"),
+    ],
+)
+def test_a_field_that_there_is_not_is_refused(state: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecisionJudge(ChatClient("http://localhost/v1", "m"), state, "Same?")
+    literal = Template.of('{{"said": "{answer}"}}')
+    assert literal.filled(answer="{question}\n x", question="", reference="") == '{"said": "{question} x"}'
 
 
 def test_mistakes_are_named() -> None:

@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import pickle
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,7 +21,7 @@ from orlaif.openai_client import ChatClient
 from orlaif.oracles import HTTPJudge, OracleFailure, order_consistency, rank_groups
 from orlaif.oracles.prompting import ballots, parse_order
 from orlaif.types import CandidateGroup, OracleError, VideoClip, VideoPrompt
-from tests.conftest import REPO
+from tests.forked import Forked
 from tests.oracles.server import ChatServer, as_shown, candidates, shortest_first
 
 OF_THE_JUDGE = ("num_ballots", "num_frames", "frame_height", "instructions", "seed", "sees")
@@ -252,9 +250,17 @@ def test_a_repeated_run_asks_nothing_twice(tmp_path: Path) -> None:
     assert "the reply is not in the cache" in str(other.failures[0])
 
 
-def cache_run(server: ChatServer, folder: Path, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.oracles.cache_run", server.url, str(folder), str(count)]
-    return subprocess.Popen(command, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def rank_by_a_cache(url: str, cache_dir: str, count: int) -> None:
+    """Two groups a step, one step after the other; what it cost is printed."""
+    asks = HTTPJudge(ChatClient(url, "tiny", cache_dir=cache_dir, concurrency=2, max_retries=0), num_ballots=1)
+    for i in range(count):
+        ranking = asks.rank([group(f"{i} {j}", f"{i} {j}b", f"{i} {j}cc", id=f"{i}/{j}") for j in range(2)])
+        assert ranking.failures == (), ranking.failures
+    print(asks.take_counts())
+
+
+def cache_run(server: ChatServer, folder: Path, count: int) -> Forked:
+    return Forked(rank_by_a_cache, server.url, str(folder), count)
 
 
 def test_what_a_killed_run_was_told_is_not_asked_again(tmp_path: Path) -> None:

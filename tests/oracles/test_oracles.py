@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from orlaif.advantages import ODRPO, RLOO, MeanCentered, ZScore
 from orlaif.answer_format import TaggedAnswer
 from orlaif.oracles import (
     Asked,
@@ -23,7 +24,7 @@ from orlaif.oracles import (
     rank_groups,
 )
 from orlaif.oracles.base import no_score_failures
-from orlaif.types import CandidateGroup, OracleError, Ranking, VideoClip, VideoPrompt
+from orlaif.types import CandidateGroup, Completions, OracleError, Ranking, VideoClip, VideoPrompt
 
 CLIP = VideoClip(
     frames=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
@@ -90,6 +91,11 @@ class Says(Oracle):
         ([[0, 1]], r"Says.rank returned list; it must be an orlaif.types.Ranking with ranks i64\[1, 2\]"),
         (None, "Says.rank returned NoneType; it must be"),
         (Ranking(ranks=torch.tensor([[0, 1, 2]])), r"Says.rank gave ranks of shape \[1, 3\]; expected \[1, 2\]"),
+        (
+            lambda: Ranking(ranks=torch.tensor([[0, 1]]), scores=torch.ones(1, 2, dtype=torch.complex64)),
+            r"Says.rank: Ranking.scores is torch.complex64; it must be a Tensor f32\[P, G\], or of other real numbers",
+        ),
+        (lambda: Ranking(ranks=torch.tensor([[0, 1]]), scores=[[1, 0]]), r"Says.rank: Ranking.scores is list; it must"),  # type: ignore[arg-type]
         (lambda: Ranking(ranks=torch.tensor([0, 1])), r"Says.rank: Ranking.ranks is torch.int64\[2\]; expected"),
     ],
 )
@@ -97,6 +103,18 @@ class Says(Oracle):
 def test_what_is_no_ranking_is_an_error_that_names_the_oracle(what: Any, message: str, action: Any) -> None:
     with pytest.raises(ValueError, match=message):
         rank_groups(Says(what), [group("a", "b")], OracleFailure(action=action))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float64, torch.bfloat16])
+def test_scores_of_any_real_dtype_are_f32_to_every_mapping(dtype: torch.dtype) -> None:
+    ranking = Ranking(ranks=torch.tensor([[0, 1, 1]]), scores=torch.tensor([[1, 0, 0]]).to(dtype))
+    assert ranking.scores is not None
+    assert ranking.scores.dtype is torch.float32
+    ids = torch.zeros(1, 3, 1, dtype=torch.int64)
+    completions = Completions(ids=ids, mask=ids == 0, texts=(("a", "b", "c"),))
+    assert RLOO()(ranking, completions).tolist() == [[1.0, -0.5, -0.5]]
+    for mapping in (ZScore(), MeanCentered(), ODRPO(), ODRPO([0.5])):
+        assert float(mapping(ranking, completions)[0, 0]) > 0
 
 
 class First(Oracle):

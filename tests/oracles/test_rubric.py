@@ -50,6 +50,9 @@ def test_weighted_sums_make_ranks_and_equal_sums_tie() -> None:
         judge = rubric_judge(server)
         ranking = judge.rank([group("four", "a", "bb", "ccc", "bc"), group("x", "x", "x", "x", "x", id="q")])
     assert ranking.ranks.tolist() == [[2, 1, 0, 3, 1], [0] * 5]
+    assert ranking.scores is not None
+    assert ranking.scores[0].tolist() == [0.0, 2.0, 3.0, -1.0, 2.0]
+    assert bool(ranking.scores[1].isnan().all())  # nobody has said what it is worth
     assert len(server.requests) == 5
     counts = judge.take_counts()
     assert counts["requests"] == 5.0
@@ -92,6 +95,8 @@ def test_a_reply_that_cannot_be_read_fails_its_group_only() -> None:
             judge, [group("odd", "a"), group("a", "ccc", id="q")], OracleFailure(action="drop_group", retries=0)
         )
     assert ranking.ranks.tolist() == [[-1, -1], [0, 1]]
+    assert ranking.scores is not None
+    assert ranking.scores.isnan().tolist() == [[True, True], [False, False]]
     assert "0 verdicts in the reply 'perhaps'" in ranking.failures[0].cause
     assert judge.take_counts()["failures"] == 1.0
 

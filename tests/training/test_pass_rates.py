@@ -54,6 +54,8 @@ def test_the_rows_of_groups() -> None:
         {"id": "a", "pass_rate": 0.25, "mean_score": 0.375, "samples": 4, "tied": False},
         {"id": "b", "pass_rate": 1.0, "mean_score": 1.0, "samples": 4, "tied": True},
     ]
+    unasked = Ranking(ranks=torch.zeros(1, 4, dtype=torch.int64), scores=torch.full((1, 4), torch.nan))
+    assert MeasuredGroups().rows_of([group("a")], unasked) == []
     with pytest.raises(OracleError, match="gives no scores to measure pass rates by"):
         MeasuredGroups().rows_of([group("a")], Ranking(ranks=ranks[:1]))
 

@@ -232,13 +232,16 @@ def test_an_incomplete_accumulation_at_the_end_of_an_epoch(tiny_model: str, data
 def test_resumed_equals_uninterrupted(
     make: Any, stop: int, num_workers: int, tiny_model: str, data_root: str, tmp_path: Path
 ) -> None:
-    """8 batches an epoch, accumulated by 2; stopped after ``stop // 2`` steps; weights bitwise equal after 7 steps."""
+    """8 batches an epoch, accumulated by 2; stopped after ``stop // 2`` steps; weights bitwise equal after 7 steps.
+
+    A run with a worker is the one without it, which is not interrupted.
+    """
     if num_workers and stop != 6:
         pytest.skip("one run with a worker is enough for the loader's sake; tests/data has the ends of its epochs")
     settings = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
     loader = {"num_workers": num_workers}
     whole = make(tiny_model)
-    trainer(tmp_path, max_steps=7, **settings).fit(whole, data(data_root, 8, **loader))
+    trainer(tmp_path, max_steps=7, **settings).fit(whole, data(data_root, 8))
 
     steps = -(-stop // 2)
     checkpoints = ModelCheckpoint(dirpath=tmp_path / "c", save_last=True, every_n_train_steps=steps, save_top_k=0)

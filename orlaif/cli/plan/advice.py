@@ -8,6 +8,7 @@ from dataclasses import replace
 from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.sizes import GB, Setup
 from orlaif.distributed.sharding import Sharding
+from orlaif.policy.recomputation import SEEN_BY_HOOKS
 
 Remedy = tuple[str, Estimate, Setup]
 
@@ -19,12 +20,26 @@ def _fused_head(estimate: Estimate, setup: Setup, memory: float) -> Remedy | Non
 
 
 def _recomputed(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
-    if estimate.policy.gradient_checkpointing == "layers":
+    """Of ``selective``, which costs little time, and ``layers``, which takes least, the first that is enough."""
+    if (before := estimate.policy.gradient_checkpointing) == "layers":
         return None
-    if estimate.policy.prefix == "fork":  # which does not go with it
-        label = "policy.prefix: auto with policy.gradient_checkpointing: true"
-        return label, estimate.changed(prefix="auto", gradient_checkpointing=True), setup
-    return "policy.gradient_checkpointing: true", estimate.changed(gradient_checkpointing=True), setup
+    others = {"prefix": "auto"} if estimate.policy.prefix == "fork" else {}  # which does not go with it
+    if estimate.policy.activation_offloading and not SEEN_BY_HOOKS:
+        before = "selective"
+    for way in ("selective", "layers") if not before else ("layers",):
+        changed = estimate.changed(gradient_checkpointing=way, **others)
+        if changed.plan(setup).total <= memory:
+            break
+    label = "policy.prefix: auto with " if others else ""
+    return f"{label}policy.gradient_checkpointing: {way}", changed, setup
+
+
+def _activations_offloaded(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    """Where it is enough; otherwise it is tried again behind what does more."""
+    if estimate.policy.activation_offloading or estimate.policy.gradient_checkpointing != "layers":
+        return None
+    changed = estimate.changed(activation_offloading=True)
+    return ("policy.activation_offloading: true", changed, setup) if changed.plan(setup).total <= memory else None
 
 
 def _smaller_parts(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
@@ -84,6 +99,7 @@ def _quantised(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None
 _REMEDIES = (
     _fused_head,
     _recomputed,
+    _activations_offloaded,
     _smaller_parts,
     _smaller_batches,
     _sharded,

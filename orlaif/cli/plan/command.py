@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         setup = replace(setup, judges=judges.gpu)
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
-    print("\n".join([plan.table(memory), *judges.notes]))
+    print("\n".join([plan.table(memory), *judges.notes, *estimate.passes.notes]))
     moved = isinstance(module, OracleRLAIF) and getattr(module.rollout, "sleep_level", 0) == 1
     clip = clip_bytes(data, int(sides[1]), int(sides[2]), known.video_seconds)
     print(host_plan(estimate, setup, data, clip, looks_ahead, judges, moved).table())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,11 +33,12 @@ class Estimate:
     Args:
         policy: whose config is used.
         optimizer: from parameters to an optimizer, as in a recipe.
+        device: kind of device that it runs on.
     """
 
-    def __init__(self, policy: Policy, optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
-        self.policy, self.optimizer = policy, optimizer
-        self.passes = Passes(policy)
+    def __init__(self, policy: Policy, optimizer: Callable[[Any], torch.optim.Optimizer], device: str = "cuda") -> None:
+        self.policy, self.optimizer, self.device = policy, optimizer, device
+        self.passes = Passes(policy, device)
         self.model, self.base, self.text = self.passes.model, self.passes.base, self.passes.text
         self.compute = self.passes.compute
         self.sharding: Sharding = policy.sharding
@@ -45,7 +47,8 @@ class Estimate:
     def changed(self, **settings: Any) -> Estimate:
         """The same with other settings of the policy."""
         names = [name for name in inspect.signature(Policy.__init__).parameters if name != "self"]
-        return Estimate(Policy(**{name: getattr(self.policy, name) for name in names} | settings), self.optimizer)
+        policy = Policy(**{name: getattr(self.policy, name) for name in names} | settings)
+        return Estimate(policy, self.optimizer, self.device)
 
     def plan(self, setup: Setup) -> Plan:
         """Bytes per GPU of a step.
@@ -95,6 +98,7 @@ class Estimate:
             "gradients": here * grads // shards,
             "buckets": buckets,
             "optimizer, temporary": here * grads // shards,
+            "pixels and features": self.passes.held(setup),
         }
         return Plan(
             setup=setup,
@@ -114,7 +118,7 @@ class Estimate:
     @property
     def shares_cache(self) -> bool:
         """Whether decoding reads a prompt's keys and values once for its group, as far as the config tells."""
-        return self.policy.prefix in ("auto", "shared") and self.passes.full_attention
+        return self.passes.layout == "shared" and self.passes.full_attention
 
     # ----------------------------------------------------------- added up
 
@@ -174,7 +178,7 @@ class Estimate:
         noise = torch.empty(rows, self.text.vocab_size, dtype=torch.float32, device="meta")
         with torch.no_grad(), LiveBytes([logits, noise]) as sampled:
             choose_tokens(logits.clone(), SamplingParams(temperature=s.temperature), noise)
-        vision = self.passes.vision(s, train=False)
+        vision = self.passes.vision(replace(s, tower_sharers=1), train=False)  # a prompt is sampled by one process
         prompts = s.prompts * self.passes.cache(s.prompt_tokens)
         decoder = self.passes.decoder(s.prompts, s.prompt_tokens, train=False)
         all_prompts = prompts * (1 if shared else s.group_size)
@@ -191,18 +195,27 @@ class Estimate:
     def decoder(self, s: Setup, train: bool) -> tuple[Used, int]:
         """What a pass takes, and its positions with logits."""
         each, grown = s.prompts * s.completion_tokens, train and s.passes == 1
-        if self.policy.prefix == "fork":
+        if self.passes.layout == "fork":
             return self.passes.forked(s, train, grown), each * s.part
-        together = 1 if self.policy.prefix == "duplicate" else s.part
+        together = 1 if self.passes.layout == "duplicate" else s.part
         run = -(-s.prompt_tokens // s.sharers)
-        used = self.passes.decoder(s.prompts, run + together * s.completion_tokens, train, grown)
+        length = run + together * s.completion_tokens
+        group = length if self.passes.layout == "shared" and s.sharers == 1 else 0
+        used = self.passes.decoder(s.prompts, length, train, grown, group)
         if s.sharers == 1:
             return used, each * together
         # Of prompts that are shared: the rest of the embeddings, and in a layer the others' keys and values.
         rest = s.prompts * (s.prompt_tokens - run)
         embedded = rest * self.text.hidden_size * self.compute.itemsize
         layer = s.prompts * self.passes.cache(s.prompt_tokens - run) // self.text.num_hidden_layers
-        return Used(kept=used.kept + embedded, peak=used.peak + embedded + layer), each * together
+        return used.plus(Used(kept=embedded, peak=embedded + layer)), each * together
+
+    def offloaded_activations(self, s: Setup) -> int:
+        """Bytes of the host's memory that wait for the backward pass."""
+        repeat = s.part if self.policy.prefix == "duplicate" else 1
+        return (
+            self.passes.vision(s, train=True, grown=s.passes == 1).host + repeat * self.decoder(s, train=True)[0].host
+        )
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""
@@ -216,7 +229,7 @@ class Estimate:
 
     def _policy(self, s: Setup) -> dict[str, int]:
         """The largest moment of a forward and backward pass: at the head, in the decoder, or in the vision tower."""
-        repeat = s.part if self.policy.prefix == "duplicate" else 1
+        repeat = s.part if self.passes.layout == "duplicate" else 1
         vision = self.passes.vision(s, train=True, grown=s.passes == 1)
         decoder, positions = self.decoder(s, train=True)
         head = self.passes.head(s, positions * repeat, train=True)

@@ -2,11 +2,12 @@
 
 Peaks are NVIDIA's data sheets', dense (without sparsity): A100 80GB SXM, H100 SXM, H200 SXM and B200 SXM (of an HGX
 board), L4, L40S and A10; GeForce RTX 4090 of its architecture's white paper (bf16 with sums in float32). Links are one
-way: half of NVLink's rate, or PCIe 4.0 x16.
+way: half of NVLink's rate, or PCIe 4.0 x16; to the host PCIe x16, 5.0 where 64 GB/s.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Hardware:
         single: FLOP/s in float32.
         memory: bytes/s.
         link: bytes/s to another device.
+        host: bytes/s to the host's memory, or back; without end where it is the same memory.
         of_peak: share of the FLOP/s that passes reach.
         of_bandwidth: share of the bytes/s that decoding reaches.
     """
@@ -43,6 +45,7 @@ class Hardware:
     single: float
     memory: float
     link: float
+    host: float = math.inf
     of_peak: float = OF_PEAK
     of_bandwidth: float = OF_BANDWIDTH
 
@@ -60,16 +63,17 @@ class Hardware:
         )
 
 
-def _gpu(name: str, half: float, single: float, memory: float, link: float) -> Hardware:
-    return Hardware(name=name, half=half * 1e12, single=single * 1e12, memory=memory * 1e9, link=link * 1e9)
+def _gpu(name: str, half: float, single: float, memory: float, link: float, host: float = 32) -> Hardware:
+    rates = {"memory": memory * 1e9, "link": link * 1e9, "host": host * 1e9}
+    return Hardware(name=name, half=half * 1e12, single=single * 1e12, **rates)
 
 
 GPUS = {
     "a10": _gpu("A10", 125, 31.2, 600, 32),
     "a100": _gpu("A100 80GB SXM", 312, 19.5, 2039, 300),
-    "b200": _gpu("B200 SXM", 2250, 80, 8000, 900),
-    "h100": _gpu("H100 SXM", 989.4, 67, 3350, 450),
-    "h200": _gpu("H200 SXM", 989.4, 67, 4800, 450),
+    "b200": _gpu("B200 SXM", 2250, 80, 8000, 900, 64),
+    "h100": _gpu("H100 SXM", 989.4, 67, 3350, 450, 64),
+    "h200": _gpu("H200 SXM", 989.4, 67, 4800, 450, 64),
     "l4": _gpu("L4", 121, 30.3, 300, 32),
     "l40s": _gpu("L40S", 362, 91.6, 864, 32),
     "rtx4090": _gpu("RTX 4090", 165.2, 82.6, 1008, 32),

@@ -1,4 +1,7 @@
-"""Memory of the host that each process takes, as far as it follows from the code; predicted, never measured.
+"""Memory of the host that each process takes, as far as it follows from the code: predicted.
+
+What loading takes under FSDP2 was compared with four processes that load a model
+(``benchmarks/results/loading.json``, ``tests/cli/test_plan_host.py``); frames and pixels in training never were.
 
 Weights pass through it when they are read. Under FSDP2 a process reads its rows of one weight after the other
 (``orlaif.distributed.deferred``), and they stay here only where they are offloaded; otherwise the model is whole on the
@@ -98,13 +101,17 @@ def host_plan(
     if offloaded:
         kept["weights, offloaded"] = whole // setup.gpus
         kept["reference, offloaded"] = estimate.compute_bytes() // setup.gpus if copied else 0
-    if sharded or estimate.policy.quantization is not None:
-        loading = {**kept, "one weight at a time, as it is read": largest}
+    if sharded:
+        loading = {**kept, "rows of one weight, as they are read": -(-largest // setup.gpus)}
+    elif estimate.policy.quantization is not None:
+        loading = {"one weight at a time, as it is read": largest}
     else:
         loading = {"weights, whole": whole, "reference, whole": bytes_of(parameters) if copied else 0}
     if offloaded:
         kept["gradients, offloaded"] = grads // setup.gpus
         kept["optimizer, offloaded"] = int(grads * estimate.state_per_byte / setup.gpus)
+    if estimate.policy.activation_offloading:
+        kept["activations, offloaded"] = estimate.offloaded_activations(setup)
     batches = batches_under_way(data, looks_ahead) if data.decode_device == "cpu" else 0
     training = {
         **kept,

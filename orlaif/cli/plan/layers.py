@@ -23,32 +23,44 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
-def extrapolated(decoder: Any, run: Callable[[], Used], train: bool) -> Used:
+#: What code of a model raises for layers that are not there.
+MISSED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def extrapolated(
+    decoder: Any, run: Callable[[], Used], train: bool, least: int = 1, notes: list[str] | None = None
+) -> Used:
     """What ``run`` gives for the whole decoder, from runs with a few of its layers.
 
     Args:
         decoder: whose layers are taken out for a while.
         run: a pass through it.
         train: with the backward pass; else the most that a layer takes for a moment does not grow with their number.
+        least: layers of the shortest run, where only those behind them take the same.
+        notes: is told where the decoder does not run with a few of its layers, and so ran whole.
     """
     stack = _stack(decoder)
     kinds = [] if stack is None else [_kind(layer, decoder.config, i) for i, layer in enumerate(stack[1])]
     counts = Counter(kinds)
-    if stack is None or len(kinds) <= len(counts) + sum(number > 1 for number in counts.values()):
+    first = {kinds.index(kind) for kind in counts}
+    first |= set([i for i in range(len(kinds)) if i not in first][: max(0, least - len(first))])
+    left = counts - Counter(kinds[i] for i in first)
+    if stack is None or len(kinds) <= len(first) + len(left):
         return run()
-    first = [kinds.index(kind) for kind in counts]
     try:
         with _only(decoder, *stack, sorted(first)):
-            used = least = run()
-        moment = least.peak - least.kept
-        for kind, number in counts.items():
-            if number > 1:
-                second = kinds.index(kind, kinds.index(kind) + 1)
-                with _only(decoder, *stack, sorted([*first, second])):
-                    more = run()
-                used = used.plus(more.plus(least, -1), number - 1)
-                moment = max(moment, more.peak - more.kept)
-    except Exception:  # whatever it raises without layers that others look for
+            used = shortest = run()
+        moment = shortest.peak - shortest.kept
+        for kind, number in left.items():
+            further = next(i for i, one in enumerate(kinds) if one == kind and i not in first)
+            with _only(decoder, *stack, sorted([*first, further])):
+                more = run()
+            used = used.plus(more.plus(shortest, -1), number)
+            moment = max(moment, more.peak - more.kept)
+    except MISSED as error:
+        told = f"its decoder ran with all of its layers: with a few of them it fails ({type(error).__name__}: {error})"
+        if notes is not None and told not in notes:
+            notes.append(told)
         return run()
     return used if train else replace(used, peak=used.kept + moment)
 

@@ -23,6 +23,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 #: one is how they are computed.
 _STATISTICS = {"orlaif_kernels::token_statistics": 0, "orlaif_kernels::token_statistics_backward": 2}
 
+#: Makes a copy in the host's memory (``orlaif.policy.parked``).
+_TO_HOST = "orlaif::to_host"
+
 
 class LiveBytes(TorchDispatchMode):
     """A context that counts.
@@ -33,6 +36,8 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes alive.
         peak: the most that were.
+        away: of copies in the host's memory (``orlaif.policy.offloading``), which count here alone.
+        host: what they take of it, where pinned memory comes in powers of two.
         flops: of products in 16 bits, two for a multiplication with its addition.
         single: of those in 32 bits, which are slower.
         operations: how many there were, each of which is a kernel or more on a GPU.
@@ -43,7 +48,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.peak = self.operations = 0
+        self.now = self.peak = self.away = self.host = self.operations = 0
         self.flops = self.single = 0.0
         self._seen = WeakIdKeyDictionary()
         for tensor in known:
@@ -59,6 +64,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func.name() == _TO_HOST:
+            return self._see_on_host(out)
         tree_map_only(Tensor, self._see, out)
         self.operations += not _is_view(func)
         if number := _flops(func, args, kwargs or {}, out):
@@ -86,6 +93,17 @@ class LiveBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+    def _see_on_host(self, copy: Tensor) -> Tensor:
+        storage = copy.untyped_storage()
+        self._seen[storage] = True
+        self._count_on_host(storage.nbytes())
+        weakref.finalize(storage, self._count_on_host, storage.nbytes(), -1)
+        return copy
+
+    def _count_on_host(self, size: int, times: int = 1) -> None:
+        self.away += times * size
+        self.host += times * (1 << (size - 1).bit_length())
 
 
 def note_flops(number: float, made: Tensor) -> None:

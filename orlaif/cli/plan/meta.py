@@ -1,6 +1,6 @@
 """A policy's model on the meta device: nothing is loaded, and passes run without a number being computed.
 
-Attention is replaced by one that makes and keeps what an attention without a matrix of scores does; a choice among
+Attention is replaced by one that makes and keeps what real ones do (``orlaif.cli.plan.attention``); a choice among
 tokens, which has no size without numbers, is taken to be of all of them.
 """
 
@@ -13,56 +13,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from orlaif.cli.plan.live_bytes import note_flops
+from orlaif.cli.plan.attention import NAME, OPERATOR, Reading, has_windows, reading
 from orlaif.policy import Policy, lora
 from orlaif.policy.asking import base_of
 from orlaif.policy.recomputation import recompute
-
-#: An operator, so that selective recomputation sees it as it sees PyTorch's.
-_OPERATORS = torch.library.Library("orlaif_plan", "DEF")
-_OPERATORS.define("attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
-
-
-@torch.library.impl(_OPERATORS, "attention", "Meta")
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    out = query.new_empty(*query.shape[:-1], value.shape[-1])
-    note_flops(_attention_flops(query, key, value), out)
-    return out, query.new_empty(query.shape[:-1], dtype=torch.float32)
-
-
-class _FlashAttention(torch.autograd.Function):
-    """The tensors that an attention without a matrix of scores makes and keeps."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out, sums = torch.ops.orlaif_plan.attention(query, key, value)
-        ctx.save_for_backward(query, key, value, out, sums)
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        query, key, value, _, _ = ctx.saved_tensors
-        note_flops(2.5 * _attention_flops(query, key, value), query)  # five products for two
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _attention_flops(query: Tensor, key: Tensor, value: Tensor) -> float:
-    """Of both products, each query looking at half of its row's own keys and at all before those."""
-    rows, heads, new, size = query.shape
-    seen = key.shape[2] - new / 2
-    return 2.0 * rows * heads * new * seen * (size + value.shape[-1])
-
-
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    if key.shape[2] != query.shape[2]:  # behind a cache there is a mask, with which transformers repeats key heads
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    return _FlashAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("orlaif_plan", _attention)
-AttentionMaskInterface.register("orlaif_plan", lambda *args, **kwargs: None)
 
 
 @contextmanager
@@ -81,20 +36,34 @@ def on_meta() -> Iterator[None]:
 def meta_model(policy: Policy) -> Any:
     """The policy's model on the meta device, as :meth:`Policy.load` would make it, in training mode."""
     with torch.device("meta"):
-        model: Any = policy.family.build(
-            policy.config, dtype=getattr(torch, policy.dtype), attn_implementation="orlaif_plan"
-        )
+        model: Any = policy.family.build(policy.config, dtype=getattr(torch, policy.dtype), attn_implementation=NAME)
         tower: list[nn.Module] = []
         if policy.freeze_vision:
             tower = policy.family.tower(model)
             for parameter in policy.family.tower_parameters(model):
                 parameter.requires_grad_(False)
+        if not getattr(policy.family, "sound", False):  # then no video reaches them, and they are not trained
+            tower = [*tower, *ears(model)]
+            for module in ears(model):
+                module.requires_grad_(False)
         if policy.lora is not None:
             with on_meta():
                 model = lora.attach(model, policy.lora, tower)
-    attention = frozenset({torch.ops.orlaif_plan.attention})
-    recompute(model, policy.gradient_checkpointing, also=attention, preserve_rng_state=False)
+    offloaded, attention = policy.activation_offloading, frozenset({OPERATOR})
+    recompute(model, policy.gradient_checkpointing, offloaded, attention, preserve_rng_state=False)
     return model.train()
+
+
+def ears(model: Any) -> list[nn.Module]:
+    """The modules that hear: those that are made from the config of sound."""
+    configs = [getattr(base_of(model).config, name, None) for name in ("audio_config", "sound_config")]
+    return [m for m in model.modules() if any(c is not None and getattr(m, "config", None) is c for c in configs)]
+
+
+def eyes(policy: Policy, model: Any) -> list[nn.Module]:
+    """What makes features of a video's frames: the tower without ears."""
+    heard = {id(module) for module in ears(model)}
+    return [part for part in policy.family.tower(model) if id(part) not in heard]
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -105,7 +74,7 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder  # type: ignore[no-any-return]
 
 
-def read_rows(decoder: Any, inputs: Tensor, places: Tensor, **more: Any) -> Any:
+def read_rows(decoder: Any, inputs: Tensor, places: Tensor, rows: Reading, masked: bool = False, **more: Any) -> Any:
     """What a decoder gives for embedded tokens on the meta device.
 
     Those that embed each token once more, for their layers, want its id beside its embedding; here it has one.
@@ -114,12 +83,23 @@ def read_rows(decoder: Any, inputs: Tensor, places: Tensor, **more: Any) -> Any:
         decoder: of transformers.
         inputs: embeddings [R, L, H].
         places: position ids.
+        rows: what they hold.
+        masked: attention reads a mask of all that a token sees, bool[R, 1, L, L].
         more: further arguments.
     """
     ids = torch.empty(inputs.shape[:2], dtype=torch.long, device="meta")
     if getattr(decoder, "hidden_size_per_layer_input", 0):
         more["per_layer_inputs"] = decoder.get_per_layer_inputs(ids, None)
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+    number, length = inputs.shape[:2]
+    if rows.blocks or has_windows(decoder.config):  # these build their masks; some layers ask whether there is padding
+        mask = torch.ones(number, length + _seen(more.get("past_key_values")), dtype=torch.bool)
+    else:  # one of four dimensions goes through transformers as it is
+        mask = torch.ones((number, 1, length, length) if masked else (1, 1, 1, 1), dtype=torch.bool, device="meta")
     found = patch.object(decoder, "reverse_embedding", lambda *_: ids)
-    with found if hasattr(decoder, "reverse_embedding") else nullcontext():
+    with reading(rows), found if hasattr(decoder, "reverse_embedding") else nullcontext():
         return decoder(inputs_embeds=inputs, position_ids=places, attention_mask=mask, **more)
+
+
+def _seen(cache: Any) -> int:
+    """Tokens that a cache holds."""
+    return 0 if cache is None else int(cache.get_seq_length())

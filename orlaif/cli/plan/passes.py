@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,14 +19,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from orlaif.cli.plan.attention import Reading, has_blocks
 from orlaif.cli.plan.layers import extrapolated
 from orlaif.cli.plan.live_bytes import LiveBytes
-from orlaif.cli.plan.meta import decoder_of, meta_model, on_meta, read_rows
+from orlaif.cli.plan.meta import decoder_of, eyes, meta_model, on_meta, read_rows
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.cli.plan.tower import Tower
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy
 from orlaif.policy.asking import base_of
+from orlaif.policy.offloading import WINDOW
+from orlaif.policy.prefix.attention import SPLIT_FROM
+from orlaif.policy.prefix.choice import wanted_attentions
+from orlaif.policy.prefix.prepare import structural_reason
+from orlaif.policy.prefix.split import split_runs_on
 from orlaif.policy.prefix.states import differentiable_cache
 
 #: Tokens of a chunk of the loss with a fused head.
@@ -37,10 +44,11 @@ class Passes:
 
     Args:
         policy: whose config is used.
+        device: kind of device that it will run on, by which attention is chosen.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, device: str = "cuda") -> None:
+        self.policy, self.device = policy, torch.device(device)
         self.model = meta_model(policy)
         self.base = base_of(self.model)
         self.text = policy.config.get_text_config(decoder=True)
@@ -48,15 +56,39 @@ class Passes:
         name = policy.sharding.param_dtype
         self.compute = self.dtype if name is None else getattr(torch, name)
         self.decoder_module: Any = decoder_of(self.model)
+        self.blocks = has_blocks(self.base)
         # What stands behind the first trained weight on the way to the decoder carries gradients.
-        self.tower = Tower(policy.family.tower(self.base), self.compute, self._used)
+        self.tower = Tower(eyes(policy, self.base), self.compute, self._used)
         self.trains_vision = self.tower.trained
+        #: What a user should know of how it was counted, a sentence each.
+        self.notes: list[str] = []
+        #: Layers of a run: so many stay on the device, and one is another.
+        self._least = 1 + WINDOW if policy.activation_offloading else 1
         self._memo: dict[tuple[Any, ...], Any] = {}
 
     @property
     def full_attention(self) -> bool:
-        """Whether every layer looks at all tokens, so that decoding can share a prompt's cache."""
-        return set(getattr(self.text, "layer_types", None) or ()) <= {"full_attention"}
+        """Whether every layer looks at all tokens before, so that decoding can share a prompt's cache."""
+        return not self.blocks and set(getattr(self.text, "layer_types", None) or ()) <= {"full_attention"}
+
+    @cached_property
+    def layout(self) -> str:
+        """How groups go through the model, as far as the config tells: ``shared``, ``fork`` or ``duplicate``."""
+        if self.policy.prefix != "auto":
+            return self.policy.prefix
+        kinds = enumerate(getattr(self.text, "layer_types", None) or ())
+        with_state = [i for i, kind in kinds if "attention" not in kind or "linear" in kind]
+        if self.policy.prefix_attention != "auto" or structural_reason(self.text, with_state, True) is None:
+            return "shared"
+        return "duplicate" if self.policy.gradient_checkpointing else "fork"
+
+    def masked(self, group_tokens: int) -> bool:
+        """Whether groups of so many tokens in rows attend by a mask of all that a token sees."""
+        wanted = wanted_attentions(self.policy.prefix_attention, self.policy.attn_implementation)
+        heads = [getattr(self.text, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+        unequal = any(heads) and sum(heads) != getattr(self.text, "v_head_dim", sum(heads))
+        split = "split" in wanted and split_runs_on(self.device, self.compute) and not unequal
+        return "mask" in wanted and not (split and group_tokens >= SPLIT_FROM)
 
     def head(self, s: Setup, positions: int, train: bool) -> int:
         """Peak of LM head and loss over so many positions; gradients of the head included."""
@@ -101,33 +133,38 @@ class Passes:
                 loss.backward()
         return live.peak
 
-    def decoder(self, rows: int, length: int, train: bool, grown: bool = False) -> Used:
-        """The decoder's pass over rows of so many tokens."""
-        key = ("decoder", rows, length, train, grown)
-        return self._once(key, lambda: self._decoder_pass(rows, length, train, grown))
+    def decoder(self, rows: int, length: int, train: bool, grown: bool = False, group: int = 0) -> Used:
+        """The decoder's pass over rows of so many tokens; of groups, if ``group`` says how many tokens each has."""
+        key = ("decoder", rows, length, train, grown, group)
+        return self._once(key, lambda: self._decoder_pass(rows, length, train, grown, group))
 
-    def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool) -> Used:
+    def _decoder_pass(self, rows: int, length: int, train: bool, grown: bool, group: int) -> Used:
         inputs, places = self._decoder_inputs(rows, length, train)
-        decoder = self.decoder_module
+        decoder, masked = self.decoder_module, group > 0 and self.masked(group)
 
         def run() -> Any:
-            return read_rows(decoder, inputs, places, use_cache=False).last_hidden_state
+            rows = Reading(groups=group > 0, blocks=self.blocks)
+            return read_rows(decoder, inputs, places, rows, masked, use_cache=False).last_hidden_state
 
-        used = extrapolated(decoder, lambda: self._used(run, [places, inputs], decoder, train, grown), train)
+        each = lambda: self._used(run, [places, inputs], decoder, train, grown)  # noqa: E731
+        used = extrapolated(decoder, each, train, self._least, self.notes)
         # Embeddings, and the same with features in the places of pixels.
         return used.plus(Used(kept=bytes_of([inputs]), peak=bytes_of([inputs])))
 
     def cache(self, length: int) -> int:
         """Bytes of what decoding keeps of a row of so many tokens: keys and values, and states of recurrent layers."""
-        return self._once(
-            ("cache", length), lambda: extrapolated(self.decoder_module, lambda: self._cached(length), False).kept
-        )
+
+        def fill() -> int:
+            return extrapolated(self.decoder_module, lambda: self._cached(length), False, notes=self.notes).kept
+
+        return self._once(("cache", length), fill)
 
     def _cached(self, length: int) -> Used:
         inputs, places = self._decoder_inputs(1, max(length, 2), train=False)
         cache: Any = DynamicCache(config=self.text)
         with torch.no_grad(), on_meta():
-            read_rows(self.decoder_module, inputs, places, past_key_values=cache, use_cache=True)
+            rows = Reading(blocks=self.blocks)
+            read_rows(self.decoder_module, inputs, places, rows, past_key_values=cache, use_cache=True)
         kept = bytes_of(tree_leaves([vars(layer) for layer in cache.layers]))
         return Used(kept=kept, peak=kept)
 
@@ -148,12 +185,14 @@ class Passes:
             for inputs, places in (first, second):
                 if states:
                     cache.reorder_cache(torch.empty(rows, dtype=torch.long, device="meta"))
-                out = read_rows(decoder, inputs, places, past_key_values=cache, use_cache=True)
+                holds = Reading(blocks=self.blocks)
+                out = read_rows(decoder, inputs, places, holds, past_key_values=cache, use_cache=True)
                 states.append(out.last_hidden_state)
             ends = states[0][:, -1:].repeat_interleave(s.part, 0)
             return torch.cat([ends, states[1]], 1)
 
-        used = extrapolated(decoder, lambda: self._used(run, [*first, *second], decoder, train, grown), train)
+        each = lambda: self._used(run, [*first, *second], decoder, train, grown)  # noqa: E731
+        used = extrapolated(decoder, each, train, self._least, self.notes)
         embedded = bytes_of([first[0], second[0]])
         return used.plus(Used(kept=embedded, peak=embedded))
 
@@ -170,8 +209,16 @@ class Passes:
         """The vision tower's pass: one layer after the other, all kept where it is trained."""
         if not s.patches:
             return Used(kept=0, peak=0)
-        key = ("vision", s.patches, s.pixels, s.prompts * s.prompt_tokens, train, grown)
+        key = ("vision", s.patches, s.tower_sharers, s.pixels, s.prompts * s.prompt_tokens, train, grown)
         return self._once(key, lambda: self._vision_pass(s, train, grown))
+
+    def held(self, s: Setup) -> int:
+        """Bytes of what a batch leaves until the next: pixels, what the tower gave, and the features made of that."""
+        if not s.patches:
+            return 0
+        features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
+        states = -(-s.patches // s.tower_sharers) * self.tower.width * self.compute.itemsize
+        return s.patches * s.pixels * 4 + features + (features if self.tower.pools else states)
 
     def _vision_pass(self, s: Setup, train: bool, grown: bool) -> Used:
         # The processor's pixels, and those in the model's dtype; features.
@@ -179,16 +226,19 @@ class Passes:
         cast = s.patches * s.pixels * self.compute.itemsize if self.compute != torch.float32 else 0
         features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
         trained = train and self.trains_vision
-        used, number = self.tower.layers(s.patches, trained)
-        states = s.patches * self.tower.width * self.compute.itemsize
-        places = 4 * 4 * s.patches * self.tower.width if self.tower.interpolates else 0
+        patches = -(-s.patches // s.tower_sharers)  # of this process, which is given the features of all
+        used, number = self.tower.layers(patches, trained)
+        states = patches * self.tower.width * self.compute.itemsize
+        places = 4 * 4 * patches * self.tower.width if self.tower.interpolates else 0
         work = replace(used.plus(used, number - 1), kept=0, peak=0)
         if not trained:
             peak = pixels + cast + max(places * 2, used.peak + 2 * states)
             return work.plus(Used(kept=pixels + features, peak=peak))
         gradients = self.tower.gradients() if grown else 0
-        kept = pixels + cast + places + features + used.kept * number
-        return work.plus(Used(kept=kept, peak=kept + used.peak - used.kept + gradients))
+        # What is away is all away when the decoder has run, and back of as many layers as there is room for.
+        kept = pixels + cast + places + features + (used.kept - used.away) * number
+        back = used.away * min(number, WINDOW)
+        return work.plus(Used(kept=kept, peak=kept + back + used.peak - used.kept + gradients))
 
     def _once(self, key: tuple[Any, ...], work: Callable[[], Any]) -> Any:
         """``work()``, done once for a key: one set-up after the other asks for the same passes."""
@@ -199,7 +249,7 @@ class Passes:
                 raise ValueError(
                     f"policy.path is a model of type {self.policy.config.model_type!r}, of which no pass can be "
                     f"counted without its weights ({type(error).__name__}: {error}); plan needs a model whose "
-                    "passes run on the meta device"
+                    "passes run on the meta device; orlaif fit with --trainer.max_steps 2 tells what a step takes"
                 ) from error
         return self._memo[key]
 
@@ -218,10 +268,11 @@ class Passes:
             counted = LiveBytes([*weights, *module.buffers(), *known, *gradients])
             with torch.set_grad_enabled(train), on_meta(), counted as live:
                 out = run()
-                kept = live.now
+                kept, host, away = live.now, live.host, live.away
                 if train and out.requires_grad:
                     out.backward(torch.empty_like(out))
         finally:
             for p in weights:
                 p.grad, p.data = None, kept_data[id(p)]
-        return Used(kept=kept, peak=live.peak, flops=live.flops, single=live.single, operations=live.operations)
+        flops, single, operations = live.flops, live.single, live.operations
+        return Used(kept=kept, peak=live.peak, host=host, away=away, flops=flops, single=single, operations=operations)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
+from orlaif.cli.plan.meta import eyes
 from orlaif.cli.plan.sizes import Setup
 from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.policy import Policy
+from orlaif.policy.asking import base_of
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.base import PolicyModule
 from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
@@ -45,12 +48,21 @@ def video_tokens(
     return batch.input_ids.shape[1], -(-pixels // each), each
 
 
+def in_grids(policy: Policy) -> bool:
+    """Whether the model's features of a video are made from frames in grids, by which its tower can be divided."""
+    with torch.device("meta"):
+        model = base_of(policy.family.build(policy.config))
+    encoder = getattr(getattr(model, "model", model), "get_video_features", None)
+    return encoder is not None and "video_grid_thw" in inspect.signature(encoder).parameters
+
+
 def patch_values(policy: Policy) -> int:
     """Numbers that make up one patch of the vision tower: what its first layer is given at once."""
     with torch.device("meta"):
         model = policy.family.build(policy.config)
-    tower = main_part(policy.family.tower(model))
-    first = next(part for part in tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d, nn.Linear)))
+    tower = main_part(eyes(policy, model))
+    embeddings = [part for part in tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
+    first = [*embeddings, *(part for part in tower.modules() if isinstance(part, nn.Linear))][0]
     return first.weight[0].numel()
 
 
@@ -104,6 +116,7 @@ def setup_of(
         "patches": patches * data.batch_size,
         "pixels": pixels,
         "sharers": sharers,
+        "tower_sharers": sharers if sharers > 1 and in_grids(module.policy) else 1,
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
     }
     if isinstance(module, OracleRLAIF):

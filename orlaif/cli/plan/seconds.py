@@ -2,12 +2,16 @@
 
 A pass takes as long as its products of matrices at a share of the device's peak, or, where those are small, as its
 operations take to be launched. A decoded token takes as long as reading the weights and the cache once, or as launching
-its operations. What FSDP2 gathers, and gradients that are summed, are taken to go on beside the passes. Not predicted:
-decoding of videos, which threads do ahead of the step; a judge, which is another's machine.
+its operations. What FSDP2 gathers, and gradients that are summed, are taken to go on beside the passes; what processes
+that share prompts exchange, to be waited for. Not predicted: decoding of videos, which threads do ahead of the step; a
+judge, which is another's machine.
+
+Activations that wait on the host go there and back beside a pass, which takes at least as long.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +22,11 @@ from orlaif.cli.plan.hardware import LAUNCH_S, Hardware
 from orlaif.cli.plan.passes import CHUNK
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.policy.experts import active_share, fused_experts
+
+_NOT_COUNTED = (
+    "not counted: decoding of videos, as far as the step waits for it; the oracle; processes that wait for one "
+    "another; states that recurrent layers hand from process to process"
+)
 
 
 class Seconds:
@@ -39,7 +48,7 @@ class Seconds:
         frozen = not self.passes.trains_vision
         found: dict[str, float] = {}
         if s.rollout:
-            found["vision"] = self._pass(self.passes.vision(s, train=False))
+            found["vision"] = self._pass(self.passes.vision(replace(s, tower_sharers=1), train=False))
             found["rollout"] = self._rollout(s)
         elif frozen:
             found["vision"] = self._pass(self.passes.vision(s, train=False))
@@ -48,18 +57,21 @@ class Seconds:
         seen = 0.0 if frozen else self._pass(self.passes.vision(s, train=True, grown=True))
         found["policy"] = (self._all(s, train=True) + seen * -(-s.group_size // (s.part * s.sharers))) * s.num_updates
         found = {name: max(value, self._gathering(s, name)) * s.accumulate for name, value in found.items()}
+        if s.sharers > 1:
+            found["exchanges"] = self._exchanges(s) * s.accumulate
         found["update"] = self._update(s)
         return found
 
     def _pass(self, used: Used) -> float:
         computed = used.flops / self.rate + used.single / self.hardware.rate(torch.float32)
-        return max(computed, LAUNCH_S * used.operations)
+        moved = 2 * used.away / (self.hardware.host * self.hardware.of_bandwidth)  # beside it, there and back
+        return max(computed, moved, LAUNCH_S * used.operations)
 
     def _all(self, s: Setup, train: bool) -> float:
         """Decoder and head over all completions of a batch."""
         parts = -(-s.group_size // (s.part * s.sharers))
         used, positions = self.estimate.decoder(s, train)
-        repeat = s.part if self.estimate.policy.prefix == "duplicate" else 1
+        repeat = s.part if self.passes.layout == "duplicate" else 1
         return parts * repeat * (self._pass(used) + self._head(s, positions, train))
 
     def _head(self, s: Setup, positions: int, train: bool) -> float:
@@ -113,6 +125,20 @@ class Seconds:
         sent = times * whole if stage != "vision" else 0
         return others * (sent + (trained if stage == "policy" else 0)) / rate
 
+    def _exchanges(self, s: Setup) -> float:
+        """What processes that share prompts wait for: the others' keys and values, and features of their frames.
+
+        Keys and values are sent forward, again backward, and their gradients after that, for each part of a group.
+        """
+        others = (s.sharers - 1) / s.sharers
+        cached = s.prompts * self.passes.cache(s.prompt_tokens)
+        features = s.prompts * s.prompt_tokens * self.passes.text.hidden_size * self.estimate.compute.itemsize
+        parts = -(-s.group_size // (s.part * s.sharers))
+        passes = (1 if s.reference else 0) + 3 * s.num_updates
+        encoded = 1 + (2 * s.num_updates if self.passes.trains_vision else 0)
+        sent = parts * (passes * cached + (encoded * features if s.tower_sharers > 1 else 0))
+        return others * sent / (self.hardware.link * self.hardware.of_bandwidth)
+
     def _update(self, s: Setup) -> float:
         """Gradients, weights and the optimizer's states are read, and all but the first written."""
         trained = bytes_of([p for p in self.estimate.model.parameters() if p.requires_grad])
@@ -125,4 +151,5 @@ def told(found: dict[str, float], hardware: Hardware) -> str:
     """As text."""
     lines = ["", "seconds of a step, predicted, not measured", f"  ({hardware.said})"]
     lines += [f"  {name:<38}{value:>9.3g}" for name, value in found.items()]
-    return "\n".join([*lines, f"{'a step':<40}{sum(found.values()):>9.3g}"])
+    lines.append(f"{'a step':<40}{sum(found.values()):>9.3g}")
+    return "\n".join([*lines, _NOT_COUNTED])

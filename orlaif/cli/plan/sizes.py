@@ -24,6 +24,7 @@ class Setup:
         group_size: G.
         part: completions of a group in one forward and backward pass.
         sharers: processes that share each prompt (``policy.sequence_parallel``), and deal out its group.
+        tower_sharers: those of them that the vision tower's frames are divided among.
         prompt_tokens: S.
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
@@ -50,6 +51,7 @@ class Setup:
     group_size: int = 1
     part: int = 1
     sharers: int = 1
+    tower_sharers: int = 1
     prompt_tokens: int = 1024
     completion_tokens: int = 64
     patches: int = 0
@@ -165,6 +167,8 @@ class Used:
     Args:
         kept: bytes between forward and backward.
         peak: the most bytes at any time.
+        host: bytes of the host's memory between forward and backward (``policy.activation_offloading``).
+        away: what they take on the device, before they leave it.
         flops: of products in 16 bits, forward and backward together.
         single: of those in 32 bits.
         operations: kernels, forward and backward together.
@@ -172,6 +176,8 @@ class Used:
 
     kept: int
     peak: int
+    host: int = 0
+    away: int = 0
     flops: float = 0.0
     single: float = 0.0
     operations: int = 0
@@ -181,6 +187,8 @@ class Used:
         return Used(
             kept=int(self.kept + times * other.kept),
             peak=int(self.peak + times * other.peak),
+            host=int(self.host + times * other.host),
+            away=int(self.away + times * other.away),
             flops=self.flops + times * other.flops,
             single=self.single + times * other.single,
             operations=int(self.operations + times * other.operations),

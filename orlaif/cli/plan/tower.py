@@ -60,17 +60,21 @@ class Tower:
         width = next(part.in_features for part in layer.modules() if isinstance(part, nn.Linear))
         config: Any = getattr(self.main, "config", None)
         heads = getattr(config, "num_heads", None) or getattr(config, "num_attention_heads", None) or 1
-        turn = torch.empty(patches, width // heads, dtype=self.compute, device="meta")
+        size = getattr(config, "head_dim", None) or width // heads
+        turn = torch.empty(patches, size, dtype=self.compute, device="meta")
+        places = torch.empty(1, patches, dtype=torch.long, device="meta")
         given = {
             "cu_seqlens": torch.tensor([0, patches], dtype=torch.int32),
             "max_seqlen": patches,
             "position_embeddings": (turn, turn),
             "attention_mask": None,
-            "position_ids": torch.empty(1, patches, dtype=torch.long, device="meta"),
+            "position_ids": places,
         }
         named = inspect.signature(layer.forward).parameters
         own = {name: value for name, value in given.items() if name in named}
-        for arguments in (own, given):
+        # Of two coordinates, where that is how a layer turns its heads.
+        turned = own | {"position_embeddings": (turn[None],) * 2, "position_ids": places[..., None].expand(-1, -1, 2)}
+        for arguments in (own, given, {name: turned[name] for name in own}):
             for rows in ((), (1,)):
                 yield arguments, torch.empty(*rows, patches, width, dtype=self.compute, device="meta")
 
@@ -78,6 +82,11 @@ class Tower:
     def interpolates(self) -> bool:
         """Whether it has embeddings of places that are interpolated between four of a grid, in float32."""
         return any(isinstance(getattr(part, "pos_embed", None), nn.Embedding) for part in self.parts)
+
+    @property
+    def pools(self) -> bool:
+        """Whether what it gives has been pooled, a place for each token of the prompt."""
+        return not layers_of(self.main) or isinstance(getattr(self.main, "pooler", None), nn.Module)
 
     def gradients(self) -> int:
         """Bytes of its weights' gradients."""
@@ -116,8 +125,8 @@ def added_up(module: nn.Module, patches: int, compute: torch.dtype, train: bool)
     kept = each * sum(part.in_features + part.out_features for part in linear)
     most = each * max((part.in_features + 2 * part.out_features for part in linear), default=0)
     products = 2.0 * patches * sum(part.weight.numel() for part in linear)
-    rate = "flops" if compute.itemsize == 2 else "single"
-    once = Used(kept=0, peak=0, operations=4 * len(linear), **{rate: products})
+    flops, single = (products, 0.0) if compute.itemsize == 2 else (0.0, products)
+    once = Used(kept=0, peak=0, operations=4 * len(linear), flops=flops, single=single)
     if not train:
         return replace(once, peak=most)
     return Used(kept=kept, peak=kept + most).plus(once, 3)

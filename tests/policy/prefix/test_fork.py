@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
-from orlaif.demo.shapes import words
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.policy.prefix.probe import alone
 from orlaif.policy.prefix.synthetic import synthetic_batch
 from orlaif.tiny import families
-from orlaif.tiny import tiny_model as make_tiny_model
 from orlaif.types import Completions, PromptBatch
 from tests.conftest import random_completions
+from tests.families import made as write_tiny_model
+from tests.families import older_transformers
 from tests.policy.test_encoding import prompts_and_clips
 
 #: Full attention, numbered in one and in three coordinates; Gated DeltaNet; a short convolution; windows of 16 tokens,
@@ -34,7 +35,7 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Policy]:
 
     @cache
     def folder(kind: str) -> str:
-        return make_tiny_model(kind, tmp_path_factory.mktemp(kind), words())
+        return write_tiny_model(kind, str(tmp_path_factory.mktemp(kind)))
 
     def made(kind: str, **settings: Any) -> Policy:
         return Policy(folder(kind), **{"dtype": "float32", "prefix": "fork", **settings}).load()
@@ -104,7 +105,13 @@ def check(policy: Policy, dtype: str = "float32", tolerance: float = 1e-5) -> Te
 @pytest.mark.parametrize("kind", MODELS)
 def test_fork_equals_single_sequences(kind: str, forked: Callable[..., Policy]) -> None:
     """Through prompt and vision tower."""
-    logps = check(forked(kind))
+    try:
+        policy = forked(kind)
+    except ValueError as refusal:  # a cache that does not repeat all that the model keeps
+        if not older_transformers():
+            raise
+        pytest.skip(f"transformers {transformers.__version__}: {refusal}")
+    logps = check(policy)
     assert float(logps[logps < 0].std()) > 0.2  # the model is far from uniform, so this is no accident
 
 
