@@ -1,7 +1,7 @@
 """Oracle-RLAIF of a model with a pretrained language model inside, against three oracles and a control.
 
-    model      clips; SmolLM2-135M-Instruct, a random tower, a random connector; the tower learns to see (a plain loop)
-    sft        the warm start on sentences: LoRA on tower, connector and language model                (orlaif fit)
+    model      clips; SmolLM2-135M-Instruct, a random tower and connector, which learn to see (plain loops)
+    sft        the warm start on sentences: LoRA on the language model                                  (orlaif fit)
     rule       Oracle-RLAIF by the facts that an answer has right                                     (orlaif fit)
     random     the same, ranks drawn at random: must gain nothing                                     (orlaif fit)
     ranker     the same by a ranker trained on the warm start's answers to other clips     (orlaif predict, fit, fit)
