@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, SmolVLMForConditionalGeneration
 
-from benchmarks.pretrained import clips, connector, facts, model, report, tower
-from benchmarks.pretrained.stages import samples, shares
+from benchmarks.pretrained import arms, clips, connector, facts, model, report, tower
+from benchmarks.pretrained.stages import Stages, samples, shares
+from orlaif.cli.recipe import read_recipe
 from orlaif.demo.shapes import SHAPES
+from orlaif.oracles import DecisionJudge
 from orlaif.policy import Policy
 from orlaif.tiny.tokens import tiny_tokenizer
 from orlaif.types import CandidateGroup, VideoPrompt
+from tests.conftest import REPO
 
 TRUE = "A red circle moves left, then stops."
 
@@ -182,6 +186,26 @@ class Letters:
 
     def encode(self, word: str) -> list[int]:
         return [(ord(word.strip()[0]) + 3 * len(word)) % 90]
+
+
+def test_the_judge_is_asked_at_the_server_that_was_started(tmp_path, monkeypatch) -> None:
+    ended = []
+
+    @contextmanager
+    def serving(model: str, log: str):
+        yield "http://127.0.0.1:5/v1"
+        ended.append(model)
+
+    monkeypatch.setattr(arms, "serving", serving)
+    monkeypatch.setattr(arms, "model_folder", lambda folder: f"{folder}/bf16")
+    with arms.judged(Stages(str(tmp_path), str(REPO / "recipes")), None) as words:
+        recipe = ["--config", str(REPO / "recipes" / "pretrained_rlaif.yaml"), *words, f"--run_dir={tmp_path}"]
+        oracle = read_recipe(recipe).model.oracle
+    assert ended == [f"{tmp_path}/judge_model/bf16"]
+    assert isinstance(oracle, DecisionJudge)
+    assert (oracle.client.base_url, oracle.client.model) == ("http://127.0.0.1:5/v1", ended[0])
+    with arms.judged(Stages(str(tmp_path)), "own.yaml") as words:
+        assert words == ["--config", "own.yaml"]
 
 
 def test_shares_are_of_all_questions() -> None:
