@@ -186,6 +186,8 @@ def main() -> None:
                 print(family, trained, {stage: f"{x:+.0%}" for stage, x in off(**one).items()}, flush=True)
         if not given.plan:
             report |= {**about(False), "versions": installed("torch", "transformers", "peft", "lightning")}
+            if family == families()[-1] and len(given.family) == len(families()):
+                report.pop("commit_note", None)  # of figures that this run has replaced, all of them
         report["planned_at"] = commit()
         given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -138,6 +138,18 @@ def test_processes_that_share_prompts(tmp_path: Path) -> None:
     assert seconds._exchanges(half) == pytest.approx(0.5 * (4 * keys + 3 * features) / 5e10)
 
 
+def test_what_waits_on_the_host_is_of_every_answer(tmp_path: Path) -> None:
+    """Where a config rules out that a prompt is shared: the layers' inputs of four rows, as if asked for so."""
+    folder = without_weights("dots3_note", tmp_path)
+    settings: dict[str, Any] = {"gradient_checkpointing": True, "activation_offloading": True}
+    setup = Setup(group_size=4, part=4, prompt_tokens=60)
+    auto, asked = (
+        Estimate(Policy(folder, prefix=prefix, **settings), torch.optim.SGD) for prefix in ("auto", "duplicate")
+    )
+    assert auto.passes.layout == "duplicate"
+    assert auto.offloaded_activations(setup) == asked.offloaded_activations(setup) == 4 * 2**14
+
+
 def test_seconds_are_products_bytes_and_launches() -> None:
     """5e14 FLOP/s of 16 bits at half the peak, 5e13 of 32 bits; ten microseconds an operation where that is more."""
     seconds = Seconds.__new__(Seconds)

@@ -212,10 +212,9 @@ class Estimate:
 
     def offloaded_activations(self, s: Setup) -> int:
         """Bytes of the host's memory that wait for the backward pass."""
-        repeat = s.part if self.policy.prefix == "duplicate" else 1
-        return (
-            self.passes.vision(s, train=True, grown=s.passes == 1).host + repeat * self.decoder(s, train=True)[0].host
-        )
+        repeat = s.part if self.passes.layout == "duplicate" else 1
+        vision = self.passes.vision(s, train=True, grown=s.passes == 1)
+        return vision.host + repeat * self.decoder(s, train=True)[0].host
 
     def _forward_only(self, s: Setup) -> dict[str, int]:
         """The largest of vision tower, decoder and head."""
