@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from benchmarks.judge_server import model_folder, serving
@@ -40,7 +40,8 @@ def run_arm(stages: Stages, arm: str, seed: int, start: str, judge: str | None =
             f"--model.init_args.oracle.init_args.path={ranker}",
         ]
     data = stages.data("train=rl", "val=val")
-    with judged(stages, judge) if arm == "judge" else nullcontext([]) as asked:
+    server: AbstractContextManager[Sequence[str]] = judged(stages, judge) if arm == "judge" else nullcontext(())
+    with server as asked:
         trained = stages.fit("pretrained_rlaif.yaml", run, start, seed, [*oracle, *asked, *data])
     return stages.test(run, trained, seed)
 
