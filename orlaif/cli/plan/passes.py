@@ -146,8 +146,7 @@ class Passes:
             rows = Reading(groups=group > 0, blocks=self.blocks)
             return read_rows(decoder, inputs, places, rows, masked, use_cache=False).last_hidden_state
 
-        each = lambda: self._used(run, [places, inputs], decoder, train, grown)  # noqa: E731
-        used = extrapolated(decoder, each, train, self._least, self.notes)
+        used = self._by_layers(run, [places, inputs], train, grown)
         # Embeddings, and the same with features in the places of pixels.
         return used.plus(Used(kept=bytes_of([inputs]), peak=bytes_of([inputs])))
 
@@ -191,8 +190,7 @@ class Passes:
             ends = states[0][:, -1:].repeat_interleave(s.part, 0)
             return torch.cat([ends, states[1]], 1)
 
-        each = lambda: self._used(run, [*first, *second], decoder, train, grown)  # noqa: E731
-        used = extrapolated(decoder, each, train, self._least, self.notes)
+        used = self._by_layers(run, [*first, *second], train, grown)
         embedded = bytes_of([first[0], second[0]])
         return used.plus(Used(kept=embedded, peak=embedded))
 
@@ -252,6 +250,13 @@ class Passes:
                     "passes run on the meta device; orlaif fit with --trainer.max_steps 2 tells what a step takes"
                 ) from error
         return self._memo[key]
+
+    def _by_layers(self, run: Callable[[], Any], known: Sequence[Tensor], train: bool, grown: bool) -> Used:
+        """:meth:`_used` of the whole decoder, from runs with a few of its layers."""
+        decoder = self.decoder_module
+        return extrapolated(
+            decoder, lambda: self._used(run, known, decoder, train, grown), train, self._least, self.notes
+        )
 
     def _used(
         self, run: Callable[[], Any], known: Sequence[Tensor], module: nn.Module, train: bool, grown: bool = False
