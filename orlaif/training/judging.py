@@ -53,6 +53,8 @@ def warn_of_silence(module: OracleRLAIF, ranking: Ranking, advantages: Tensor) -
         ranking: of P groups.
         advantages: f32[P, G] or f32[P, G, T].
     """
+    if module.notes.totals.get("groups/taught"):  # it is not silent, and no further step waits for the device to say so
+        return
     ranks, silent = ranking.ranks.cpu(), (advantages == 0).flatten(1).all(-1).cpu()
     ordered = ranks.amax(-1) > ranks.masked_fill(ranks < 0, ranks.shape[1]).amin(-1)
     now = {"ordered": int(ordered.sum()), "taught": int((~silent).sum())}
