@@ -30,7 +30,7 @@ def gains() -> str:
 
 
 def sampled(window: int = 25) -> str:
-    """Facts right among the answers sampled in training, first and last steps; time and memory."""
+    """Facts right among the answers sampled in training, first and last steps; the oracle's order; time and memory."""
     report = load("pretrained")
     rows: Rows = []
     for arm in report["gains"]:
@@ -38,9 +38,11 @@ def sampled(window: int = 25) -> str:
         ends = [[100 * fmean(part) for part in _ends(row["sampled_facts"], window)] for row in done]
         cells = [plus_minus([end[side] for end in ends]) for side in (0, 1)]
         cells += [plus_minus([last - first for first, last in ends], "+")]
+        taus = [row["order"]["tau"] for row in done if row["order"]["tau"] is not None]
+        cells += [f"{fmean(taus):.2f}" if taus else ""]
         cells += [f"{fmean(row['core_seconds_per_step'] for row in done):.1f}"]
         rows.append([arm, *cells, f"{max(row['peak_gb'] for row in done):.1f}"])
-    head = ["", f"first {window} steps", f"last {window}", "gain", "core seconds a step", "peak, GB"]
+    head = ["", f"first {window} steps", f"last {window}", "gain", "order, tau-b", "core seconds a step", "peak, GB"]
     return f"{markdown(head, rows)}\n\n{source('pretrained')}"
 
 

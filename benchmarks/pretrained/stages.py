@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import forget_peak, status
+from benchmarks.harness import commit, forget_peak, status
 from benchmarks.pretrained import connector, tower
 from benchmarks.pretrained.clips import SIZES, write_split
 from benchmarks.pretrained.facts import FACTS, right
@@ -41,7 +41,7 @@ class Stages:
 
     @contextmanager
     def measured(self, run: str) -> Iterator[None]:
-        """Write seconds by the clock and of cores, and the peak of memory, to ``<run>/cost.json``."""
+        """Write seconds by the clock and of cores, the peak of memory and the commit to ``<run>/cost.json``."""
         forget_peak()
         clock, cores = time.perf_counter(), time.process_time()
         yield
@@ -49,6 +49,7 @@ class Stages:
             "seconds": time.perf_counter() - clock,
             "core_seconds": time.process_time() - cores,
             "peak_gb": status("VmHWM") / 1e9,
+            "commit": commit(),
         }
         write_json(self.path(run, "cost.json"), cost)
 

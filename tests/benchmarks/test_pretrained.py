@@ -226,6 +226,28 @@ def test_gains_are_points_over_the_warm_start() -> None:
     assert table["rule"]["all"] == {"mean": 0.0, "half_95_interval": 0.0}
 
 
+def kept(ranks: list[int], texts: list[str], failure: str | None = None) -> str:
+    answers = [{"text": text, "rank": rank} for rank, text in zip(ranks, texts, strict=True)]
+    return json.dumps({"step": 0, "prompt": {"answer": TRUE}, "failure": failure, "answers": answers})
+
+
+def test_an_oracles_order_is_held_against_the_facts(tmp_path) -> None:
+    four, three, two = TRUE, "A red circle moves up, then stops.", "A red circle moves up, then grows."
+    rows = [
+        kept([0, 1, 2], [four, three, two]),  # as the facts say
+        kept([2, 1, 0], [four, three, two]),  # reversed
+        kept([0, 2, 1], [four, three, two]),  # one of three pairs the other way
+        kept([0, 1, 2], [four, four, four]),  # nothing to tell apart
+        kept([-1, -1, -1], [four, three, two], failure="no answer"),
+    ]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "a.jsonl").write_text("\n".join(['{"orlaif_samples": 1}', *rows]))
+    found = report.agreement(str(tmp_path))
+    assert found.pop("tau") == pytest.approx((1 - 1 + 1 / 3) / 3)
+    assert found == {"divided": 3, "groups": 5, "unranked": 1}
+    assert report.curve(str(tmp_path)) == [pytest.approx((3 * 0.75 + 1 + 0.75) / 5)]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(model.missing()), reason=model.missing() or "nothing")
 def test_the_real_language_model_answers() -> None:
