@@ -37,6 +37,9 @@ def signs(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             groups, "rank follows place", "first_best", 0.15, "answers shown first (or last) rank better: a lazy judge"
         ),
         _collapse(groups),
+        _repetition(groups),
+        _length(groups),
+        _loss(groups),
         _mismatch(groups),
     ]
     return sorted(found, key=lambda sign: not sign["trouble"])
@@ -88,13 +91,53 @@ def _collapse(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return _sign("one answer for everything", value, 0.5, meaning, [i for i in last if groups[i]["best"] == text])
 
 
+def _ends(groups: Sequence[dict[str, Any]], field: str) -> tuple[list[int], float, float] | None:
+    """Groups of the last fifth in which ``field`` is known, its mean over the first fifth and over the last."""
+    known = [i for i, group in enumerate(groups) if group[field] is not None]
+    fifth = len(known) // 5
+    if fifth < _FEWEST // 5:
+        return None
+    early, late = known[:fifth], known[-fifth:]
+    first, last = (sum(groups[i][field] for i in part) / fifth for part in (early, late))
+    return late, first, last
+
+
+def _repetition(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How much of the last fifth's answers says again what they have said."""
+    meaning = "of the last fifth's tokens, those that end three in a row which the same answer has said before: babble"
+    if (ends := _ends(groups, "repeats")) is None:
+        return _sign("repetition", None, 0.2, meaning, ())
+    late, _, value = ends
+    return _sign("repetition", value, 0.2, meaning, sorted(late, key=lambda i: -groups[i]["repeats"]))
+
+
+def _length(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By what part the answers of the last fifth are longer than those of the first; negative: these than those."""
+    meaning = "answers end longer (or, negative, shorter) than they began, by this part of the shorter: what is it for?"
+    ends = _ends(groups, "length")
+    if ends is None or min(ends[1:]) == 0:
+        return _sign("changing length", None, 0.5, meaning, ())
+    late, first, last = ends
+    value = last / first - 1 if last > first else 1 - first / last
+    side = -1 if value > 0 else 1
+    return _sign("changing length", value, 0.5, meaning, sorted(late, key=lambda i: side * groups[i]["length"]))
+
+
+def _loss(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By how much rarer reference answers are among those sampled in the last fifth than in the first; 0 if not."""
+    meaning = "share of answers that were the reference answer in the first fifth and no longer are in the last: "
+    meaning += "the policy has learned to fool the judge"
+    if (ends := _ends(groups, "right")) is None:
+        return _sign("reference answers lost", None, 0.05, meaning, ())
+    late, first, last = ends
+    value = max(0.0, first - last)
+    return _sign("reference answers lost", value, 0.05, meaning, sorted(late, key=lambda i: groups[i]["right"]))
+
+
 def _mismatch(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How much further sampler and trainer are apart in the last fifth than in the first, nats a token."""
     meaning = "nats a token by which sampler and trainer are further apart at the end than at the start: stale weights"
-    known = [i for i, group in enumerate(groups) if group["apart"] is not None]
-    fifth = len(known) // 5
-    if fifth < 4:
+    if (ends := _ends(groups, "apart")) is None:
         return _sign("growing mismatch", None, 0.05, meaning, ())
-    early, late = known[:fifth], known[-fifth:]
-    value = sum(groups[i]["apart"] for i in late) / fifth - sum(groups[i]["apart"] for i in early) / fifth
-    return _sign("growing mismatch", value, 0.05, meaning, sorted(late, key=lambda i: -groups[i]["apart"]))
+    late, first, last = ends
+    return _sign("growing mismatch", last - first, 0.05, meaning, sorted(late, key=lambda i: -groups[i]["apart"]))

@@ -13,7 +13,7 @@ _SHOWN = 160
 
 #: What a summary has.
 FIELDS: tuple[str, ...] = ("step", "id", "question", "task", "best", "tied", "failed", "length", "longest_best")
-FIELDS += ("first_best", "agrees", "kl", "apart", "overruled")
+FIELDS += ("first_best", "agrees", "kl", "apart", "overruled", "right", "repeats")
 
 
 def summary(group: dict[str, Any]) -> dict[str, Any]:
@@ -26,8 +26,10 @@ def summary(group: dict[str, Any]) -> dict[str, Any]:
         ``step``, ``id``, ``question``, ``task`` (its category), ``best`` (text of the best answer), ``tied`` (all ranks
         alike), ``failed``, ``length`` (mean tokens), ``longest_best`` and ``first_best`` (Kendall's tau of rank with
         length and with place; positive: longer or earlier is better), ``agrees`` (tau with the policy's log-probs),
-        ``kl`` (mean over answers), ``apart`` (mean difference of a token's log-prob, trainer against sampler), and
-        ``overruled`` (an answer that is the reference answer was not ranked best). None where it is not known.
+        ``kl`` (mean over answers), ``apart`` (mean difference of a token's log-prob, trainer against sampler),
+        ``overruled`` (an answer that is the reference answer was not ranked best), ``right`` (share of answers that are
+        the reference answer) and ``repeats`` (mean share of an answer's tokens that end three in a row which it has said
+        before). None where it is not known.
     """
     answers, prompt = group["answers"], group["prompt"]
     ranked = [a for a in answers if a["rank"] >= 0]
@@ -49,6 +51,8 @@ def summary(group: dict[str, Any]) -> dict[str, Any]:
         "kl": _mean([a["kl"] for a in answers]),
         "apart": _apart(answers),
         "overruled": _overruled(ranked, prompt.get("answer")),
+        "right": _right(answers, prompt.get("answer")),
+        "repeats": _mean([_repeats(a["tokens"]) for a in answers]),
     }
 
 
@@ -86,6 +90,15 @@ def _overruled(ranked: Sequence[dict[str, Any]], reference: str | None) -> bool 
         return None
     right = [a["rank"] for a in ranked if is_correct(a["text"], reference)]
     return bool(right) and max(right) > 0
+
+
+def _right(answers: Sequence[dict[str, Any]], reference: str | None) -> float | None:
+    return None if reference is None else _mean([float(is_correct(a["text"], reference)) for a in answers])
+
+
+def _repeats(tokens: Sequence[str]) -> float:
+    threes = [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
+    return 1 - len(set(threes)) / len(threes) if threes else 0.0
 
 
 def _short(text: str) -> str:

@@ -48,6 +48,8 @@ def test_a_summary() -> None:
         "kl": pytest.approx(0.1),
         "apart": pytest.approx((0.1 + 0 + 0 + 0.3 + 0 + 0) / 6),
         "overruled": True,
+        "right": pytest.approx(1 / 3),
+        "repeats": 0.0,
     }
 
 
@@ -63,6 +65,29 @@ def test_a_healthy_run_has_no_trouble_and_a_short_one_is_not_judged() -> None:
     assert [sign["name"] for sign in signs([summary(one) for one in groups]) if sign["trouble"]] == []
     assert {sign["value"] for sign in signs([summary(one) for one in groups[:8]])} == {None}
     assert {sign["value"] for sign in signs([])} == {None}
+
+
+def test_answers_that_please_the_judge_and_nobody_else() -> None:
+    """A run as SmolLM2 judged it: from sentences, some of them right, to one word over and over."""
+    sober = [
+        group(i, f"p{i}", answer(f"a cat runs {i}", 0), answer("it sleeps here", 1), reference="It sleeps here.")
+        for i in range(50)
+    ]
+    babble = [
+        group(i, f"p{i}", answer(f"yes {i} yes yes yes yes yes yes", 0), answer("yes " * 7, 1), reference="It sleeps.")
+        for i in range(50, 100)
+    ]
+    repeated = value(sober + babble, "repetition")
+    assert repeated["value"] == pytest.approx((3 / 6 + 4 / 5) / 2)
+    assert value(sober + babble, "reference answers lost")["value"] == 0.5
+    longer = value(sober + babble, "changing length")
+    assert longer["value"] == pytest.approx(7.5 / 3.5 - 1)
+    assert value(babble + sober, "changing length")["value"] == pytest.approx(1 - 7.5 / 3.5)
+    for sign in (repeated, longer, value(sober + babble, "reference answers lost")):
+        assert sign["trouble"]
+        assert set(sign["groups"]) <= set(range(80, 100))
+    assert not any(sign["trouble"] for sign in signs([summary(one) for one in sober]) if "lost" in sign["name"])
+    assert value(babble + sober, "reference answers lost")["value"] == 0
 
 
 def test_each_trouble_is_seen_and_shown() -> None:
