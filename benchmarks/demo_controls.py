@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
-import statistics
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from benchmarks.significance import interval
 from orlaif.demo.demo import Demo, quiet
 from orlaif.demo.shapes import SIZES
 
@@ -41,8 +40,6 @@ ARMS: dict[str, tuple[str, Sequence[str]]] = {
         ),
     ),
 }
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-T_975 |= {11: 2.228, 12: 2.201, 13: 2.179, 14: 2.160, 15: 2.145, 16: 2.131}
 
 
 def run_seed(seed: int, output: str, recipes: str) -> dict[str, float]:
@@ -70,14 +67,6 @@ def run_seed(seed: int, output: str, recipes: str) -> dict[str, float]:
             demo.fit(recipe, run, demo.path("sft", "export"), [bar, *extra])
             keep(arm, recipe, run)
     return results
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval over seeds (Student's t)."""
-    n = len(values)
-    if n < 2:
-        return values[0], math.nan
-    return statistics.fmean(values), T_975.get(n, 1.96) * statistics.stdev(values) / math.sqrt(n)
 
 
 def table(results: dict[int, dict[str, float]]) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 
 from lightning import Callback
 
-from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
+from benchmarks.significance import interval
 from orlaif.demo.demo import Demo, quiet
 from orlaif.demo.shapes import SIZES
 

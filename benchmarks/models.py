@@ -1,8 +1,7 @@
 """Models of published sizes with random weights, and small ones of the same make, as Hugging Face folders.
 
-The sizes are those of the checkpoints' own config.json, written down here because a benchmark machine reaches no hub;
-``tests/benchmarks/test_day.py`` holds their parameters against the hub's count. The tokenizer is a tiny one, whose ids
-all lie in the model's vocabulary.
+The published sizes are those of ``published.py``. The tokenizer is a tiny one, whose ids all lie in the model's
+vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,79 +28,29 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from benchmarks.published import PUBLISHED, Size, delta, text
 from orlaif.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
-_TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Of a model.
-
-    Args:
-        family: how it is built, a key of :data:`FAMILIES`.
-        text: of the decoder's config.
-        vision: of the vision tower's.
-        patch: side of a patch, pixels.
-    """
-
-    family: str
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    patch: int
-
-
-def _text(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-    }
-
-
-def _delta(key_heads: int, value_heads: int, size: int) -> dict[str, Any]:
-    heads = {"linear_num_key_heads": key_heads, "linear_num_value_heads": value_heads}
-    return {**heads, "linear_key_head_dim": size, "linear_value_head_dim": size}
-
-
 SIZES = {
-    "qwen2.5-vl-3b": Size(
-        family="qwen2_5_vl",
-        text=_text(2048, 11008, 36, 16, 2, 151936),
-        vision={**_TOWER, "fullatt_block_indexes": [7, 15, 23, 31]},
-        patch=14,
-    ),
-    "qwen3-vl-2b": Size(
-        family="qwen3_vl",
-        text={**_text(2048, 6144, 28, 16, 8, 151936), "head_dim": 128},
-        vision={"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16},
-        patch=16,
-    ),
-    "qwen3.5-2b": Size(
-        family="qwen3_5",
-        text={**_text(2048, 6144, 24, 8, 2, 248320), "head_dim": 256, **_delta(16, 16, 128)},
-        vision={"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16},
-        patch=16,
-    ),
+    "qwen2.5-vl-3b": PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"],
+    "qwen3-vl-2b": PUBLISHED["Qwen/Qwen3-VL-2B-Instruct"],
+    "qwen3.5-2b": PUBLISHED["Qwen/Qwen3.5-2B"],
     "qwen2.5-vl-tiny": Size(
         family="qwen2_5_vl",
-        text=_text(256, 1024, 6, 4, 2, 8192),
+        text=text(256, 1024, 6, 4, 2, 8192),
         vision={"depth": 4, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "fullatt_block_indexes": [3]},
         patch=14,
     ),
     # For rehearsals: what is looked at is that it runs.
     "qwen2.5-vl-least": Size(
         family="qwen2_5_vl",
-        text=_text(32, 64, 2, 2, 1, 256),
+        text=text(32, 64, 2, 2, 1, 256),
         vision={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]},
         patch=14,
     ),
     "qwen3.5-least": Size(
         family="qwen3_5",
-        text={**_text(32, 64, 4, 2, 1, 256), "head_dim": 32, **_delta(2, 2, 8)},
+        text={**text(32, 64, 4, 2, 1, 256), "head_dim": 32, **delta(2, 2, 8)},
         vision={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
         patch=16,
     ),
@@ -115,9 +63,9 @@ def _qwen2_5_vl(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> t
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     vision = {**size.vision, "patch_size": 14, "window_size": 112, "out_hidden_size": size.text["hidden_size"]}
     config = Qwen2_5_VLConfig(
-        text_config={**size.text, **shared, "rope_parameters": rope},
+        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": size.tied},
         vision_config=vision,
-        tie_word_embeddings=True,
+        tie_word_embeddings=size.tied,
         **places,
     )
     return Qwen2_5_VLForConditionalGeneration, config
@@ -128,11 +76,11 @@ def _qwen3_vl(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> tup
     sections = [turned - 2 * (5 * turned // 16), 5 * turned // 16, 5 * turned // 16]
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
     tower = {"patch_size": 16, "out_hidden_size": size.text["hidden_size"], "num_position_embeddings": 2304}
-    depth = size.vision["depth"]
+    stacked = [n * size.vision["depth"] // 4 - 1 for n in (1, 2, 3)]
     config = Qwen3VLConfig(
-        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": True},
-        vision_config={**size.vision, **tower, "deepstack_visual_indexes": [n * depth // 4 - 1 for n in (1, 2, 3)]},
-        tie_word_embeddings=True,
+        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": size.tied},
+        vision_config={"deepstack_visual_indexes": stacked, **size.vision, **tower},
+        tie_word_embeddings=size.tied,
         **places,
     )
     return Qwen3VLForConditionalGeneration, config
@@ -151,9 +99,9 @@ def _qwen3_5(size: Size, shared: dict[str, Any], places: dict[str, Any]) -> tupl
         "mrope_interleaved": True,
     }
     config = Qwen3_5Config(
-        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": True},
+        text_config={**size.text, **shared, "rope_parameters": rope, "tie_word_embeddings": size.tied},
         vision_config={**size.vision, "patch_size": 16, "out_hidden_size": size.text["hidden_size"]},
-        tie_word_embeddings=True,
+        tie_word_embeddings=size.tied,
         **places,
     )
     return Qwen3_5ForConditionalGeneration, config
@@ -164,6 +112,16 @@ FAMILIES: dict[str, tuple[Callable[..., tuple[Any, Any]], Any, Any]] = {
     "qwen3_vl": (_qwen3_vl, Qwen3VLProcessor, Qwen3VLVideoProcessor),
     "qwen3_5": (_qwen3_5, Qwen3VLProcessor, Qwen3VLVideoProcessor),
 }
+
+
+def config_of(name: str) -> Any:
+    """The config of a published checkpoint, its own tokens and processor aside.
+
+    Args:
+        name: on the hub, a key of ``benchmarks.published.PUBLISHED``.
+    """
+    size = PUBLISHED[name]
+    return FAMILIES[size.family][0](size, {}, {})[1]
 
 
 def build(name: str) -> tuple[Any, Any, Any]:

@@ -19,8 +19,8 @@ import torch
 from orlaif_kernels.mappings import Gain, borda, dcg, gain_of, ndcg_penalty, zscore
 from torch import Tensor
 
-from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
+from benchmarks.significance import interval
 
 PROMPTS, ARMS, GROUP, STEPS = 64, 20, 5, 200
 #: Length of a prompt's every step in logits.
@@ -55,8 +55,8 @@ MAPPINGS: dict[str, Mapping] = {
 }
 
 
-def run(mapping: Mapping, seed: int) -> tuple[float, float]:
-    """Mean quality of the policy's arms before the first step and after the last."""
+def run(mapping: Mapping, seed: int) -> tuple[float, float, float]:
+    """Mean quality of the policy's arms before the first step and after the last, and of the best arms."""
     generator = torch.Generator().manual_seed(seed)
     quality = torch.randn(PROMPTS, ARMS, generator=generator)
     logits = torch.zeros(PROMPTS, ARMS)
@@ -70,7 +70,7 @@ def run(mapping: Mapping, seed: int) -> tuple[float, float]:
         advantages = mapping(ranks, probs.log().gather(1, arms), seen)
         gradient = torch.zeros_like(logits).scatter_add(1, arms, advantages) - probs * advantages.sum(-1, keepdim=True)
         logits += STEP * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-    return before, float((logits.softmax(-1) * quality).sum(-1).mean())
+    return before, float((logits.softmax(-1) * quality).sum(-1).mean()), float(quality.amax(-1).mean())
 
 
 def main() -> None:
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--output", default="outputs/penalty_bandit.json")
     arguments = parser.parse_args()
     ends = {name: [run(mapping, seed) for seed in range(arguments.seeds)] for name, mapping in MAPPINGS.items()}
-    table = {name: interval([after for _, after in runs]) for name, runs in ends.items()}
-    start = interval([before for before, _ in ends["dcg"]])
+    table = {name: interval([after for _, after, _ in runs]) for name, runs in ends.items()}
+    start, _, best = (interval(values) for values in zip(*ends["dcg"], strict=True))
     report = {
         "what": "mean quality of a bandit policy's arms after training, by mapping; mean and half a 95 % interval",
         "prompts": PROMPTS,
@@ -91,6 +91,7 @@ def main() -> None:
         "step": STEP,
         "seeds": arguments.seeds,
         "start": start,
+        "best": best,
         "table": table,
         **about(cuda=False),
         "versions": installed("torch"),
@@ -98,7 +99,7 @@ def main() -> None:
     path = Path(arguments.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2), encoding="utf-8")
-    print(f"start {start[0]:+.2f}\n\n| | mean quality |\n|---|---|")
+    print(f"start {start[0]:+.2f}, best arms {best[0]:+.2f}\n\n| | mean quality |\n|---|---|")
     for name, (mean, half) in table.items():
         print(f"| `{name}` | {mean:+.2f} ± {half:.2f} |")
 

@@ -19,8 +19,8 @@ from collections import Counter
 
 import torch
 
-from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
+from benchmarks.significance import interval
 from orlaif.cli.recipe import run as run_cli
 from orlaif.data.preferences import PreferenceJsonl
 from orlaif.data.video import UniformSampling, decode_clip

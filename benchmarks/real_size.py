@@ -161,7 +161,7 @@ def measure(size: str, scratch: Path) -> dict[str, Any]:
         text = "".join(json.dumps({**row, "answer": "this"}) + "\n" for row in rows)
         (folder / "train.jsonl").write_text(text, encoding="utf-8")
         watch = f"--trainer.callbacks+={json.dumps(_watch(folder))}"
-        subprocess.run([sys.executable, "-m", "orlaif.cli", "fit", *words(folder), watch], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "orlaif", "fit", *words(folder), watch], cwd=ROOT, check=True)
         found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
         return found
     finally:

@@ -1,10 +1,18 @@
-"""Whether paired differences are more than noise: Student's t, and Holm's correction for many of them."""
+"""How sure a mean over seeds is, and whether differences are more than noise: Student's t, Holm's correction."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval (Student's t); NaN for a single value."""
+    n = len(values)
+    if n < 2:
+        return values[0], math.nan
+    return statistics.fmean(values), t_bound(n - 1) * statistics.stdev(values) / math.sqrt(n)
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -26,6 +34,22 @@ def two_sided(t: float, freedom: int) -> float:
         term *= cosine * cosine * k / (k + 1)
     inside = math.sin(angle) * total
     return max(0.0, 1.0 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def t_bound(freedom: int, level: float = 0.05) -> float:
+    """The t that ``two_sided`` gives ``level``: half the width of a 95 % interval, in standard errors of the mean.
+
+    Raises:
+        ValueError: ``freedom`` is below 1: a single value has no interval.
+    """
+    if freedom < 1:
+        raise ValueError(f"freedom={freedom}; Student's t needs 1 or more: two values at least")
+    low, high = 0.0, 1.0
+    while two_sided(high, freedom) > level:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if two_sided(middle, freedom) > level else (low, middle)
+    return high
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:

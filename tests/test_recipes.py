@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.published import MILLIONS
 from orlaif import VideoDataModule
 from orlaif.cli import plan
 from orlaif.cli.recipe import read_recipe
 from orlaif.evaluation.loop import Evaluated
 from orlaif.rollout import ImportanceCorrection, VLLMRollout
-from tests.configs import MILLIONS, write_config
+from tests.configs import write_config
 from tests.conftest import REPO
 from tests.families import FAMILIES
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_controls import interval
+from benchmarks.significance import interval
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import demo_controls
 from benchmarks.figures import kernels, mappings, plan_families, pretrained, real_size
 from benchmarks.figures.results import load, markdown, plus_minus, source
+from benchmarks.significance import t_bound
 
 Rows = list[list[str]]
 
@@ -143,7 +144,7 @@ def judge() -> str:
     rows: Rows = []
     for name, row in load("judge_server")["results"].items():
         ranked = round(row["rankings"] * row["groups"])
-        half = None if row["standard_error"] is None else demo_controls.T_975[ranked] * row["standard_error"]
+        half = None if row["standard_error"] is None else t_bound(ranked - 1) * row["standard_error"]
         tau = "" if half is None else f"{row['tau']:.2f} ± {half:.2f}"
         rows.append([name, f"{ranked} of {row['groups']}", tau, f"{row['seconds_per_group']:.1f}"])
     return _with_source(

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.demo_controls import interval
 from benchmarks.ordinal_vs_scalar.judge import VOICES
 from benchmarks.ordinal_vs_scalar.mappings import MAPPINGS, heard_as
 from benchmarks.ordinal_vs_scalar.questions import SIZES
@@ -34,7 +33,7 @@ from benchmarks.ordinal_vs_scalar.sweep import (
     best,
 )
 from benchmarks.ordinal_vs_scalar.training import GROUP, PROMPTS
-from benchmarks.significance import paired_p
+from benchmarks.significance import interval, paired_p
 
 #: What every other mapping is compared with, seed by seed.
 BASELINE = "zscore"

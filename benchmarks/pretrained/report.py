@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from benchmarks.demo_controls import interval
 from benchmarks.harness import about, installed
 from benchmarks.pretrained.arms import ARMS
 from benchmarks.pretrained.facts import FACTS, right
 from benchmarks.pretrained.stages import Stages, read_json, write_json
+from benchmarks.significance import interval
 from orlaif.view.summaries import kendall
 
 

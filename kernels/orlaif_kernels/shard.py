@@ -31,7 +31,16 @@ class Shard:
 
     @staticmethod
     def of(weight: Tensor, group: distributed.ProcessGroup) -> Shard:
-        """That of these rows; processes need not have equally many. (The host waits for how many they have.)"""
+        """That of these rows; processes need not have equally many. (The host waits for how many they have.)
+
+        Raises:
+            ValueError: ``group`` is no process group of this process's.
+        """
+        if not isinstance(group, distributed.ProcessGroup):
+            raise ValueError(
+                f"vocabulary_group is {group!r}; it must be a torch.distributed.ProcessGroup that this process is in, "
+                "such as device_mesh.get_group(), or None for a whole head"
+            )
         mine = torch.tensor(weight.shape[:1], device=weight.device)
         sizes = mine.new_empty(group.size())
         distributed.all_gather_into_tensor(sizes, mine, group=group)

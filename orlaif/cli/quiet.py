@@ -1,8 +1,9 @@
-"""Warnings of the libraries that say nothing to a user of orlaif; each by its very words, and why."""
+"""What libraries say that is nothing to a user of orlaif: warnings, each by its very words, and why; bars in a log."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 #: Messages, as regular expressions of their beginnings.
@@ -41,7 +42,7 @@ _ADVERTISEMENT = _Advertisement()
 
 
 def quiet_libraries() -> None:
-    """Silence them; may be called again."""
+    """Silence them; may be called again. Where stderr is no terminal, transformers draws no bars of loading either."""
     for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric", "transformers"):
@@ -49,3 +50,7 @@ def quiet_libraries() -> None:
         for place in (log, *log.handlers):
             if _ADVERTISEMENT not in place.filters:
                 place.addFilter(_ADVERTISEMENT)
+    if not sys.stderr.isatty():  # the status line writes a line now and then there
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()

@@ -86,7 +86,7 @@ DENIED_TOO = re.compile(
 )
 WRONG = re.compile(
     r"\s*(?:(?:is|are|was|seems|looks|sounds|would\s+be|can|could|does|do|has|must)\s+)?(?:(?:very|highly|clearly|rather)\s+)?(?:(?:not|never)\b(?!\s+[(\[]?[A-Z]\b)|"
-    r"(?:wrong|incorrect|false|impossible|implausible|unlikely|improbable|doubtful|unconvincing)\b|out\b|ruled\s+out|eliminated|excluded|cannot\b|"
+    r"(?:wrong|incorrect|false|impossible|implausible|unlikely|improbable|doubtful|unconvincing)\b|out\b|ruled\s+out|eliminated|excluded|cannot\b|[✗✘❌]|"
     r"(?:is|are|was|does|do|can|could|would|has|wo)n['’]t\b)",
     re.IGNORECASE,
 )
@@ -97,6 +97,8 @@ GOES_ON = re.compile(
     r"instead|over|fits|but|and|or|best\s+\w+s|only\W*$|(?:matches|describes|captures|answers|explains|represents|reflects))\b",
     re.IGNORECASE,
 )
+#: What makes an "A" behind it a letter.
+CALLS = re.compile(r"\b(?:option|choice|letter|answer)\s+$", re.IGNORECASE)
 NAME_OF_I = re.compile(r"\s*(?:$|[.:)\]]\s*(?:$|\n|[A-Z])|\n)")
 #: From a letter that is denied to the one that stands for it: "not A but B".
 INSTEAD = re.compile(
@@ -123,6 +125,9 @@ PLURAL = re.compile(
 )
 #: The end of a line that says of its option that it is right.
 VERDICT = re.compile(r"[^\n]*?(?:(?<!not\s)\b(?:correct|right|yes)\b|[✓✔✅])\W*?(?=\n|$)", re.IGNORECASE)
+#: Options of one line, each with a mark behind it: "A ✗ B ✓ C ✗". They are read as lines.
+MARKED = re.compile(r"\s*(?:[(\[]?[A-Z]\b[^\n✓✔✅✗✘❌]*[✓✔✅✗✘❌]\ufe0f?[\s,;.|]*){2,}")
+MARK = re.compile(r"([✓✔✅✗✘❌]\ufe0f?)[\s,;.|]*")
 #: Before the letter of a line of its own.
 LINE = re.compile(r"(?:^|\n)[\s>•-]*[(\[]?$")
 ALONE_BEFORE, ALONE_AFTER = re.compile(r"(?:^|[.!?\n:])\s*$"), re.compile(r"\s*(?:$|[.!?]\s*(?:$|\n)|\n)")

@@ -41,7 +41,7 @@ def choice(answer: str, options: Sequence[str]) -> int | None:
         corrected = choice(said[changes[-1].end() :], options)
         if corrected is not None or changes[-1]["no"]:
             return corrected
-    said = words.IDIOM.sub("", said)
+    said = words.IDIOM.sub("", words.MARK.sub(r"\1\n", said) if words.MARKED.fullmatch(said) else said)
     tokens = _tokens(said)
     letters = _stated(said, tokens)
     if letters is None:
@@ -80,8 +80,9 @@ def final_answer(text: str) -> str:
         text = inner[0] if inner else text
     text = re.sub(r"<([A-Z])>(?!.*</\1>)", r"(\1)", text, flags=re.DOTALL)  # a letter in brackets, no tag
     text = text.replace("。", ". ")
-    if "\n" not in text.strip() and not re.search("[✗✘❌]", text):  # else marks are verdicts of options
-        text = re.sub(r"^[✅✔✓☑👉\ufe0f\s]+|[✅✔✓☑\ufe0f\s]+$", "", text)
+    bare = re.sub(r"^[✅✔✓☑👉\ufe0f\s]+|[✅✔✓☑\ufe0f\s]+$", "", text)
+    if not re.search("[\n✅✔✓☑✗✘❌]", bare):  # else marks are verdicts of options
+        text = bare
     text = re.sub(r"(?<!\w)_+(\w+?)_+(?!\w)", r"\1", text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\*\*|__|[*`#$]|\\[()\[\]]|<\|?/?\w+\|?>|^\s*[->•]\s+", "", text).strip().strip("\"'“”‘’").strip()
@@ -158,7 +159,7 @@ def _is_word(letter: str, before: str, after: str) -> bool:
     """Whether a letter without a bracket is a word: "a dog", "A dog", "I see", a small letter within a sentence."""
     if letter == "I":
         return not words.NAME_OF_I.match(after)
-    if letter == "A" and re.search(r"\b(?:option|choice|letter|answer)\s+$", before, re.IGNORECASE):
+    if letter == "A" and (words.CALLS.search(before) or words.MARK.match(after.lstrip())):
         return False
     if letter.islower() and before.strip() and not (words.ANSWER.search(before) or words.OPTION.search(before)):
         return True

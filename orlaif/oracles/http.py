@@ -28,6 +28,7 @@ from orlaif.oracles.prompting import (
     VERDICT_INSTRUCTIONS,
     Ballot,
     ballots,
+    check_orders,
     inquiry,
     parse_order,
     parse_verdicts,
@@ -43,7 +44,7 @@ class HTTPJudge(AsksServer, Judge):
     Args:
         client: the server, and how it is asked.
         num_ballots: orders in which the candidates of a group are shown; their rankings are averaged (Borda), which
-            cancels a preference for places.
+            cancels a preference for places; 1 to 52.
         num_frames: frames of the clip that are sent, evenly spaced.
         frame_height: pixels to which larger frames are shrunk.
         instructions: what the judge is told; it must ask for the reply that ``parse_order`` reads.
@@ -67,7 +68,8 @@ class HTTPJudge(AsksServer, Judge):
         seed: int = 0,
         sees: Sees = "answer",
     ) -> None:
-        for name, value in (("num_ballots", num_ballots), ("num_frames", num_frames), ("frame_height", frame_height)):
+        check_orders("num_ballots", num_ballots)
+        for name, value in (("num_frames", num_frames), ("frame_height", frame_height)):
             if value < 1:
                 raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
         super().__init__(client, sees)

@@ -13,7 +13,7 @@ from orlaif.answer_format import Sees
 from orlaif.oracles.aggregate import Method, by_method
 from orlaif.oracles.base import Exchange, ranking_of
 from orlaif.oracles.local import LocalJudge, letter_ids
-from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, MOST_CANDIDATES, Ballot, ballots, parse_order
+from orlaif.oracles.prompting import LISTWISE_INSTRUCTIONS, MOST_CANDIDATES, Ballot, ballots, check_orders, parse_order
 from orlaif.rollout import SamplingParams, generate
 from orlaif.stages import told
 from orlaif.types import CandidateGroup, OracleError, Ranking
@@ -34,7 +34,7 @@ class ListwiseJudge(LocalJudge):
         model: folder or hub id of the judge; None means the policy's own base, with the adapter off.
         output: ``constrained`` lets it write nothing but letters that are left, so that every reply is an order;
             ``parsed`` lets it write freely and reads the reply strictly, which may fail, and may tie.
-        num_ballots: orders in which the candidates are shown; their rankings are aggregated.
+        num_ballots: orders in which the candidates are shown; their rankings are aggregated; 1 to 52.
         method: ``borda`` or ``copeland``, over the ballots.
         max_tokens: longest reply, for ``parsed``.
         instructions: what the judge is told; by default by ``output``.
@@ -70,8 +70,7 @@ class ListwiseJudge(LocalJudge):
             raise ValueError(f"oracle.output is {output!r}; it must be 'constrained' or 'parsed'")
         if method not in get_args(Method):
             raise ValueError(f"oracle.method is {method!r}; it must be 'borda' or 'copeland'")
-        if num_ballots < 1:
-            raise ValueError(f"oracle.num_ballots is {num_ballots}; it must be 1 or more")
+        check_orders("num_ballots", num_ballots)
         self.output, self.num_ballots, self.method = output, num_ballots, method
         self.max_tokens, self.seed = max_tokens, seed
         default = CONSTRAINED_INSTRUCTIONS if output == "constrained" else LISTWISE_INSTRUCTIONS

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orlaif.oracles.base import Oracle, dense_ranks, encoded, no_score_failures
 from orlaif.oracles.held import HeldModel
+from orlaif.oracles.prompting import check_orders
 from orlaif.oracles.ranker_model import Ranker, load_ranker
 from orlaif.policy import Policy
 from orlaif.policy.encoding import ProcessorEncoder
@@ -69,10 +70,11 @@ class PreferenceRanker(Oracle):
         device: where it runs; by default CUDA where there is one.
         batch_size: groups in one forward pass.
         num_orders: of a listwise ranker (the folder says whether it is one), in how many orders a group is read and
-            its scores averaged; by default 2, a drawn order and its reverse.
+            its scores averaged; 1 to 52, by default 2, a drawn order and its reverse.
 
     Raises:
-        ValueError: a number below 1; on first use, a folder that holds no ranker, or ``num_orders`` for a pairwise one.
+        ValueError: a number out of its range; on first use, a folder that holds no ranker, or ``num_orders`` for a
+            pairwise one.
     """
 
     gives_scores = True
@@ -85,9 +87,10 @@ class PreferenceRanker(Oracle):
         batch_size: int = 8,
         num_orders: int | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("num_orders", num_orders)):
-            if value is not None and value < 1:
-                raise ValueError(f"oracle.{name} is {value}; it must be 1 or more")
+        if batch_size < 1:
+            raise ValueError(f"oracle.batch_size is {batch_size}; it must be 1 or more")
+        if num_orders is not None:
+            check_orders("num_orders", num_orders)
         self.num_orders = num_orders
         self.path, self.dtype, self.batch_size = path, dtype, batch_size
         self._named_device = device

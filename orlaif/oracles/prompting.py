@@ -22,11 +22,23 @@ LISTWISE_INSTRUCTIONS = (
 #: Candidates of a ballot, which have a letter each.
 MOST_CANDIDATES = len(string.ascii_uppercase)
 
+#: Orders of one group: so many show each of that many candidates in every place, one way round and the other.
+MOST_ORDERS = 2 * MOST_CANDIDATES
+
 VERDICT_INSTRUCTIONS = (
     "You are shown frames of a video, a question about it, one candidate answer, and numbered questions about that "
     "candidate. Answer each numbered question with yes or no, by what the video shows. Reply with one JSON object and "
     'nothing else, a verdict for each question in their order: {"verdicts": ["yes", "no"]}'
 )
+
+
+def check_orders(name: str, number: int) -> None:
+    """Raises ValueError where an oracle's ``name`` says that a group is read in no order, or in absurdly many."""
+    if not 1 <= number <= MOST_ORDERS:
+        raise ValueError(
+            f"oracle.{name} is {number}; it must be 1 to {MOST_ORDERS}: each order is one more reading of every group, "
+            "and 2 to 4 are usual"
+        )
 
 
 def opening(question: str) -> str:

@@ -44,6 +44,21 @@ def test_help_lists_all_subcommands_at_once(word: str) -> None:
     assert seconds < 5.0  # 0.05 s where nothing else runs
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, "usage: orlaif <subcommand> [arguments]\n"),
+        (["compare", "--help"], 0, "usage: orlaif compare "),
+        (["tets"], 2, "orlaif: error: 'tets' is no subcommand; did you mean 'test'?\n"),
+    ],
+)
+def test_the_module_is_run_as_the_script_is(words: list[str], status: int, said: str) -> None:
+    command = [sys.executable, "-m", "orlaif", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=REPO)
+    assert done.returncode == status
+    assert done.stdout.startswith(said)
+
+
 def test_the_version() -> None:
     assert ran(["--version"], HEAVY)[0] == f"orlaif {importlib.metadata.version('orlaif')}\n"
 

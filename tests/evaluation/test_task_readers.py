@@ -246,6 +246,8 @@ EVENTS = ["A. the dog jumps", "B. a cat sleeps", "C. the man leaves"]
         ("a cat sleeps\nthe dog jumps\nthe man leaves", [1, 0, 2]),
         ("B, A", None),
         ("B A A", None),
+        ("A x B v C x", None),
+        ("A ✗ B ✓ C ✗", None),
         ("the man leaves", None),
         ("", None),
     ],

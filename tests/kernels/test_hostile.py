@@ -64,6 +64,8 @@ def test_a_head_without_rows_and_terms_that_are_none(implementation: str) -> Non
     head = torch.ones(3, 4, device=DEVICE)
     with pytest.raises(ValueError, match="chunk_size is '3'; it must be a whole number"):
         linear_grpo_rank_loss(hidden, head, ids, chunk_size="3", **told)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"vocabulary_group is 'x'; it must be a torch\.distributed\.ProcessGroup"):
+        linear_grpo_rank_loss(hidden, head, ids, vocabulary_group="x", **told)  # type: ignore[arg-type]
     for objective in (lambda **_: None, lambda logp, **_: (logp, {}, 1)):
         with pytest.raises(ValueError, match=r"the objective's terms are .*; they must be a real Tensor"):
             linear_policy_loss(hidden, head, ids, objective, **told)

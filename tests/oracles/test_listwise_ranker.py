@@ -195,5 +195,10 @@ def test_a_pairwise_ranker_has_no_orders(tiny_model: str, tmp_path: Path) -> Non
     Ranker(Policy(tiny_model, dtype="float32")).load().export(str(tmp_path / "one"))
     with pytest.raises(ValueError, match=r"num_orders is 3; .* is a pairwise ranker"):
         load_ranker(str(tmp_path / "one"), 3, dtype="float32")
-    with pytest.raises(ValueError, match=r"oracle\.num_orders is 0"):
-        PreferenceRanker("folder", num_orders=0)
+    for number in (0, 1000):
+        with pytest.raises(
+            ValueError, match=rf"oracle\.num_orders is {number}; it must be 1 to 52: each order is one more"
+        ):
+            PreferenceRanker("folder", num_orders=number)
+    with pytest.raises(ValueError, match=r"oracle\.batch_size is 0; it must be 1 or more"):
+        PreferenceRanker("folder", batch_size=0)

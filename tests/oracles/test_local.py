@@ -273,6 +273,7 @@ def test_the_policys_own_base_with_the_adapter_off(judge_model: str, groups: lis
         (lambda: PairwiseJudge("m", batch_size=0), "oracle.batch_size is 0"),
         (lambda: ListwiseJudge("m", output="free"), "oracle.output is 'free'"),  # type: ignore[arg-type]
         (lambda: ListwiseJudge("m", num_ballots=0), "oracle.num_ballots is 0"),
+        (lambda: ListwiseJudge("m", num_ballots=1000), "oracle.num_ballots is 1000; it must be 1 to 52"),
         (lambda: ListwiseJudge("m", method="median"), "oracle.method is 'median'"),  # type: ignore[arg-type]
     ],
 )
