@@ -42,7 +42,7 @@ def sampled(window: int = 25) -> str:
         cells += [f"{fmean(taus):.2f}" if taus else ""]
         cells += [f"{fmean(row['core_seconds_per_step'] for row in done):.1f}"]
         rows.append([arm, *cells, f"{max(row['peak_gb'] for row in done):.1f}"])
-    head = ["", f"first {window} steps", f"last {window}", "gain", "order, tau-b", "core seconds a step", "peak, GB"]
+    head = ["", f"first {window} steps", f"last {window}", "gain", "order", "core seconds a step", "peak, GB"]
     return f"{markdown(head, rows)}\n\n{source('pretrained')}"
 
 
@@ -73,3 +73,11 @@ def answers() -> str:
     for place, one in enumerate(report["warm_start"]["samples"]):
         rows.append([one["rendered"], one["answer"], *(row["samples"][place]["answer"] for row in after.values())])
     return f"{markdown(['rendered', 'warm start', *(f'after {arm}' for arm in after)], rows)}\n\n{source('pretrained')}"
+
+
+def judged() -> str:
+    """What the judge put first as the run went on, of one group in twenty steps."""
+    rows = [
+        [str(one["step"]), one["rendered"], one["answer"]] for one in load("pretrained")["seeds"]["0"]["judge"]["bests"]
+    ]
+    return f"{markdown(['step', 'rendered', 'put first by the judge'], rows)}\n\n{source('pretrained')}"

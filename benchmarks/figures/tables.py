@@ -291,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-facts": pretrained.facts,
     "pretrained-sampled": pretrained.sampled,
     "pretrained-answers": pretrained.answers,
+    "pretrained-judged": pretrained.judged,
     "real-size": real_size.table,
     "plan-families": plan_families.table,
     "kernels-predicted": kernels.predicted,

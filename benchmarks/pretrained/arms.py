@@ -16,6 +16,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "rule": (),
     "random": ("--model.init_args.oracle=orlaif.oracles.RandomOracle",),
     "ranker": (),
+    "ranker-kl": ("--model.init_args.loss.kl_coef=0.2",),
     "judge": (),
 }
 #: Of the clips for the ranker, one in so many is held out.
@@ -36,9 +37,9 @@ def run_arm(stages: Stages, arm: str, seed: int, start: str, judge: str | None =
     """Oracle-RLAIF against one oracle; the share of facts of the policy behind it."""
     run = f"seed{seed}/{arm}"
     oracle = list(ARMS[arm])
-    if arm == "ranker":
+    if arm.startswith("ranker"):
         ranker = train_ranker(stages, start)
-        oracle = [
+        oracle += [
             "--model.init_args.oracle=orlaif.oracles.PreferenceRanker",
             f"--model.init_args.oracle.init_args.path={ranker}",
         ]

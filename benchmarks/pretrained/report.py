@@ -38,21 +38,34 @@ def curve(folder: str) -> list[float]:
     return [round(fmean(steps[step]), 4) for step in sorted(steps)]
 
 
-def agreement(folder: str) -> dict[str, Any]:
+def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
     """Of the order that a run learned from: Kendall's tau-b against the number of right facts, and what was dropped.
 
-    ``tau`` is the mean over groups that both orders divide, ``divided`` their number of ``groups``, ``unranked`` the
-    number that the oracle failed to order.
+    ``tau`` is the mean over the groups of the first ``steps``, before the policy has learned to please the oracle, that
+    both orders divide. ``tied`` and ``unranked`` count, among all ``groups``, those that the oracle found all alike and
+    those that it failed to order.
     """
-    taus, number, unranked = [], 0, 0
+    taus, number, tied, unranked = [], 0, 0, 0
     for row in groups(folder):
         number += 1
         ranks = [one["rank"] for one in row["answers"]]
         if row["failure"] is not None:
             unranked += 1
-        elif (tau := kendall([-rank for rank in ranks], counted(row))) is not None:
+        elif len(set(ranks)) == 1:
+            tied += 1
+        elif row["step"] < steps and (tau := kendall([-rank for rank in ranks], counted(row))) is not None:
             taus.append(tau)
-    return {"tau": fmean(taus) if taus else None, "divided": len(taus), "groups": number, "unranked": unranked}
+    return {"tau": fmean(taus) if taus else None, "groups": number, "tied": tied, "unranked": unranked}
+
+
+def bests(folder: str, every: int = 20) -> list[dict[str, Any]]:
+    """What the oracle put first in the first group of each of so many steps."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in groups(folder):
+        if row["step"] % every == 0 and row["step"] not in found and row["failure"] is None:
+            best = min(row["answers"], key=lambda one: one["rank"])
+            found[row["step"]] = {"step": row["step"], "rendered": row["prompt"]["answer"], "answer": best["text"]}
+    return [found[step] for step in sorted(found)]
 
 
 def of_run(stages: Stages, run: str) -> dict[str, Any]:
@@ -61,6 +74,7 @@ def of_run(stages: Stages, run: str) -> dict[str, Any]:
     if sampled := curve(stages.path(run)):
         found["sampled_facts"] = sampled
         found["order"] = agreement(stages.path(run))
+        found["bests"] = bests(stages.path(run))
         found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
     return found
 

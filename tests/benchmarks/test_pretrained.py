@@ -222,30 +222,36 @@ def test_gains_are_points_over_the_warm_start() -> None:
     table = report.gains({"facts": 0.6, "all": 0.5}, seeds)
     assert list(table) == ["rule"]
     assert table["rule"]["facts"]["mean"] == pytest.approx(12)
-    assert table["rule"]["facts"]["half_95_interval"] == pytest.approx(4.303 * 2 / 3**0.5)
+    assert table["rule"]["facts"]["half_95_interval"] == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
     assert table["rule"]["all"] == {"mean": 0.0, "half_95_interval": 0.0}
 
 
-def kept(ranks: list[int], texts: list[str], failure: str | None = None) -> str:
+def kept(ranks: list[int], texts: list[str], step: int = 0, failure: str | None = None) -> str:
     answers = [{"text": text, "rank": rank} for rank, text in zip(ranks, texts, strict=True)]
-    return json.dumps({"step": 0, "prompt": {"answer": TRUE}, "failure": failure, "answers": answers})
+    return json.dumps({"step": step, "prompt": {"answer": TRUE}, "failure": failure, "answers": answers})
 
 
 def test_an_oracles_order_is_held_against_the_facts(tmp_path) -> None:
-    four, three, two = TRUE, "A red circle moves up, then stops.", "A red circle moves up, then grows."
+    texts = [TRUE, "A red circle moves up, then stops.", "A red circle moves up, then grows."]
     rows = [
-        kept([0, 1, 2], [four, three, two]),  # as the facts say
-        kept([2, 1, 0], [four, three, two]),  # reversed
-        kept([0, 2, 1], [four, three, two]),  # one of three pairs the other way
-        kept([0, 1, 2], [four, four, four]),  # nothing to tell apart
-        kept([-1, -1, -1], [four, three, two], failure="no answer"),
+        kept([0, 1, 2], texts),  # as the facts say
+        kept([2, 1, 0], texts),  # reversed
+        kept([0, 2, 1], texts),  # one of three pairs the other way
+        kept([0, 1, 2], [TRUE] * 3),  # nothing to tell apart
+        kept([0, 0, 0], texts),
+        kept([-1, -1, -1], texts, failure="no answer"),
+        kept([2, 1, 0], texts, step=25),  # after the first steps
     ]
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "a.jsonl").write_text("\n".join(['{"orlaif_samples": 1}', *rows]))
     found = report.agreement(str(tmp_path))
     assert found.pop("tau") == pytest.approx((1 - 1 + 1 / 3) / 3)
-    assert found == {"divided": 3, "groups": 5, "unranked": 1}
-    assert report.curve(str(tmp_path)) == [pytest.approx((3 * 0.75 + 1 + 0.75) / 5)]
+    assert found == {"groups": 7, "tied": 1, "unranked": 1}
+    assert report.curve(str(tmp_path)) == [pytest.approx((5 * 0.75 + 1) / 6, abs=1e-4), 0.75]
+    assert report.bests(str(tmp_path), every=25) == [
+        {"step": 0, "rendered": TRUE, "answer": TRUE},
+        {"step": 25, "rendered": TRUE, "answer": texts[2]},
+    ]
 
 
 @pytest.mark.slow
