@@ -125,6 +125,11 @@ def _pretrained_rule() -> tuple[object, ...]:
     return 100 * report["warm_start"]["facts"], 100 * sum(after) / len(after)
 
 
+def _pretrained_ranker() -> tuple[object, ...]:
+    """Percent of held-out pairs that the trained ranker orders right."""
+    return (100 * load("pretrained")["ranker"]["pair_accuracy"],)
+
+
 def _step_by_group(model: str) -> float:
     """How many times longer a step of 16 answers takes than one of 2, in the faster layout."""
     least, most = (
@@ -211,6 +216,7 @@ CLAIMS = (
     Claim(BENCHMARKS, "from {:.1f} to {:.1f} % of facts right, mean of three seeds", _pretrained_rule),
     Claim(PRETRAINED, "{:.0f} % right about which way a shape moves, where one in four is chance; with it frozen "
           "{:.0f} %", _way),
+    Claim(PRETRAINED, "The trained ranker orders {:.0f} % of held-out pairs as the rule", _pretrained_ranker),
     *(Claim(MAPPINGS, words, figures) for words, figures in mapping_claims.WORDS),
     Claim(README, "([figures](benchmarks/results/demo.json) of commit {})", _demo_source),
     Claim(BENCHMARKS, "a step grows by {:.2f} x on this model, where operations grow by {:.2f}, and by {:.2f} x on one",
