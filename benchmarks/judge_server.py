@@ -14,14 +14,12 @@ Kendall's tau-b against the rule, seconds per group. Writes JSON, prints a table
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import math
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +32,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.children import end_group, end_with_parent
 from benchmarks.harness import about, installed
 from orlaif.openai_client import ChatClient
 from orlaif.oracles import DecisionJudge, HTTPJudge, Oracle, Rubric, RubricJudge
@@ -113,20 +112,13 @@ def serving(model: str, log: str | None = None, timeout_s: float = 300.0) -> Ite
     with open(log or os.devnull, "w", encoding="utf-8") as output:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+            command, stdout=output, stderr=output, env=environment, start_new_session=True, preexec_fn=end_with_parent
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", timeout_s, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # it holds nothing that would have to be put away
-            process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the new process: a parent that is killed takes it along (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            end_group(process)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, timeout_s: float, log: str | None) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+
+from benchmarks.children import end_group, end_with_parent, exit_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Where the results of a GPU lie that the pages are made from.
@@ -34,6 +37,14 @@ LIMIT = 9.0
 GRACE = 25.0
 
 
+def minutes(word: str) -> float:
+    """An argument in minutes; argparse makes a sentence of the error."""
+    with suppress(ValueError):
+        if 0 < (value := float(word)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{word!r} is no number of minutes above 0")
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(
@@ -41,8 +52,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         description="Measure what is owed from a GPU, part after part; each writes <output>/<part>.json as it goes.",
     )
     parser.add_argument("--part", nargs="+", choices=list(PARTS), metavar="PART", help=f"only: {', '.join(PARTS)}")
-    parser.add_argument("--minutes", type=float, default=LIMIT, help="limit of each part (%(default)s)")
-    parser.add_argument("--total", type=float, help="minutes of all together, shared among them by worth")
+    parser.add_argument("--minutes", type=minutes, default=LIMIT, help="limit of each part (%(default)s)")
+    parser.add_argument("--total", type=minutes, help="minutes of all together, shared among them by worth")
     parser.add_argument("--output", help="folder of the results; by default $OUT, or outputs/gpu")
     parser.add_argument("--wheels", help="folder of wheels that are installed beside the run, not into the environment")
     parser.add_argument("--videos", help="folder of MP4 files to decode; by default shared/videos")
@@ -74,21 +85,25 @@ def with_wheels(folder: str, to: str) -> None:
     subprocess.run([*command, "--no-cache-dir", "--upgrade", "--target", to, *wheels], check=True)
 
 
-def child(part: str, folder: Path, minutes: float, options: argparse.Namespace, environment: dict[str, str]) -> int:
-    """One part in a process group of its own, ended where it outlasts its limit; its exit status."""
+def set_aside(part: str, folder: Path) -> None:
+    """Keep an earlier run's file as ``<part>.previous``, so that it is never told as this run's."""
+    with suppress(FileNotFoundError):
+        os.replace(folder / f"{part}.json", folder / f"{part}.previous")
+
+
+def child(part: str, folder: Path, limit: float, options: argparse.Namespace, environment: dict[str, str]) -> int:
+    """One part in a process group of its own, ended where it outlasts its minutes; its exit status."""
     command = [sys.executable, str(ROOT / "tools" / "gpu_day.py"), "--inside", "--part", part, "--output", str(folder)]
-    command += ["--minutes", str(minutes), *(["--rehearse"] if options.rehearse else [])]
+    command += ["--minutes", str(limit), *(["--rehearse"] if options.rehearse else [])]
     command += ["--videos", options.videos] if options.videos else []
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=end_with_parent)
     try:
-        return process.wait(60 * minutes + GRACE)
+        return process.wait(60 * limit + GRACE)
     except subprocess.TimeoutExpired:
-        print(f"{part}: stopped at its limit of {minutes:.1f} min; what it had is in its file", flush=True)
+        print(f"{part}: stopped at its limit of {limit:.1f} min; what it had is in its file", flush=True)
         return 124
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end_group(process)
 
 
 def told(part: str, folder: Path, status: int) -> tuple[str, bool]:
@@ -104,6 +119,17 @@ def told(part: str, folder: Path, status: int) -> tuple[str, bool]:
     if not found["finished"]:
         line += f"; did not finish (exit {status})"
     return line, status == 0 and found["finished"] and not found["failed"]
+
+
+def one(
+    part: str, folder: Path, limit: float, options: argparse.Namespace, environment: dict[str, str]
+) -> tuple[str, bool]:
+    """Run a part; a line about it, and whether it ran through with nothing wrong."""
+    if limit <= 0:
+        return f"{part}: not begun: no time left of --total {options.total:g}", False
+    print(f"--- {part}, at most {limit:.1f} min", flush=True)
+    set_aside(part, folder)
+    return told(part, folder, child(part, folder, limit, options, environment))
 
 
 def minutes_of(part: str, still: Sequence[str], options: argparse.Namespace, until: float) -> float:
@@ -130,16 +156,14 @@ def main(given: Sequence[str] | None = None) -> int:
     until = time.monotonic() + 60 * (options.total or 0)
     environment: dict[str, str] = dict(os.environ)
     lines, whole = [], True
+    exit_on_signals()
     with tempfile.TemporaryDirectory() as scratch:
         environment.setdefault("ORLAIF_GPU_SCRATCH", scratch)
         if options.wheels:
             with_wheels(options.wheels, f"{scratch}/wheels")
             environment["PYTHONPATH"] = f"{scratch}/wheels:{environment.get('PYTHONPATH', '')}"
         for number, part in enumerate(parts):
-            minutes = minutes_of(part, parts[number:], options, until)
-            print(f"--- {part}, at most {minutes:.1f} min", flush=True)
-            status = child(part, folder, minutes, options, environment)
-            line, well = told(part, folder, status)
+            line, well = one(part, folder, minutes_of(part, parts[number:], options, until), options, environment)
             lines.append(line)
             whole = whole and well
     print("\n".join(["", *lines]), flush=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -55,22 +58,103 @@ def test_what_was_measured_is_written_at_once_and_the_rest_named(tmp_path: Path)
     assert found["about"]["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """In place of the program that is one part: ``code``."""
+    (folder / "tools").mkdir()
+    (folder / "tools" / "gpu_day.py").write_text(
+        f"import os, sys, time\nfolder = sys.argv[sys.argv.index('--output') + 1]\n{code}\n"
+    )
+    monkeypatch.setattr(day, "ROOT", folder)
+    monkeypatch.setattr(day, "exit_on_signals", lambda: None)
+
+
+#: What a part that was stopped has left.
+HAD = {"entries": {"a": 1}, "not_measured": {}, "failed": {}, "finished": False, "seconds": 2}
+
+
 def test_a_part_that_outlasts_its_limit_is_ended_and_keeps_what_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "gpu_day.py").write_text("import time; time.sleep(600)")
-    had = {"entries": {"a": 1}, "not_measured": {}, "failed": {}, "finished": False, "seconds": 2}
-    (tmp_path / "prefix.json").write_text(json.dumps(had))
-    monkeypatch.setattr(day, "ROOT", tmp_path)
+    stand_in(tmp_path, monkeypatch, "time.sleep(600)")
+    # What the part has left by then, put there beforehand: however slow the machine, it is there.
+    monkeypatch.setattr(day, "set_aside", lambda part, folder: (folder / f"{part}.json").write_text(json.dumps(HAD)))
     monkeypatch.setattr(day, "GRACE", 0.5)
     begun = time.monotonic()
-    assert day.main(["--part", "prefix", "--minutes", "0.01", "--output", str(tmp_path)]) == 1
+    assert day.main(["--rehearse", "--part", "prefix", "--minutes", "0.01", "--output", str(tmp_path)]) == 1
     assert time.monotonic() - begun < 300
     assert read(tmp_path)["entries"] == {"a": 1}
     line, well = day.told("prefix", tmp_path, 124)
     assert not well
     assert line == "prefix: 1 measured in 2 s; did not finish (exit 124)"
+
+
+def test_an_earlier_runs_file_is_never_told_as_this_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(tmp_path, monkeypatch, "import no_such_module")
+    (tmp_path / "prefix.json").write_text(json.dumps(HAD | {"finished": True}))
+    asked = ["--rehearse", "--part", "prefix", "--output", str(tmp_path)]
+    assert day.main([*asked, "--total", "0.1"]) == 1  # less than the seconds of grace
+    assert "prefix: not begun: no time left of --total 0.1" in capsys.readouterr().out
+    assert read(tmp_path)["finished"]
+    assert day.main(asked) == 1
+    assert "prefix: ended with 1 and left nothing" in capsys.readouterr().out
+    assert not (tmp_path / "prefix.json").exists()
+    assert json.loads((tmp_path / "prefix.previous").read_text())["finished"]
+
+
+@pytest.mark.parametrize("words", [["--total", "0"], ["--minutes", "-1"], ["--minutes", "nan"], ["--total", "inf"]])
+def test_minutes_must_be_above_zero(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        day.main(words)
+    assert end.value.code == 2
+    assert f"argument {words[0]}: '{words[1]}' is no number of minutes above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_part_ends_with_the_driver(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends the part's group, with a process that the part has started; a kill ends at least the part."""
+    stand_in(
+        tmp_path,
+        monkeypatch,
+        "import subprocess\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open(folder + '/pids.part', 'w').write(f'{os.getpid()} {other.pid}')\n"
+        "os.rename(folder + '/pids.part', folder + '/pids'); time.sleep(600)",
+    )
+    code = (
+        f"import sys, pathlib; sys.path[:0] = [{str(REPO)!r}]; from benchmarks.gpu import day; "
+        f"day.ROOT = pathlib.Path({str(tmp_path)!r}); "
+        f"sys.exit(day.main(['--rehearse', '--part', 'prefix', '--output', {str(tmp_path)!r}]))"
+    )
+    with open(tmp_path / "said", "w") as said:
+        driver = subprocess.Popen([sys.executable, "-c", code], stderr=said)
+    pids = tmp_path / "pids"
+    eventually(pids.exists)
+    part, other = map(int, pids.read_text().split())
+    driver.send_signal(number)
+    assert driver.wait(timeout=300) == (-number if number == signal.SIGKILL else 128 + number)
+    eventually(lambda: not runs(part))
+    if number == signal.SIGKILL:
+        os.kill(other, signal.SIGKILL)
+    else:
+        assert (tmp_path / "said").read_text() == f"ended by {signal.Signals(number).name}\n"
+        eventually(lambda: not runs(other))
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that is more than an exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_minutes_are_shared_by_worth_and_never_above_a_parts_limit() -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from trl import GRPOConfig
 
+from orlaif.data.datasets import JsonlDataset
+from orlaif.data.formats import ChatMessages
 from tests.conftest import REPO
 from tests.docs.keys import CLASSES, takes
 
@@ -41,3 +46,39 @@ def test_trls_keys_are_there() -> None:
     }
     assert len(named) > 20
     assert sorted(named - known) == []
+
+
+ASKED, SAID = "Which way?", {"role": "assistant", "content": "left"}
+MARKED = {"role": "user", "content": f"<video>{ASKED}"}
+PARTS = {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": ASKED}]}
+
+
+@pytest.mark.parametrize(
+    ("reads", "row"),
+    [
+        pytest.param(ChatMessages, {"messages": [PARTS, SAID]}, id="TRL"),
+        pytest.param(ChatMessages, {"messages": [MARKED, SAID], "videos": ["a.mp4"]}, id="ms-swift"),
+        pytest.param(
+            JsonlDataset, {"id": "q", "messages": [MARKED], "videos": ["a.mp4"], "answer": "left"}, id="renamed"
+        ),
+        pytest.param(JsonlDataset, {"id": "q", "messages": [PARTS], "answer": "left"}, id="TRL's prompt, renamed"),
+    ],
+)
+def test_their_rows_are_read(reads: Any, row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (prompt,) = reads(str(tmp_path / "rows.jsonl"))
+    assert (prompt.question, prompt.answer, Path(prompt.video).name) == (ASKED, "left", "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [MARKED], "videos": ["a.mp4"], "solution": "left"}, "solution"),
+        ({"problem": f"<video>{ASKED}", "videos": ["a.mp4"], "answer": "left"}, "problem"),
+        ({"prompt": [PARTS], "answer": "left"}, "prompt"),
+    ],
+)
+def test_a_column_to_be_renamed_is_named(row: dict[str, Any], named: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "q", **row}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"'{named}'"):
+        list(JsonlDataset(str(tmp_path / "rows.jsonl")))
