@@ -36,14 +36,19 @@ def sampled(window: int = 25) -> str:
     for arm in report["gains"]:
         done = [row[arm] for row in report["seeds"].values() if arm in row]
         ends = [[100 * fmean(part) for part in _ends(row["sampled_facts"], window)] for row in done]
-        cells = [plus_minus([end[side] for end in ends]) for side in (0, 1)]
-        cells += [plus_minus([last - first for first, last in ends], "+")]
+        cells = [_mean([end[side] for end in ends]) for side in (0, 1)]
+        cells += [_mean([last - first for first, last in ends], "+")]
         taus = [row["order"]["tau"] for row in done if row["order"]["tau"] is not None]
         cells += [f"{fmean(taus):.2f}" if taus else ""]
         cells += [f"{fmean(row['core_seconds_per_step'] for row in done):.1f}"]
         rows.append([arm, *cells, f"{max(row['peak_gb'] for row in done):.1f}"])
     head = ["", f"first {window} steps", f"last {window}", "gain", "order", "core seconds a step", "peak, GB"]
     return f"{markdown(head, rows)}\n\n{source('pretrained')}"
+
+
+def _mean(values: list[float], sign: str = "") -> str:
+    """With its interval where there is more than one seed."""
+    return plus_minus(values, sign) if len(values) > 1 else f"{values[0]:{sign}.1f}"
 
 
 def _ends(values: list[float], window: int) -> tuple[list[float], list[float]]:
@@ -66,13 +71,20 @@ def facts() -> str:
 
 
 def answers() -> str:
-    """The same test questions before and after, drawn once for all runs."""
+    """The same test questions before and after, drawn once for all runs; the judge has a table of its own."""
     report = load("pretrained")
-    after = report["seeds"]["0"]
+    after = {arm: row["samples"] for arm, row in report["seeds"]["0"].items() if arm != "judge"}
     rows: Rows = []
     for place, one in enumerate(report["warm_start"]["samples"]):
-        rows.append([one["rendered"], one["answer"], *(row["samples"][place]["answer"] for row in after.values())])
+        rows.append(
+            [one["rendered"], *map(_cell, (one["answer"], *(told[place]["answer"] for told in after.values())))]
+        )
     return f"{markdown(['rendered', 'warm start', *(f'after {arm}' for arm in after)], rows)}\n\n{source('pretrained')}"
+
+
+def _cell(text: str) -> str:
+    """On one line."""
+    return " ".join(text.split())
 
 
 def judged() -> str:
