@@ -93,3 +93,15 @@ def judged() -> str:
         [str(one["step"]), one["rendered"], one["answer"]] for one in load("pretrained")["seeds"]["0"]["judge"]["bests"]
     ]
     return f"{markdown(['step', 'rendered', 'put first by the judge'], rows)}\n\n{source('pretrained')}"
+
+
+def signs() -> str:
+    """What ``orlaif view`` calls trouble in each run."""
+    rows: Rows = []
+    report = load("pretrained")
+    for arm in report["gains"]:
+        for seed, row in report["seeds"].items():
+            if arm in row:
+                told = [f"{name} {value:.2f}" for name, value in row[arm]["signs"].items()]
+                rows.append([arm, seed, ", ".join(told) or "none"])
+    return f"{markdown(['', 'seed', 'signs of trouble'], rows)}\n\n{source('pretrained')}"

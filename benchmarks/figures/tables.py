@@ -292,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-sampled": pretrained.sampled,
     "pretrained-answers": pretrained.answers,
     "pretrained-judged": pretrained.judged,
+    "pretrained-signs": pretrained.signs,
     "real-size": real_size.table,
     "plan-families": plan_families.table,
     "kernels-predicted": kernels.predicted,

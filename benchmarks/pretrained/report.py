@@ -15,7 +15,8 @@ from benchmarks.pretrained.arms import ARMS
 from benchmarks.pretrained.facts import FACTS, right
 from benchmarks.pretrained.stages import Stages, read_json, write_json
 from benchmarks.significance import interval
-from orlaif.view.summaries import kendall
+from orlaif.view.signs import signs
+from orlaif.view.summaries import kendall, summary
 
 
 def groups(folder: str) -> Iterator[dict[str, Any]]:
@@ -75,6 +76,8 @@ def of_run(stages: Stages, run: str) -> dict[str, Any]:
         found["sampled_facts"] = sampled
         found["order"] = agreement(stages.path(run))
         found["bests"] = bests(stages.path(run))
+        told = signs([summary(row) for row in groups(stages.path(run))])
+        found["signs"] = {sign["name"]: sign["value"] for sign in told if sign["trouble"]}
         found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
     return found
 
