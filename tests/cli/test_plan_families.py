@@ -53,7 +53,7 @@ def test_every_family_has_a_plan(family: str, tmp_path: Path) -> None:
     """With the prompt that its own processor makes; LoRA trains less than all, and recomputing keeps less."""
     folder = without_weights(family, tmp_path)
     clip: Any = SimpleNamespace(sampling=UniformSampling(8), budget=None)
-    tokens, patches, pixels = video_tokens(Policy(folder), clip, 96, 128, 8.0)
+    tokens, patches, pixels, _ = video_tokens(Policy(folder), clip, 96, 128, 8.0)
     assert tokens > 8
     assert patches > 8
     setup = Setup(group_size=4, part=4, prompt_tokens=tokens, patches=patches, pixels=pixels, reference=True)
