@@ -13,7 +13,6 @@ from benchmarks import harness
 from benchmarks.figures.results import RESULTS
 from tests.conftest import REPO
 
-
 #: Names of what says a commit.
 NAMING = ("commit", "before", "planned_at")
 
