@@ -19,6 +19,7 @@ from orlaif.policy import Policy
 from orlaif.policy.families import family_of
 from orlaif.policy.positions import behind_the_largest
 from orlaif.tiny import families, tiny_model
+from orlaif.types import PromptBatch
 from tests.conftest import REPO
 
 
@@ -41,6 +42,16 @@ def older_transformers() -> bool:
     tested = re.search(r"^transformers==(\S+)", (REPO / "constraints.txt").read_text(), re.MULTILINE)
     assert tested
     return Version(transformers.__version__) < Version(tested[1])
+
+
+def skip_unless_it_mixes(policy: Policy, batch: PromptBatch) -> None:
+    """Skip where transformers' own forward of a family fails under autocast, as that of SmolVLM does in 5.17."""
+    given = policy.family.inputs(policy.network, batch)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            policy.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
+    except RuntimeError as error:
+        pytest.skip(f"transformers {transformers.__version__}, {policy.config.model_type} in mixed precision: {error}")
 
 
 def vision_tower(network: Any) -> torch.nn.Module:
