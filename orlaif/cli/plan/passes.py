@@ -27,7 +27,7 @@ from orlaif.cli.plan.numbers import on_meta
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.cli.plan.tower import Tower
 from orlaif.losses import grpo_rank_loss
-from orlaif.policy import Policy
+from orlaif.policy import Policy, evaluating
 from orlaif.policy.asking import base_of
 from orlaif.policy.offloading import WINDOW
 from orlaif.policy.prefix.attention import SPLIT_FROM
@@ -162,7 +162,8 @@ class Passes:
     def _cached(self, length: int) -> Used:
         inputs, places = self._decoder_inputs(1, max(length, 2), train=False)
         cache: Any = DynamicCache(config=self.text)
-        with torch.no_grad(), on_meta():
+        # Decoding is in eval mode; in training mode a layer of transformers 5.17 that recomputes would keep nothing.
+        with torch.no_grad(), on_meta(), evaluating(self.decoder_module):
             rows = self._reading()
             read_rows(self.decoder_module, inputs, places, rows, past_key_values=cache, use_cache=True)
         kept = bytes_of(tree_leaves([vars(layer) for layer in cache.layers]))
