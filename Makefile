@@ -4,13 +4,14 @@
 # make browser-test    the tests of `orlaif view` in a real browser (Debian's Chromium, 400 MB)
 # make gpu             on a machine with a GPU: all that is owed from one, in parts [ARGS="--part prefix"]
 # make gpu-rehearsal   every part of it at a small size on a CPU, with a GPU machine's versions (5 GB)
-# make floor-test      tests of kernels, policy and training with the oldest supported versions, those of gpu-rehearsal
+# make floor-test      tests of kernels, policy, training and plan with the oldest supported versions [FLOOR="paths" WORKERS=n]
 # make check           lint, formatting, which room imports which, type check
 # make docs            the documentation, strictly: a broken link or an undocumented public name fails
 # make figures         tables and plots of README and docs, from the JSON of benchmarks/results
 # make bench           the benchmarks that this machine can run
 SEED ?= 0
 WORKERS ?= 2
+FLOOR ?= tests/kernels tests/policy tests/training $(wildcard tests/cli/test_plan*.py)
 BIN := .venv/bin
 VLLM_ENVIRONMENT := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1
 
@@ -55,12 +56,13 @@ gpu-rehearsal:
 	[ $$code -eq 0 ] || exit $$code; \
 	OMP_NUM_THREADS=2 .venv-gpu/bin/python tools/gpu_day.py --rehearse --minutes 30 --total 45 --output outputs/gpu_rehearsal
 
-# What these versions lack is skipped and says so: families, clips (no FFmpeg), TRL, Hypothesis.
+# What is not installed beside these versions is skipped and says so: families of later transformers, TRL, Hypothesis.
 floor-test:
-	@code=0; tools/setup_gpu_rehearsal.sh || code=$$?; \
+	@code=0; tools/setup_floor.sh || code=$$?; \
 	if [ $$code -eq 3 ]; then echo "floor-test: these versions are not to be had here; nothing was tested"; exit 0; fi; \
 	[ $$code -eq 0 ] || exit $$code; \
-	PYTHONPATH=kernels OMP_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -m "not slow" tests/kernels tests/policy tests/training
+	PYTHONDONTWRITEBYTECODE= PYTHONPATH=$(CURDIR)/kernels:$(CURDIR)/.venv-gpu/floor OMP_NUM_THREADS=1 \
+	.venv-gpu/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(FLOOR)
 
 check: setup
 	$(BIN)/ruff check .

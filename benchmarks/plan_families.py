@@ -27,7 +27,7 @@ from benchmarks.harness import ROOT, about, commit, installed
 from benchmarks.wider import wider_model
 from orlaif import OracleRLAIF
 from orlaif.cli.plan.estimate import Estimate
-from orlaif.cli.plan.recipe_sizes import patch_values
+from orlaif.cli.plan.recipe_sizes import patches_of
 from orlaif.cli.plan.sizes import Setup
 from orlaif.losses import GRPORankLoss
 from orlaif.oracles import RandomOracle
@@ -131,16 +131,16 @@ def planned(folder: str, trained: str, tokens: int = TOKENS) -> dict[str, Any]:
     """What the plan says of the same step, the optimizer's states with its update."""
     policy = Policy(folder, dtype="float32", **TRAINED[trained])
     batch = noise(policy)
-    each = patch_values(policy)
-    pixels = sum(t.numel() for name, t in batch.mm_inputs.items() if "pixel" in name and t.is_floating_point())
+    patches, pixels, beside = patches_of(policy, batch)
     setup = Setup(
         prompts=PROMPTS,
         group_size=GROUP,
         part=GROUP,
         prompt_tokens=batch.input_ids.shape[1],
         completion_tokens=tokens,
-        patches=-(-pixels // each),
-        pixels=each,
+        patches=patches,
+        pixels=pixels,
+        beside_pixels=beside,
         reference=True,
         loss="logits",
         host_overhead=0,

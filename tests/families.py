@@ -18,7 +18,9 @@ from orlaif.demo.shapes import words
 from orlaif.policy import Policy
 from orlaif.policy.families import family_of
 from orlaif.policy.positions import behind_the_largest
+from orlaif.policy.whole import holds_more
 from orlaif.tiny import families, tiny_model
+from orlaif.types import PromptBatch
 from tests.conftest import REPO
 
 
@@ -41,6 +43,34 @@ def older_transformers() -> bool:
     tested = re.search(r"^transformers==(\S+)", (REPO / "constraints.txt").read_text(), re.MULTILINE)
     assert tested
     return Version(transformers.__version__) < Version(tested[1])
+
+
+def skip_unless_it_mixes(policy: Policy, batch: PromptBatch) -> None:
+    """Skip where transformers' own forward of a family fails under autocast, as that of SmolVLM does in 5.17."""
+    given = policy.family.inputs(policy.network, batch)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            policy.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
+    except RuntimeError as error:
+        pytest.skip(f"transformers {transformers.__version__}, {policy.config.model_type} in mixed precision: {error}")
+
+
+def loaded_or_skipped(folder: str) -> Policy:
+    """A policy that is loaded; skipped is what orlaif refuses to load with transformers older than the tested ones."""
+    policy = Policy(folder, dtype="float32")
+    try:
+        return policy.load()
+    except ValueError as refusal:
+        if not older_transformers():
+            raise
+        pytest.skip(f"transformers {transformers.__version__}: {refusal}")
+
+
+def skip_unless_its_export_is_whole(folder: str) -> None:
+    """Skip a thinker whose towers are beside its model, as in transformers 5.17: orlaif refuses to export it."""
+    policy = Policy(folder, prefix="duplicate")
+    if older_transformers() and holds_more(policy.source) and not hasattr(policy.load().network.model, "audio_tower"):
+        pytest.skip(f"transformers {transformers.__version__} has a thinker's towers beside its model")
 
 
 def vision_tower(network: Any) -> torch.nn.Module:

@@ -24,6 +24,8 @@ def source(*names: str) -> str:
         report = load(name)
         parts = [f"commit {report.get('commit', 'not recorded')}"]
         parts += [report["commit_note"]] if "commit_note" in report else []
+        if report.get("planned_at", report.get("commit")) != report.get("commit"):
+            parts.append(f"planned at {report['planned_at']}")
         versions = [f"{package} {version}" for package, version in report.get("versions", {}).items()]
         parts += versions or ["versions not recorded"]
         parts += [report["machine"].split(", no GPU")[0] if "machine" in report else "machine not recorded"]

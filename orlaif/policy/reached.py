@@ -39,11 +39,23 @@ def freeze_unreached(model: Any, batch: PromptBatch, family: Family) -> list[nn.
     """
     with torch.enable_grad():
         logits = alone(model, batch, batch.input_ids[0, -1:], family)
-    found = leaves(logits)
+    return freeze_others(model, leaves(logits))
+
+
+def freeze_others(model: Any, reached: set[int]) -> list[nn.Module]:
+    """Freeze all but these; the log names them.
+
+    Args:
+        model: of transformers, before it has an adapter.
+        reached: ids of the parameters that a video reaches.
+
+    Returns:
+        The largest modules that are not reached.
+    """
     unreached = {
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in found and not _ONE_EXPERT.search(name)
+        if parameter.requires_grad and id(parameter) not in reached and not _ONE_EXPERT.search(name)
     }
     for name in unreached:
         model.get_parameter(name).requires_grad_(False)

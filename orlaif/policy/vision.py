@@ -17,7 +17,8 @@ from orlaif.policy.asking import base_of
 from orlaif.policy.families import Family
 from orlaif.types import PromptBatch
 
-_ENCODERS = ("get_video_features", "get_image_features", "get_audio_features")
+#: Methods of models that make features.
+ENCODERS = ("get_video_features", "get_image_features", "get_audio_features")
 
 
 class VisionFeatures:
@@ -52,7 +53,7 @@ class VisionFeatures:
             yield
             return
         _, kept = self._batches.setdefault(id(batch), (batch, {}))
-        names = [name for name in _ENCODERS if callable(getattr(owner, name, None))]
+        names = [name for name in ENCODERS if callable(getattr(owner, name, None))]
         before = {name: vars(owner)[name] for name in names if name in vars(owner)}  # a divided tower's
         depth = 0
 

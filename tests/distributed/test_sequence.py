@@ -34,6 +34,11 @@ from tests.distributed.test_processes import same
 from tests.processes import LORA, Job, run
 from tests.training.test_rlaif import rlaif
 
+#: Seconds that a run of several processes may take on a machine that computes for others as well.
+LIMIT = 600.0
+# More than two runs may take: the limit that says which processes hang, and ends them, is the one to be met.
+pytestmark = pytest.mark.timeout(2 * LIMIT + 300)
+
 
 @pytest.fixture
 def job(tiny_model: str, data_root: str, tmp_path: Path) -> Any:
@@ -79,11 +84,11 @@ def test_two_processes_share_each_prompt(job: Any, strategy: str) -> None:
     settings: dict[str, Any] = {"batch": 2, "module": {"microbatch": 1}}
     if strategy == "fsdp2":
         settings |= {"lora": LORA, "policy": {"freeze_vision": True}, "fused_head": True}
-    one = run(job("one", **settings), timeout=600)
+    one = run(job("one", **settings), timeout=LIMIT)
     settings["policy"] = settings.get("policy", {}) | {"activation_offloading": True}
     if strategy == "fsdp2":
         settings["policy"] |= {"gradient_checkpointing": "selective", "activation_offloading": SEEN_BY_HOOKS}
-    two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2, timeout=600)
+    two = run(job("two", strategy=strategy, **shared(settings, 2)), world=2, timeout=LIMIT)
     assert two["sharded"] == (len(two["weights"]) if strategy == "fsdp2" else 0)
     assert two["shares_frames"]
     same_throughout(one, two)
@@ -93,8 +98,8 @@ def test_states_are_handed_on_between_processes(job: Any, tmp_path: Path) -> Non
     """Recurrent layers of a hybrid, recomputed; supervised, where the second process has no answer of its own."""
     folder = write_tiny_model("qwen3_5", tmp_path / "hybrid", words())
     settings: dict[str, Any] = {"batch": 2, "stage": "sft", "policy": {"gradient_checkpointing": True}}
-    one = run(job("one", folder=folder, **settings), timeout=600)
-    two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2, timeout=600)
+    one = run(job("one", folder=folder, **settings), timeout=LIMIT)
+    two = run(job("two", folder=folder, strategy="ddp", **shared(settings, 2)), world=2, timeout=LIMIT)
     assert any("linear_attn" in name for name in two["grads"][0])
     assert any("visual" in name for name in two["grads"][0])
     assert two["shares_frames"]
@@ -115,8 +120,8 @@ def test_four_processes_train_as_one(
     """Each prompt on two of them or on all four, prompts dealt out to the rest; ragged groups of four."""
     folder = write_tiny_model(kind, tmp_path / "model", words())
     settings: dict[str, Any] = {"folder": folder, "batch": 4, "lora": lora, "scripted": True, "max_new_tokens": 8}
-    one = run(job("one", **settings), timeout=600)
-    four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=600)
+    one = run(job("one", **settings), timeout=LIMIT)
+    four = run(job("four", strategy=strategy, **shared(settings, number)), world=4, timeout=LIMIT)
     assert four["shares_frames"]
     same_throughout(one, four, 2e-5 if kind == "qwen3_5" else 5e-6, apart=True)
 

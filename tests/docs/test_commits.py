@@ -13,6 +13,9 @@ from benchmarks import harness
 from benchmarks.figures.results import RESULTS
 from tests.conftest import REPO
 
+#: Names of what says a commit.
+NAMING = ("commit", "before", "planned_at")
+
 
 def git(*words: str, folder: Path = REPO) -> str:
     ran = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
@@ -20,12 +23,12 @@ def git(*words: str, folder: Path = REPO) -> str:
 
 
 def named(value: object) -> set[str]:
-    """What every ``commit`` and ``before`` of a JSON says, wherever it stands, less the mark of a changed tree."""
+    """What a JSON says of commits, wherever it stands, less the mark of a changed tree."""
     if isinstance(value, list):
         return set().union(*map(named, value)) if value else set()
     if not isinstance(value, dict):
         return set()
-    own = {str(value[key]).removesuffix("+changes") for key in ("commit", "before") if isinstance(value.get(key), str)}
+    own = {str(value[key]).removesuffix("+changes") for key in NAMING if isinstance(value.get(key), str)}
     return own.union(*map(named, value.values()))
 
 

@@ -18,6 +18,7 @@ from orlaif.rollout import Rollout, SamplingParams, generate
 from orlaif.tiny import families
 from orlaif.types import CandidateGroup, Delivery, Ranking
 from tests.conftest import REPO
+from tests.families import loaded_or_skipped, skip_unless_its_export_is_whole
 from tests.training.test_rlaif import rlaif, trainer
 from tests.zoo import alone, answers, encoded, folder_of, greedy
 
@@ -37,7 +38,7 @@ WITHOUT_POSITIONS = ("glm5_next", "nemotron_h_omni")
 @pytest.fixture(scope="module", params=FAMILIES)
 def policy(request: pytest.FixtureRequest) -> Policy:
     """Loaded once for all tests of a family; none changes its weights."""
-    return Policy(folder_of(request.param), dtype="float32").load()
+    return loaded_or_skipped(folder_of(request.param))
 
 
 def gradients(policy: Policy) -> dict[str, torch.Tensor]:
@@ -122,6 +123,7 @@ def trained(policy: Policy, path: Path, **settings: Any) -> OracleRLAIF:
 
 def test_a_step_of_training_and_an_export(policy: Policy, tmp_path: Path) -> None:
     """Weights move, and what others load from the export answers as the policy does."""
+    skip_unless_its_export_is_whole(policy.source.model)
     module = trained(policy, tmp_path)
     before, network = dict(policy.network.named_parameters()), module.policy.network
     moved = {id(p) for name, p in network.named_parameters() if not torch.equal(p, before[name])}
@@ -134,6 +136,7 @@ def test_a_step_of_training_and_an_export(policy: Policy, tmp_path: Path) -> Non
 
 def test_lora_on_all_linear_layers(policy: Policy, tmp_path: Path) -> None:
     """It begins as the base, moves nothing but the adapter, and is merged into a model that answers alike."""
+    skip_unless_its_export_is_whole(policy.source.model)
     torch.manual_seed(0)
     module = trained(policy, tmp_path, lora={"r": 2, "target_modules": "all-linear"})
     adapted = module.policy

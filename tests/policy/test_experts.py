@@ -17,6 +17,7 @@ from orlaif.rollout.engine_weights import whole_weights
 from orlaif.tiny import tiny_model as write
 from orlaif.types import Completions, PromptBatch, VideoPrompt
 from tests.conftest import random_completions
+from tests.families import skip_unless_its_export_is_whole
 from tests.policy.test_encoding import a_clip
 
 LORA: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "target_parameters": "all-experts"}
@@ -54,6 +55,7 @@ def test_full_fine_tuning_trains_the_routers(folder: str) -> None:
 
 def test_an_adapter_on_experts(folder: str, tmp_path: Path) -> None:
     """Its layout is exact, routers and base stay, the reference is the base; it is exported, merged, and pushed."""
+    skip_unless_its_export_is_whole(folder)
     policies = {
         prefix: Policy(folder, dtype="float32", lora=LORA, freeze_vision=True, prefix=prefix).load()
         for prefix in ("shared", "duplicate")

@@ -52,7 +52,7 @@ def test_gradients_are_the_same_and_memory_is_ordered(
             assert torch.equal(grad, kept[1][name]), name
     assert layers[2] < 0.9 * selective[2]
     assert selective[2] < 0.9 * kept[2]
-    assert layers[3] > 1.15 * kept[3]
+    assert layers[3] > 1.1 * kept[3]
     assert selective[3] < 1.05 * kept[3]
 
 

@@ -56,9 +56,11 @@ def _smaller_batches(estimate: Estimate, setup: Setup, memory: float) -> Remedy 
     if setup.prompts == 1:
         return None
     step, patches = setup.prompts * setup.accumulate, setup.patches // setup.prompts
+    beside = setup.beside_pixels // setup.prompts
     while setup.prompts > 1 and estimate.plan(setup).total > memory:
         fewer = setup.prompts // 2
         setup = replace(setup, prompts=fewer, patches=patches * fewer, accumulate=-(-step // fewer))
+        setup = replace(setup, beside_pixels=beside * fewer)
     label = f"data.batch_size: {setup.prompts} with trainer.accumulate_grad_batches: {setup.accumulate}, the same step"
     return label, estimate, setup
 

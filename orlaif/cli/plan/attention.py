@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from orlaif.cli.plan.live_bytes import note_flops
@@ -38,10 +40,12 @@ class Reading:
     Args:
         groups: a prompt and its completions, so that masks are made by a rule for each query and key.
         blocks: frames whose tokens see one another both ways.
+        on_cpu: where PyTorch has attention without a matrix of scores for fewer shapes.
     """
 
     groups: bool = False
     blocks: bool = False
+    on_cpu: bool = False
 
 
 _READING: ContextVar[Reading] = ContextVar("orlaif_plan_reading", default=Reading())  # noqa: B039 (it is frozen)
@@ -95,7 +99,17 @@ def _attention(
     if keys != new or (isinstance(attention_mask, Tensor) and attention_mask.shape[-1] > 1):
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         bias = query.new_empty(query.shape[0], 1, new, keys)
+    if _READING.get().on_cpu and makes_scores(query.shape[-1], value.shape[-1], query.dtype):
+        made = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, bias, is_causal=bias is None)
+        return made[0].transpose(1, 2).contiguous(), None
     return _Attention.apply(query, key, value, bias).transpose(1, 2).contiguous(), None
+
+
+@cache
+def makes_scores(size: int, of_values: int, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's attention makes the matrix of scores on a CPU, for heads of these sizes; asked of it."""
+    query, value = (torch.empty(1, 1, 2, each, dtype=dtype) for each in (size, of_values))
+    return torch._fused_sdp_choice(query, query, value) == SDPBackend.MATH.value
 
 
 def _mask(
@@ -120,8 +134,10 @@ def _mask(
         shape = batch_size, 1, min(CHUNK, q_length - start), kv_length
         # Of each query and key, the key's place without the completions between, and that within the row.
         numbers = [torch.empty(shape, dtype=torch.long, device="meta") for _ in range(2 * rows.groups)]
+        # Whether both are of a frame, and of the same: four answers on the way to one.
+        answers = [torch.empty(shape, dtype=torch.bool, device="meta") for _ in range(4 * rows.blocks)]
         parts.append(torch.empty(shape, dtype=torch.bool, device="meta"))
-        del numbers
+        del numbers, answers
     return torch.cat(parts, 2)
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from orlaif.arguments import HelperParser
 from orlaif.cli.plan.advice import advice
@@ -36,6 +37,16 @@ def _seconds(seconds: Seconds, setup: Setup, device: Hardware) -> str:
         return told(seconds.of_step(setup), device)
     except ValueError as error:
         return f"\nseconds of a step are not predicted: {error}"
+
+
+def _of_precision(precision: Any) -> list[str]:
+    """What a precision of the Trainer changes that is not counted."""
+    if "mixed" not in str(precision):
+        return []
+    return [
+        f"not counted: trainer.precision is {precision!r}, under which products and their activations have 16 bits and "
+        "copies of weights in 16 bits stay for a pass; the plan takes all to be of policy.dtype"
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     if not isinstance(module, PolicyModule) or not isinstance(data, VideoDataModule):
         raise ValueError("plan knows the training stages of orlaif, with orlaif.VideoDataModule")
     if known.prompt_tokens is not None:
-        tokens = known.prompt_tokens, 0, 0
+        tokens = known.prompt_tokens, 0, 0, 0
     else:
         tokens = video_tokens(module.policy, data, int(sides[1]), int(sides[2]), known.video_seconds)
     sizes = known.text_tokens, known.answer_tokens, known.answers
@@ -83,7 +94,8 @@ def main(arguments: Sequence[str]) -> int:
         setup = replace(setup, judges=judges.gpu)
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
-    print("\n".join([plan.table(memory), *judges.notes, *estimate.passes.notes]))
+    notes = [*judges.notes, *estimate.passes.notes, *_of_precision(recipe.trainer_settings.get("precision"))]
+    print("\n".join([plan.table(memory), *notes]))
     moved = isinstance(module, OracleRLAIF) and getattr(module.rollout, "sleep_level", 0) == 1
     clip = clip_bytes(data, int(sides[1]), int(sides[2]), known.video_seconds)
     print(host_plan(estimate, setup, data, clip, looks_ahead, judges, moved).table())

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from orlaif_kernels.logits import transient_bytes
 from torch import Tensor
@@ -64,13 +65,17 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.name() == _TO_HOST:
+        kind = _kind(func)
+        if kind.to_host:
             return self._see_on_host(out)
-        tree_map_only(Tensor, self._see, out)
-        self.operations += not _is_view(func)
-        if number := _flops(func, args, kwargs or {}, out):
+        if isinstance(out, Tensor):  # as most do
+            self._see(out)
+        else:
+            tree_map_only(Tensor, self._see, out)
+        self.operations += not kind.is_view
+        if kind.computes and (number := _flops(func, args, kwargs or {}, out)):
             self.add_flops(number, next(t for t in tree_leaves(out) if isinstance(t, Tensor)))
-        if (at := _STATISTICS.get(func.name())) is not None and args[at + 1] is None:
+        if (at := kind.statistics) is not None and args[at + 1] is None:
             self.peak = max(self.peak, self.now + transient_bytes(args[at], args[-2]))
         return out
 
@@ -112,18 +117,29 @@ def note_flops(number: float, made: Tensor) -> None:
         LiveBytes.counting.add_flops(number, made)
 
 
-def _is_view(func: Any) -> bool:
-    returned = func._schema.returns
-    return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
+class _Kind(NamedTuple):
+    """What matters of an operator here, asked once: names and schemas take longer than an operation does."""
+
+    to_host: bool
+    is_view: bool
+    computes: bool
+    statistics: int | None
+
+
+@cache
+def _kind(func: Any) -> _Kind:
+    name, returned = func.name(), func._schema.returns
+    is_view = bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
+    computes = func._overloadpacket in flop_registry or "grouped_mm" in name
+    return _Kind(name == _TO_HOST, is_view, computes, _STATISTICS.get(name))
 
 
 def _flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
     if (counted := flop_registry.get(func._overloadpacket)) is not None:
         return float(counted(*args, **kwargs, out_val=out))
-    if "grouped_mm" in func.name():  # of experts: rows of tokens, each with the matrix of its expert
-        matrices = [value for value in args if isinstance(value, Tensor) and value.ndim == 3]
-        products = 2 if "backward" in func.name() else 1
-        if matrices:
-            return 2.0 * products * args[0].shape[0] * matrices[0].shape[-1] * matrices[0].shape[-2]
-        return 2.0 * args[0].numel() * args[1].shape[-1]
-    return 0.0
+    # Of experts: rows of tokens, each with the matrix of its expert.
+    matrices = [value for value in args if isinstance(value, Tensor) and value.ndim == 3]
+    products = 2 if "backward" in func.name() else 1
+    if matrices:
+        return 2.0 * products * args[0].shape[0] * matrices[0].shape[-1] * matrices[0].shape[-2]
+    return 2.0 * args[0].numel() * args[1].shape[-1]

@@ -6,8 +6,7 @@ tokens, which has no size without numbers, is taken to be of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -15,43 +14,39 @@ import torch
 from torch import Tensor, nn
 
 from orlaif.cli.plan.attention import NAME, OPERATOR, Reading, has_windows, reading
+from orlaif.cli.plan.numbers import on_meta
+from orlaif.cli.plan.shown import Shown, show
 from orlaif.policy import Policy, lora
 from orlaif.policy.asking import base_of
+from orlaif.policy.loading import freeze_tower
+from orlaif.policy.reached import freeze_others
 from orlaif.policy.recomputation import recompute
 
 
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """A context in which passes on the meta device run that ask what only numbers tell."""
-    autocast = torch.autocast
-
-    def allowed(device_type: str, *args: Any, **kwargs: Any) -> Any:  # which knows no autocast there
-        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
-
-    nonzero = patch("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True)
-    with nonzero, patch("torch.autocast", allowed):
-        yield
-
-
-def meta_model(policy: Policy) -> Any:
-    """The policy's model on the meta device, as :meth:`Policy.load` would make it, in training mode."""
+def meta_model(policy: Policy) -> tuple[Any, Shown]:
+    """The policy's model on the meta device, as :meth:`Policy.load` would make it, and what it did with a clip."""
     with torch.device("meta"):
         model: Any = policy.family.build(policy.config, dtype=getattr(torch, policy.dtype), attn_implementation=NAME)
-        tower: list[nn.Module] = []
-        if policy.freeze_vision:
-            tower = policy.family.tower(model)
-            for parameter in policy.family.tower_parameters(model):
-                parameter.requires_grad_(False)
-        if not getattr(policy.family, "sound", False):  # then no video reaches them, and they are not trained
-            tower = [*tower, *ears(model)]
-            for module in ears(model):
-                module.requires_grad_(False)
-        if policy.lora is not None:
-            with on_meta():
-                model = lora.attach(model, policy.lora, tower)
+    shown = show(policy, model, eyes(policy, model))
+    tower = freeze_tower(policy, model)
+    if shown.reached is not None:
+        tower += freeze_others(model, shown.reached | {id(p) for p in behind_the_tower(policy, model)})
+    elif not getattr(policy.family, "sound", False):  # then no video reaches them
+        tower += ears(model)
+        for module in ears(model):
+            module.requires_grad_(False)
+    if policy.lora is not None:
+        with torch.device("meta"), on_meta():
+            model = lora.attach(model, policy.lora, tower)
     offloaded, attention = policy.activation_offloading, frozenset({OPERATOR})
     recompute(model, policy.gradient_checkpointing, offloaded, attention, preserve_rng_state=False)
-    return model.train()
+    return model.train(), shown
+
+
+def behind_the_tower(policy: Policy, model: Any) -> list[nn.Parameter]:
+    """The parameters of decoder and LM head, which every prompt reaches."""
+    outside = {id(p) for p in policy.family.tower_parameters(model)}
+    return [p for p in model.parameters() if id(p) not in outside]
 
 
 def ears(model: Any) -> list[nn.Module]:

@@ -22,11 +22,12 @@ from transformers import DynamicCache
 from orlaif.cli.plan.attention import Reading, has_blocks
 from orlaif.cli.plan.layers import extrapolated
 from orlaif.cli.plan.live_bytes import LiveBytes
-from orlaif.cli.plan.meta import decoder_of, eyes, meta_model, on_meta, read_rows
+from orlaif.cli.plan.meta import decoder_of, eyes, meta_model, read_rows
+from orlaif.cli.plan.numbers import on_meta
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.cli.plan.tower import Tower
 from orlaif.losses import grpo_rank_loss
-from orlaif.policy import Policy
+from orlaif.policy import Policy, evaluating
 from orlaif.policy.asking import base_of
 from orlaif.policy.offloading import WINDOW
 from orlaif.policy.prefix.attention import SPLIT_FROM
@@ -49,7 +50,7 @@ class Passes:
 
     def __init__(self, policy: Policy, device: str = "cuda") -> None:
         self.policy, self.device = policy, torch.device(device)
-        self.model = meta_model(policy)
+        self.model, shown = meta_model(policy)
         self.base = base_of(self.model)
         self.text = policy.config.get_text_config(decoder=True)
         self.dtype = getattr(torch, policy.dtype)
@@ -58,10 +59,10 @@ class Passes:
         self.decoder_module: Any = decoder_of(self.model)
         self.blocks = has_blocks(self.base)
         # What stands behind the first trained weight on the way to the decoder carries gradients.
-        self.tower = Tower(eyes(policy, self.base), self.compute, self._used)
+        self.tower = Tower(shown.seeing(eyes(policy, self.base)), self.compute, self._used, shown)
         self.trains_vision = self.tower.trained
         #: What a user should know of how it was counted, a sentence each.
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if shown.note is None else [shown.note]
         #: Layers of a run: so many stay on the device, and one is another.
         self._least = 1 + WINDOW if policy.activation_offloading else 1
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -143,7 +144,7 @@ class Passes:
         decoder, masked = self.decoder_module, group > 0 and self.masked(group)
 
         def run() -> Any:
-            rows = Reading(groups=group > 0, blocks=self.blocks)
+            rows = self._reading(groups=group > 0)
             return read_rows(decoder, inputs, places, rows, masked, use_cache=False).last_hidden_state
 
         used = self._by_layers(run, [places, inputs], train, grown)
@@ -161,8 +162,9 @@ class Passes:
     def _cached(self, length: int) -> Used:
         inputs, places = self._decoder_inputs(1, max(length, 2), train=False)
         cache: Any = DynamicCache(config=self.text)
-        with torch.no_grad(), on_meta():
-            rows = Reading(blocks=self.blocks)
+        # Decoding is in eval mode; in training mode a layer of transformers 5.17 that recomputes would keep nothing.
+        with torch.no_grad(), on_meta(), evaluating(self.decoder_module):
+            rows = self._reading()
             read_rows(self.decoder_module, inputs, places, rows, past_key_values=cache, use_cache=True)
         kept = bytes_of(tree_leaves([vars(layer) for layer in cache.layers]))
         return Used(kept=kept, peak=kept)
@@ -184,7 +186,7 @@ class Passes:
             for inputs, places in (first, second):
                 if states:
                     cache.reorder_cache(torch.empty(rows, dtype=torch.long, device="meta"))
-                holds = Reading(blocks=self.blocks)
+                holds = self._reading()
                 out = read_rows(decoder, inputs, places, holds, past_key_values=cache, use_cache=True)
                 states.append(out.last_hidden_state)
             ends = states[0][:, -1:].repeat_interleave(s.part, 0)
@@ -193,6 +195,9 @@ class Passes:
         used = self._by_layers(run, [*first, *second], train, grown)
         embedded = bytes_of([first[0], second[0]])
         return used.plus(Used(kept=embedded, peak=embedded))
+
+    def _reading(self, groups: bool = False) -> Reading:
+        return Reading(groups=groups, blocks=self.blocks, on_cpu=self.device.type == "cpu")
 
     def _decoder_inputs(self, rows: int, length: int, train: bool) -> tuple[Tensor, Tensor]:
         """Embeddings and position ids."""
@@ -216,11 +221,12 @@ class Passes:
             return 0
         features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
         states = -(-s.patches // s.tower_sharers) * self.tower.width * self.compute.itemsize
-        return s.patches * s.pixels * 4 + features + (features if self.tower.pools else states)
+        given = features if self.tower.pools else states
+        return s.patches * s.pixels * 4 + s.beside_pixels + features + given + self.tower.further[1] * states
 
     def _vision_pass(self, s: Setup, train: bool, grown: bool) -> Used:
         # The processor's pixels, and those in the model's dtype; features.
-        pixels = s.patches * s.pixels * 4
+        pixels = s.patches * s.pixels * 4 + s.beside_pixels
         cast = s.patches * s.pixels * self.compute.itemsize if self.compute != torch.float32 else 0
         features = s.prompts * s.prompt_tokens * self.text.hidden_size * self.compute.itemsize
         trained = train and self.trains_vision
@@ -228,13 +234,15 @@ class Passes:
         used, number = self.tower.layers(patches, trained)
         states = patches * self.tower.width * self.compute.itemsize
         places = 4 * 4 * patches * self.tower.width if self.tower.interpolates else 0
+        turns, masks = self.tower.handed(patches)  # to each layer: what heads are turned by, and what they may see
         work = replace(used.plus(used, number - 1), kept=0, peak=0)
         if not trained:
-            peak = pixels + cast + max(places * 2, used.peak + 2 * states)
-            return work.plus(Used(kept=pixels + features, peak=peak))
+            further = [number * states for number in self.tower.further]
+            peak = pixels + cast + max(places * 2, turns + masks + used.peak + 2 * states + further[0])
+            return work.plus(Used(kept=pixels + features + further[1], peak=peak))
         gradients = self.tower.gradients() if grown else 0
         # What is away is all away when the decoder has run, and back of as many layers as there is room for.
-        kept = pixels + cast + places + features + (used.kept - used.away) * number
+        kept = pixels + cast + places + turns + features + (used.kept - used.away) * number
         back = used.away * min(number, WINDOW)
         return work.plus(Used(kept=kept, peak=kept + back + used.peak - used.kept + gradients))
 

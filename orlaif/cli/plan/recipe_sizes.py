@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from orlaif.cli.plan.layers import layers_of
 from orlaif.cli.plan.meta import eyes
-from orlaif.cli.plan.sizes import Setup
+from orlaif.cli.plan.sizes import Setup, bytes_of
 from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
 from orlaif.policy import Policy
@@ -18,13 +19,13 @@ from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.base import PolicyModule
 from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import VideoClip, VideoPrompt
+from orlaif.types import PromptBatch, VideoClip, VideoPrompt
 
 
 def video_tokens(
     policy: Policy, data: VideoDataModule, height: int, width: int, seconds: float
-) -> tuple[int, int, int]:
-    """What a clip becomes: tokens of the prompt, patches, and values of a patch.
+) -> tuple[int, int, int, int]:
+    """What a clip becomes: tokens of the prompt, patches, values of a patch, and bytes beside these.
 
     By the checkpoint's own processor; where there is none beside the config, by the arithmetic of the Qwen family.
 
@@ -43,9 +44,21 @@ def video_tokens(
     clip = VideoClip(frames=frames, pts_s=pts_s, duration_s=seconds, path="a typical video")
     prompt = VideoPrompt(id="a typical prompt", video="a typical video", question="?")
     batch = ProcessorEncoder(processor, family=policy.family)([prompt], [clip])
-    pixels = sum(x.numel() for name, x in batch.mm_inputs.items() if "pixel" in name and x.is_floating_point())
+    return batch.input_ids.shape[1], *patches_of(policy, batch)
+
+
+def patches_of(policy: Policy, batch: PromptBatch) -> tuple[int, int, int]:
+    """Patches of a batch, values of a patch, and bytes of what else the processor made of the videos."""
+    inputs = [(name, x) for value in batch.mm_inputs.items() for name, x in _named(*value)]
+    pixels = [x for name, x in inputs if "pixel" in name and x.is_floating_point()]
+    others = bytes_of([x for _, x in inputs]) - bytes_of(pixels)
     each = patch_values(policy)
-    return batch.input_ids.shape[1], -(-pixels // each), each
+    return -(-sum(x.numel() for x in pixels) // each), each, others
+
+
+def _named(name: str, value: Any) -> list[tuple[str, torch.Tensor]]:
+    values = value if isinstance(value, list) else [value]
+    return [(name, one) for one in values if isinstance(one, torch.Tensor)]
 
 
 def in_grids(policy: Policy) -> bool:
@@ -61,12 +74,14 @@ def patch_values(policy: Policy) -> int:
     with torch.device("meta"):
         model = policy.family.build(policy.config)
     tower = main_part(eyes(policy, model))
-    embeddings = [part for part in tower.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
-    first = [*embeddings, *(part for part in tower.modules() if isinstance(part, nn.Linear))][0]
+    inside = {id(part) for layer in layers_of(tower) for part in layer.modules()}
+    parts = [*(part for part in tower.modules() if id(part) not in inside), *tower.modules()]
+    embeddings = [part for part in parts if isinstance(part, (nn.Conv2d, nn.Conv3d)) and id(part) not in inside]
+    first = [*embeddings, *(part for part in parts if isinstance(part, nn.Linear))][0]
     return first.weight[0].numel()
 
 
-def _qwen_tokens(config: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
+def _qwen_tokens(config: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     vision = getattr(config, "vision_config", None)
     if vision is None or not hasattr(vision, "spatial_merge_size"):
         raise ValueError(
@@ -77,7 +92,7 @@ def _qwen_tokens(config: Any, frames: int, height: int, width: int) -> tuple[int
     grid = [max(1, round(side / (patch * merge))) * merge for side in (height, width)]
     patches = -(-frames // time) * grid[0] * grid[1]
     channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
-    return patches // merge**2, patches, channels * time * patch**2
+    return patches // merge**2, patches, channels * time * patch**2, 0
 
 
 def setup_of(
@@ -85,7 +100,7 @@ def setup_of(
     data: VideoDataModule,
     trainer: Any,
     gpus: int,
-    tokens: tuple[int, int, int],
+    tokens: tuple[int, int, int, int],
     text_tokens: int,
     answer_tokens: int,
     answers: int = 2,
@@ -105,7 +120,7 @@ def setup_of(
     setting = trainer.get("strategy")
     name = setting if isinstance(setting, str) else type(setting).__name__
     strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
-    video, patches, pixels = tokens
+    video, patches, pixels, beside = tokens
     if gpus % (sharers := module.processes_per_prompt):
         raise ValueError(f"policy.sequence_parallel is {sharers}, and --gpus {gpus} is no multiple of it")
     common: dict[str, Any] = {
@@ -115,6 +130,7 @@ def setup_of(
         "prompt_tokens": video + text_tokens,
         "patches": patches * data.batch_size,
         "pixels": pixels,
+        "beside_pixels": beside * data.batch_size,
         "sharers": sharers,
         "tower_sharers": sharers if sharers > 1 and in_grids(module.policy) else 1,
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),

@@ -29,6 +29,7 @@ class Setup:
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
         pixels: values of a patch.
+        beside_pixels: bytes of what else a processor makes of all videos of a batch, such as masks of pixels.
         accumulate: batches per step.
         num_updates: passes over a rollout.
         rollout: whether completions are sampled.
@@ -56,6 +57,7 @@ class Setup:
     completion_tokens: int = 64
     patches: int = 0
     pixels: int = 0
+    beside_pixels: int = 0
     accumulate: int = 1
     num_updates: int = 1
     rollout: bool = True

@@ -15,7 +15,7 @@ from orlaif.policy.prefix.mixers import cut
 from orlaif.rollout import SamplingParams, generate
 from orlaif.types import Completions
 from tests.conftest import random_completions
-from tests.families import HYBRIDS
+from tests.families import HYBRIDS, older_transformers
 from tests.policy.prefix.truth import differences, encoded, given, gradients, loaded, pair, truth, written
 
 FIVE = range(5)
@@ -58,8 +58,10 @@ def test_a_row_is_its_completions_alone(hybrid: str, shapes: ShapesDataset, atte
     theirs = truth(plain, shapes, FIVE, completions)
     assert float(theirs[0].min()) < -5  # far from uniform, so this is no accident
     logps, grads = differences(given(shared, shapes, FIVE, completions), theirs)
-    assert logps <= 1e-5
-    assert grads <= 1e-5
+    # A model's own forward in transformers 5.17 is 4e-5 from what float64 gives, and the row 4e-6.
+    limit = 1e-4 if older_transformers() else 1e-5
+    assert logps <= limit
+    assert grads <= limit
 
 
 def delta_rule(query: Any, key: Any, value: Any, g: Any, beta: Any, initial_state: Any = None, **_: Any) -> Any:
