@@ -31,6 +31,7 @@ from orlaif.near_misses import did_you_mean
 from orlaif.stages import stage
 from orlaif.status_line import StatusLine
 from orlaif.training.callbacks import Checkpointing, KeepSamples, Progress, StopSignals
+from orlaif.training.sharing import SharesPrompts
 
 
 class AgreedRecipe(SaveConfigCallback):
@@ -181,7 +182,11 @@ class OrlaifCLI(RunOnceCLI):
             ) from error
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe."""
+        """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe.
+
+        Raises:
+            ValueError: one of them refuses its arguments; processes that cannot share prompts as the policy says.
+        """
         try:
             with stage("making model and data"):
                 super().instantiate_classes()
@@ -189,6 +194,8 @@ class OrlaifCLI(RunOnceCLI):
             if not str(error).startswith("Does not validate against"):
                 raise
             raise ValueError(self._said(error)) from error
+        if self.subcommand == "fit" and isinstance(self.model, SharesPrompts):  # before there are other processes
+            self.model.check_sharing(self.trainer.num_devices * self.trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""

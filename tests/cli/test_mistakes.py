@@ -227,6 +227,12 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
     "a strategy": (["--trainer.strategy=fdsp2"], 1, "trainer.strategy is 'fdsp2'; did you mean 'fsdp2'[?]"),
     "an accelerator": (["--trainer.accelerator=gpuu"], 1, "trainer.accelerator is 'gpuu'; did you mean 'gpu'[?]"),
     "no devices": (["--trainer.devices=0"], 1, "trainer.devices is '0': .*"),
+    "processes that cannot share prompts": (
+        [f"{POLICY}.sequence_parallel=2", "--trainer.accelerator=cpu", "--trainer.devices=3"],
+        1,
+        "policy.sequence_parallel is 2; it must divide the number of processes "
+        r"\(trainer.devices x trainer.num_nodes\), which is 3",
+    ),
     "a group of one": (
         ["--model.init_args.rollout.init_args.group_size=1"],
         1,
