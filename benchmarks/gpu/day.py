@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.children import end_group, end_with_parent, exit_on_signals
+from benchmarks.children import end_group, end_with_parent, exiting_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Where the results of a GPU lie that the pages are made from.
@@ -202,8 +202,7 @@ def main(given: Sequence[str] | None = None) -> int:
         check_cuda()
     environment: dict[str, str] = dict(os.environ)
     lines, whole = [], True
-    exit_on_signals()
-    with tempfile.TemporaryDirectory() as scratch:
+    with exiting_on_signals(), tempfile.TemporaryDirectory() as scratch:
         environment.setdefault("ORLAIF_GPU_SCRATCH", scratch)
         if options.wheels:
             with_wheels(options.wheels, f"{scratch}/wheels")

@@ -66,7 +66,6 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
         f"import os, sys, time\nfolder = sys.argv[sys.argv.index('--output') + 1]\n{code}\n"
     )
     monkeypatch.setattr(day, "ROOT", folder)
-    monkeypatch.setattr(day, "exit_on_signals", lambda: None)
 
 
 #: What a part that was stopped has left.
@@ -177,7 +176,6 @@ def test_folders_that_are_given_are_looked_at_first(tmp_path: Path, monkeypatch:
         return part, True
 
     monkeypatch.setattr(day, "one", one)
-    monkeypatch.setattr(day, "exit_on_signals", lambda: None)
     assert day.main(["--rehearse", "--part", "decode", "--videos", "clips"]) == 0
     assert given == [str(tmp_path / "clips")]
 
