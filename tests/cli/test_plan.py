@@ -199,8 +199,3 @@ def test_rankers_and_dynamic_sampling(
     if "batches" in told:
         batch = int(re.search(r"1 x (\d+) x (\d+) prompts.*: ([\d,]+) tokens", said)[3].replace(",", ""))  # type: ignore[index]
         assert f"{7 * batch:,} tokens, where groups tie" in said
-
-
-def test_a_ranker_compares_two_or_more() -> None:
-    with pytest.raises(ValueError, match="--answers is 1; it must be 2 or more"):
-        main(["--answers=1", "--config=recipes/ranker_demo.yaml"])
