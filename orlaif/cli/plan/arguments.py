@@ -35,7 +35,7 @@ def _parser() -> HelperParser:
         "would make it fit. "
         "Further arguments are those of the recipe.",
     )
-    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--gpus", type=int, help="processes, one GPU each; by default trainer.devices x num_nodes")
     parser.add_argument("--gpu-memory", default="80GB", help="of each, such as 80GB or 40GiB")
     parser.add_argument("--video", default="360x640", help="height x width of a typical video, before data.budget")
     parser.add_argument("--video-seconds", type=float, default=30.0, help="its length, for FpsSampling")

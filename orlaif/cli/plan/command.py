@@ -12,6 +12,7 @@ from orlaif.cli.plan.estimate import Estimate
 from orlaif.cli.plan.hardware import Hardware, hardware
 from orlaif.cli.plan.host import clip_bytes, host_plan
 from orlaif.cli.plan.judges import Judges
+from orlaif.cli.plan.processes import check_shared, processes_of, strategy_of
 from orlaif.cli.plan.recipe_sizes import prompt_sizes, setup_of
 from orlaif.cli.plan.seconds import Seconds, told
 from orlaif.cli.plan.sizes import Setup
@@ -48,10 +49,13 @@ def main(arguments: Sequence[str]) -> int:
     module, data = recipe.model, recipe.datamodule
     if not isinstance(module, PolicyModule) or not isinstance(data, VideoDataModule):
         raise ValueError("plan knows the training stages of orlaif, with orlaif.VideoDataModule")
+    gpus, said = processes_of(recipe.trainer_settings, known.gpus)
+    strategy_of(recipe.trainer_settings, gpus, module.policy)  # what is refused, before anything is counted
+    check_shared(module.processes_per_prompt, gpus, said)
     size = known.height, known.width, known.video_seconds
     tokens, share, missing = prompt_sizes(module.policy, data, *size, known.prompt_tokens)
     sizes = known.text_tokens, known.answer_tokens, known.answers
-    setup = setup_of(module, data, recipe.trainer_settings, known.gpus, tokens, *sizes)
+    setup = setup_of(module, data, recipe.trainer_settings, gpus, tokens, *sizes)
     judges, looks_ahead = Judges(), 0
     if isinstance(module, OracleRLAIF):
         rollout, judges, looks_ahead = module.rollout, Judges.of(module.oracle.held_models()), module.batches_ahead
@@ -59,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         setup = replace(setup, judges=judges.gpu)
     estimate = Estimate(module.policy, module.optimizer)
     plan = estimate.plan(setup)
+    if known.gpus is None:
+        print(f"for          {gpus} GPU{'s' if gpus > 1 else ''}, by {said}")
     notes = [*missing, *judges.notes, *estimate.passes.notes, *_of_precision(recipe.trainer_settings.get("precision"))]
     print("\n".join([plan.table(memory), *notes]))
     moved = isinstance(module, OracleRLAIF) and getattr(module.rollout, "sleep_level", 0) == 1

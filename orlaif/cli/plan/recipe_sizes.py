@@ -10,6 +10,7 @@ from torch import nn
 
 from orlaif.cli.plan.layers import layers_of
 from orlaif.cli.plan.meta import eyes
+from orlaif.cli.plan.processes import strategy_of
 from orlaif.cli.plan.sizes import Setup, bytes_of
 from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
@@ -154,15 +155,11 @@ def setup_of(
         answer_tokens: of an answer that is read from data, not sampled.
         answers: of a group that a ranker learns from.
     """
-    setting = trainer.get("strategy")
-    name = setting if isinstance(setting, str) else type(setting).__name__
-    strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
+    sharers = module.processes_per_prompt
     video, patches, pixels, beside = tokens
-    if gpus % (sharers := module.processes_per_prompt):
-        raise ValueError(f"policy.sequence_parallel is {sharers}, and --gpus {gpus} is no multiple of it")
     common: dict[str, Any] = {
         "gpus": gpus,
-        "strategy": strategy,
+        "strategy": strategy_of(trainer, gpus, module.policy),
         "prompts": data.batch_size,
         "prompt_tokens": video + text_tokens,
         "patches": patches * data.batch_size,
@@ -170,6 +167,8 @@ def setup_of(
         "beside_pixels": beside * data.batch_size,
         "sharers": sharers,
         "tower_sharers": sharers if sharers > 1 and in_grids(module.policy) else 1,
+        # With an encoder of the recipe's own the first process samples for all.
+        "samplers": sharers if data.encoder is None and data.processor is None else 1,
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
     }
     if isinstance(module, OracleRLAIF):
