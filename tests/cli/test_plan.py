@@ -172,6 +172,32 @@ def test_the_advice_is_the_cheapest_that_is_enough(folder: str) -> None:
     assert advice(estimates[1], setup, totals[2])[0].startswith("policy.gradient_checkpointing: layers")
 
 
+def test_no_advice_contradicts_another(folder: str) -> None:
+    """Weights that are quantised are not sharded: what was said of shards is taken back."""
+    estimate = Estimate(Policy(folder, dtype="float32", lora=LORA, prefix="shared"), torch.optim.SGD)
+    setup = Setup(gpus=2, strategy="fsdp2", prompt_tokens=3000, loss="none", host_overhead=0, rollout=False)
+    said = " ".join(advice(estimate, setup, 1.0))
+    assert "policy.quantization: {load_in_4bit: true, ...}" in said
+    assert "trainer.strategy: ddp" in said
+    assert "cpu_offload" not in said
+
+
+@pytest.mark.parametrize("divides", [True, False])
+def test_a_long_prompt_is_shared_where_it_can_be(folder: str, divides: bool) -> None:
+    """By two of four processes, where two are enough."""
+    settings: dict[str, Any] = {"gradient_checkpointing": "layers", "activation_offloading": True, "prefix": "shared"}
+    estimate = Estimate(Policy(folder, lora=LORA, dtype="bfloat16", **settings), torch.optim.SGD)
+    setup = Setup(gpus=4, strategy="ddp", prompt_tokens=20000, loss="none", rollout=False, may_share=divides)
+    memory = estimate.plan(replace(setup, sharers=2, accumulate=2)).total
+    assert memory < estimate.plan(setup).total
+    said = advice(estimate, setup, memory)
+    wanted = "policy.sequence_parallel: 2 with trainer.accumulate_grad_batches: 2, the same step: "
+    assert said[0].startswith(wanted) if divides else not any("sequence_parallel" in line for line in said)
+    assert len(said) == 1 or not divides
+    short = advice(estimate, replace(setup, prompt_tokens=16000), 1.0)
+    assert not any("sequence_parallel" in line for line in short)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

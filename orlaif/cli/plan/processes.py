@@ -6,6 +6,7 @@ from typing import Any
 
 from orlaif.arguments import UsageError
 from orlaif.policy import Policy
+from orlaif.training.base import PolicyModule
 
 
 def processes_of(trainer: Any, asked: int | None) -> tuple[int, str]:
@@ -57,3 +58,14 @@ def check_shared(sharers: int, gpus: int, said: str) -> None:
     """
     if gpus % sharers:
         raise UsageError(f"policy.sequence_parallel is {sharers}, and {said} is no multiple of it")
+
+
+def may_share(module: PolicyModule) -> bool:
+    """Whether processes could share this stage's prompts, as far as its settings say (``policy.sequence_parallel``)."""
+    rollout, policy = getattr(module, "rollout", None), module.policy
+    if rollout is not None and (
+        rollout.samples_apart or not rollout.samples_by_policy or rollout.correction is not None
+    ):
+        return False
+    divides = policy.attn_implementation == "sdpa" and policy.prefix in ("auto", "shared")
+    return module.can_share_prompts and divides and policy.prefix_attention in ("auto", "split")

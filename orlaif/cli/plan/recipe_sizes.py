@@ -10,7 +10,7 @@ from torch import nn
 
 from orlaif.cli.plan.layers import layers_of
 from orlaif.cli.plan.meta import eyes
-from orlaif.cli.plan.processes import strategy_of
+from orlaif.cli.plan.processes import may_share, strategy_of
 from orlaif.cli.plan.sizes import Setup, bytes_of
 from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
@@ -169,6 +169,7 @@ def setup_of(
         "tower_sharers": sharers if sharers > 1 and in_grids(module.policy) else 1,
         # With an encoder of the recipe's own the first process samples for all.
         "samplers": sharers if data.encoder is None and data.processor is None else 1,
+        "may_share": may_share(module),
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
     }
     if isinstance(module, OracleRLAIF):

@@ -26,6 +26,7 @@ class Setup:
         sharers: processes that share each prompt (``policy.sequence_parallel``), and deal out its group.
         tower_sharers: those of them that the vision tower's frames are divided among.
         samplers: those of them that sample, each some of the prompts.
+        may_share: whether processes can share prompts in this stage, by this rollout.
         prompt_tokens: S.
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
@@ -55,6 +56,7 @@ class Setup:
     sharers: int = 1
     tower_sharers: int = 1
     samplers: int = 1
+    may_share: bool = False
     prompt_tokens: int = 1024
     completion_tokens: int = 64
     patches: int = 0
