@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 from dataclasses import replace
@@ -182,20 +183,18 @@ def test_no_advice_contradicts_another(folder: str) -> None:
     assert "cpu_offload" not in said
 
 
-@pytest.mark.parametrize("divides", [True, False])
-def test_a_long_prompt_is_shared_where_it_can_be(folder: str, divides: bool) -> None:
+def test_a_long_prompt_is_shared_where_it_can_be(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By two of four processes, where two are enough."""
-    settings: dict[str, Any] = {"gradient_checkpointing": "layers", "activation_offloading": True, "prefix": "shared"}
-    estimate = Estimate(Policy(folder, lora=LORA, dtype="bfloat16", **settings), torch.optim.SGD)
-    setup = Setup(gpus=4, strategy="ddp", prompt_tokens=20000, loss="none", rollout=False, may_share=divides)
+    module = importlib.import_module("orlaif.cli.plan.advice")
+    monkeypatch.setattr(module, "_REMEDIES", (module._shared_prompts,))
+    estimate = Estimate(Policy(folder, lora=LORA, dtype="bfloat16", prefix="shared"), torch.optim.SGD)
+    setup = Setup(gpus=4, strategy="ddp", prompt_tokens=20000, loss="none", rollout=False, may_share=True)
     memory = estimate.plan(replace(setup, sharers=2, accumulate=2)).total
     assert memory < estimate.plan(setup).total
-    said = advice(estimate, setup, memory)
-    wanted = "policy.sequence_parallel: 2 with trainer.accumulate_grad_batches: 2, the same step: "
-    assert said[0].startswith(wanted) if divides else not any("sequence_parallel" in line for line in said)
-    assert len(said) == 1 or not divides
-    short = advice(estimate, replace(setup, prompt_tokens=16000), 1.0)
-    assert not any("sequence_parallel" in line for line in short)
+    (said,) = advice(estimate, setup, memory)
+    assert said.startswith("policy.sequence_parallel: 2 with trainer.accumulate_grad_batches: 2, the same step: ")
+    for other in ({"may_share": False}, {"prompt_tokens": 16000}, {"gpus": 1}, {"prompts": 2}):
+        assert len(advice(estimate, replace(setup, **other), 1.0)) == 1  # that nothing helps
 
 
 @pytest.mark.parametrize(
