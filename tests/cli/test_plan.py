@@ -193,7 +193,8 @@ def test_a_long_prompt_is_shared_where_it_can_be(folder: str, monkeypatch: pytes
     assert memory < estimate.plan(setup).total
     (said,) = advice(estimate, setup, memory)
     assert said.startswith("policy.sequence_parallel: 2 with trainer.accumulate_grad_batches: 2, the same step: ")
-    for other in ({"may_share": False}, {"prompt_tokens": 16000}, {"gpus": 1}, {"prompts": 2}):
+    others: list[dict[str, Any]] = [{"may_share": False}, {"prompt_tokens": 16000}, {"gpus": 1}, {"prompts": 2}]
+    for other in others:
         assert len(advice(estimate, replace(setup, **other), 1.0)) == 1  # that nothing helps
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orlaif.cli.plan.attention import has_windows
 from orlaif.cli.plan.estimate import Estimate
@@ -82,7 +82,7 @@ def _shared_prompts(estimate: Estimate, setup: Setup, memory: float) -> Remedy |
     grids = in_grids(estimate.policy)
     for number in numbers:
         own, step = -(-setup.group_size // number), setup.accumulate * number
-        sharers = {"sharers": number, "samplers": number, "tower_sharers": number if grids else 1}
+        sharers: dict[str, Any] = {"sharers": number, "samplers": number, "tower_sharers": number if grids else 1}
         shared = replace(setup, **sharers, part=min(setup.part, own), accumulate=step)
         if estimate.plan(shared).total <= memory:
             break
