@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -28,12 +29,17 @@ def end_group(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def exit_on_signals() -> None:
-    """Let SIGTERM, SIGINT and SIGHUP raise SystemExit, so that ``finally`` and ``with`` put away what they hold."""
+@contextmanager
+def exiting_on_signals() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP raise SystemExit, so that ``finally`` and ``with`` put away what they hold."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         print(f"ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

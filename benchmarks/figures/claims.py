@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures import mapping_claims
+from benchmarks.figures import mapping_claims, real_size
 from benchmarks.figures.results import load, plus_minus
 
 REPO = Path(__file__).parents[2]
 PRETRAINED, RELATED = "docs/tutorials/pretrained.md", "docs/concepts/related_work.md"
-MATHEMATICS = "docs/concepts/mathematics.md"
+FIRST_RUN, MATHEMATICS = "docs/tutorials/first_real_run.md", "docs/concepts/mathematics.md"
 README, BENCHMARKS, MAPPINGS = "README.md", "docs/benchmarks/index.md", "docs/benchmarks/mappings.md"
 
 
@@ -197,6 +197,11 @@ def _demo_source() -> tuple[object, ...]:
     return (load("demo")["commit"],)
 
 
+def _stages_off() -> tuple[object, ...]:
+    off = real_size.percent_off()
+    return -min(off), max(off)
+
+
 CLAIMS = (
     Claim(README, "{:.1f} to {:.0f} x less time than the duplicated batch for a step of a {:.1f} M decoder on CPU "
           "cores",
@@ -237,5 +242,8 @@ CLAIMS = (
     Claim(MATHEMATICS, "({} prompts, {} arms, groups of {}, {} steps of one length for every mapping; mean quality "
           "from {:.0f}, of the best arms {:.2f}; {} seeds, 95 % intervals", _bandit),
     *(Claim(MATHEMATICS, words, figures) for words, figures in mapping_claims.DEFAULT),
+    Claim(BENCHMARKS, "{:+.0f} % for the 3B's step ({:+.0f} % rollout, {:+.0f} % reference, {:+.0f} % policy) and "
+          "{:+.0f} % for the 2B's ({:+.0f}, {:+.0f}, {:+.0f} %)", lambda: tuple(real_size.percent_off())),
+    Claim(FIRST_RUN, "by stage it was between {:.0f} % below and {:.0f} % above", _stages_off),
     Claim(BENCHMARKS, "the policy's part of a step is {:.1f} x faster than duplicated (operations: {:.1f}", _prefix),
 )  # fmt: skip

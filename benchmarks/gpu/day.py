@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.children import end_group, end_with_parent, exit_on_signals
+from benchmarks.children import end_group, end_with_parent, exiting_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Where the results of a GPU lie that the pages are made from.
@@ -35,6 +36,8 @@ PARTS: dict[str, tuple[str, str, float]] = {
 LIMIT = 9.0
 #: Seconds that a part has, past its limit, for what it is in the middle of.
 GRACE = 25.0
+#: Seconds in which CUDA has to start, from a cold disk.
+STARTS = 120.0
 
 
 def minutes(word: str) -> float:
@@ -71,18 +74,54 @@ def inside(part: str, folder: Path, options: argparse.Namespace) -> int:
     quiet()
     module, function, _ = PARTS[part]
     notebook = Notebook(part, folder, 60 * options.minutes, options.rehearse, {"videos": options.videos})
+    if not notebook.cuda and not options.rehearse:
+        notebook.fail("CUDA", "torch sees no GPU; nothing was begun, at full size, on the CPU")
+        return 1
     getattr(import_module(module), function)(notebook)
     notebook.write(finished=True)
     return 1 if notebook.found["failed"] else 0
 
 
 def with_wheels(folder: str, to: str) -> None:
-    """Install all wheels of a folder, without looking at what they need, into a folder of their own."""
-    wheels = [str(wheel) for wheel in sorted(Path(folder).glob("*.whl"))]
-    if not wheels:
-        raise SystemExit(f"--wheels {folder}: there is no wheel in it")
+    """Install all wheels of a folder, without looking at what they need, into a folder of their own.
+
+    Raises:
+        SystemExit: there is no such folder, no wheel in it, or one that pip refuses.
+    """
+    wheels = files_in(folder, "--wheels", "*.whl")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    subprocess.run([*command, "--no-cache-dir", "--upgrade", "--target", to, *wheels], check=True)
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--upgrade", "--target", to]
+    done = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"--wheels {folder}: {why(done.stderr)}")
+
+
+def files_in(folder: str, option: str, pattern: str) -> list[Path]:
+    """Files of a folder that was given, with its full path; raises SystemExit where it is missing or has none."""
+    if not Path(folder).is_dir():
+        raise SystemExit(f"{option} {folder}: there is no such folder")
+    if not (found := sorted(Path(folder).resolve().glob(pattern))):
+        raise SystemExit(f"{option} {folder}: there is no {pattern} in it")
+    return found
+
+
+def why(said: str) -> str:
+    """Of what a program wrote as it failed, the line that tells: its last error, or its last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(error|exception): ", line, re.IGNORECASE)]
+    return [*lines[-1:], *errors][-1] if lines else "it said nothing"
+
+
+def check_cuda() -> None:
+    """Start CUDA, in a process of its own; raises SystemExit where that fails, before a part begins on the CPU."""
+    command = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').add(1).item()"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STARTS)
+        said = why(done.stderr) if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = f"nothing happened in {STARTS:.0f} s"
+    if said is not None:
+        raise SystemExit(f"CUDA does not start here ({said}); --rehearse runs every part at a small size without it")
 
 
 def set_aside(part: str, folder: Path) -> None:
@@ -147,17 +186,23 @@ def main(given: Sequence[str] | None = None) -> int:
     if options.render:
         from benchmarks.gpu.page import write_pages
 
-        write_pages(RESULTS)
+        try:
+            write_pages(RESULTS)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         return 0
     folder = Path(options.output or os.environ.get("OUT") or ROOT / "outputs" / "gpu").resolve()
     parts = options.part or list(PARTS)
     if options.inside:
         return inside(parts[0], folder, options)
     until = time.monotonic() + 60 * (options.total or 0)
+    if options.videos:
+        options.videos = str(files_in(options.videos, "--videos", "*.mp4")[0].parent)
+    if not options.rehearse:
+        check_cuda()
     environment: dict[str, str] = dict(os.environ)
     lines, whole = [], True
-    exit_on_signals()
-    with tempfile.TemporaryDirectory() as scratch:
+    with exiting_on_signals(), tempfile.TemporaryDirectory() as scratch:
         environment.setdefault("ORLAIF_GPU_SCRATCH", scratch)
         if options.wheels:
             with_wheels(options.wheels, f"{scratch}/wheels")

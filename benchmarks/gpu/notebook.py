@@ -102,7 +102,7 @@ class Notebook:
         try:
             self.entries[name] = call()
         except MissingError as reason:
-            self.found["not_measured"][name] = str(reason)
+            self.leave_out(name, str(reason))
         except Exception as error:
             self.found["failed"][name] = f"{type(error).__name__}: {error}"[:2000]
             traceback.print_exc()
@@ -116,6 +116,11 @@ class Notebook:
         """Note that something was wrong though it ran."""
         self.found["failed"][name] = why
         print(f"{name}: FAILED: {why}", flush=True)
+        self.write()
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Note that something is missing here that a measurement needs."""
+        self.found["not_measured"][name] = why
         self.write()
 
     def write(self, finished: bool = False) -> None:

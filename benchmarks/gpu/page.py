@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- gpu: written by tools/gpu_day.py --render -->", "<!-- /gpu -->"
 
 
+#: What a part's file has.
+KEYS = {"about", "entries", "not_measured", "failed", "finished"}
+
+
 def read_results(folder: Path) -> dict[str, Found]:
     """What there is, by part.
 
@@ -22,16 +26,25 @@ def read_results(folder: Path) -> dict[str, Found]:
         folder: of JSON files, one a part; it may be missing.
 
     Raises:
-        ValueError: a file of a rehearsal, whose figures say nothing about a GPU.
+        ValueError: a file that was cut off, or is not what a part writes; of a rehearsal or of a machine without a
+            GPU, whose figures say nothing about one.
     """
-    results = {}
-    for part in PARTS:
-        path = folder / f"{part}.json"
-        if path.is_file():
-            results[part] = json.loads(path.read_text(encoding="utf-8"))
-            if results[part]["about"]["rehearsal"]:
-                raise ValueError(f"{path} is of a rehearsal; only results of a GPU become pages")
-    return results
+    return {part: read_part(path) for part in PARTS if (path := folder / f"{part}.json").is_file()}
+
+
+def read_part(path: Path) -> Found:
+    """What a part has written; raises ValueError as :func:`read_results`."""
+    try:
+        found: Found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); copy it from the run once more") from None
+    if not isinstance(found, dict) or KEYS - found.keys():
+        raise ValueError(f"{path} is not what a part of make gpu writes; it must have {', '.join(sorted(KEYS))}")
+    if found["about"]["rehearsal"]:
+        raise ValueError(f"{path} is of a rehearsal; only results of a GPU become pages")
+    if "gpu_memory_bytes" not in found["about"]:
+        raise ValueError(f"{path} is of {found['about']['machine']}; only results of a GPU become pages")
+    return found
 
 
 def where(found: Found) -> str:
@@ -54,7 +67,8 @@ def section(results: dict[str, Found]) -> str:
             lines.append(f"{NOT.capitalize()}.")
             continue
         found = results[part]
-        lines += [where(found) + ".", *(tables(found["entries"]) if found["entries"] else []), *left_out(found)]
+        lines += [where(found) + ".", *(tables(found["entries"]) if found["entries"] else [])]
+        lines += [*([] if measured(found) else ["", f"{NOT.capitalize()}."]), *left_out(found)]
     return "\n".join(_single(lines)) + "\n"
 
 
@@ -101,26 +115,33 @@ def steps_in_brief(results: dict[str, Found]) -> str | None:
     return f"a step of 3B LoRA with 32 frames takes {row['step_s']:.1f} s and {sizes}"
 
 
+def measured(found: Found | None) -> bool:
+    """Whether a part has more than what its model is."""
+    return found is not None and any(name != "model" for name in found["entries"])
+
+
 def in_brief(results: dict[str, Found]) -> str:
     """README's lines, without the markers."""
-    briefs = {
-        "the kernels' times": kernels_in_brief(results),
-        "a step with the prompt shared": prefix_in_brief(results),
-        "steps of a 3B model": steps_in_brief(results),
-    }
-    missing = [what for what, said in briefs.items() if said is None]
-    missing += [PARTS[part][0] for part in ("rollout", "sharding", "decode", "pipeline") if part not in results]
     if not results:
         return (
             "**Shown on CPUs only so far**; on a GPU **not measured**: the kernels, a step with the prompt shared,\n"
             "rollouts, training steps, shards, offload, QLoRA, NVDEC, NCCL, vLLM. They are written and, as far as a\n"
             "CPU goes, tested; `make gpu` measures what one GPU can show.\n"
         )
-    machine = next(iter(results.values()))["about"]["machine"]
+    briefs = {
+        "kernels_speed": kernels_in_brief(results),
+        "prefix": prefix_in_brief(results),
+        "rlaif_steps": steps_in_brief(results),
+    }
     said = "; ".join(brief for brief in briefs.values() if brief is not None)
-    lines = [f"**On one {machine}**: {said}." if said else f"**On one {machine}** some of it ran."]
-    if missing:
-        lines.append(f"Not measured on a GPU: {'; '.join(missing)}.")
+    machine = next(iter(results.values()))["about"]["machine"]
+    some = "some of it ran" if any(map(measured, results.values())) else "nothing was measured"
+    lines = [f"**On one {machine}**: {said}." if said else f"**On one {machine}** {some}."]
+    missing = [part for part in PARTS if (briefs.get(part, "") is None or not measured(results.get(part)))]
+    wrong = {part: found["failed"] or not found["finished"] for part, found in results.items()}
+    for what, parts in (("Not measured", missing), ("Failed or stopped", [part for part in PARTS if wrong.get(part)])):
+        if parts:
+            lines.append(f"{what} on a GPU: {'; '.join(PARTS[part][0] for part in parts)}.")
     lines.append("[All of it](docs/benchmarks/index.md#on-a-gpu); several GPUs (NCCL) and vLLM on one: not measured.")
     return "\n".join(lines) + "\n"
 

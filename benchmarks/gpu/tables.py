@@ -142,7 +142,7 @@ def decode(entries: Found) -> list[str]:
             milliseconds(row["cpu"]),
             milliseconds(row["cuda"]),
         ]
-        for name, row in entries.get("clips", {}).items()
+        for name, row in entries.items()
     ]
     return table(["", "frames", "grey values off, mean", "largest", "CPU", "NVDEC"], rows)
 

@@ -58,6 +58,13 @@ def is_ours(filename: str) -> bool:
     return os.path.abspath(filename).startswith(_PACKAGE + os.sep)
 
 
+def is_refusal(error: ValueError) -> bool:
+    """Whether it began as a ValueError of orlaif itself, which refuses a value that it was given."""
+    first = list(chain(error))[-1]
+    frames = traceback.extract_tb(first.__traceback__)
+    return isinstance(first, ValueError) and bool(frames) and is_ours(frames[-1].filename)
+
+
 def telling_frame(error: BaseException) -> traceback.FrameSummary | None:
     """Where an error was raised, as near to the user's own code as it was."""
     frames = traceback.extract_tb(error.__traceback__)

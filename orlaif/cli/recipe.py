@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from orlaif.cli.frames import users_place
+from orlaif.cli.frames import is_refusal, users_place
 from orlaif.cli.grammar import sentence
 from orlaif.cli.quiet import quiet_libraries
 from orlaif.cli.run_folder import write_state
@@ -31,6 +31,7 @@ from orlaif.near_misses import did_you_mean
 from orlaif.stages import stage
 from orlaif.status_line import StatusLine
 from orlaif.training.callbacks import Checkpointing, KeepSamples, Progress, StopSignals
+from orlaif.training.sharing import SharesPrompts
 
 
 class AgreedRecipe(SaveConfigCallback):
@@ -181,14 +182,24 @@ class OrlaifCLI(RunOnceCLI):
             ) from error
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe."""
+        """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe.
+
+        Raises:
+            RecipeError: a constructor of orlaif's own refuses what the recipe says.
+            ValueError: another's does; processes that cannot share prompts as the policy says.
+        """
         try:
             with stage("making model and data"):
                 super().instantiate_classes()
         except ValueError as error:
-            if not str(error).startswith("Does not validate against"):
+            said = self._said(error) if str(error).startswith("Does not validate against") else str(error)
+            if is_refusal(error):
+                raise RecipeError(said) from error
+            if said == str(error):
                 raise
-            raise ValueError(self._said(error)) from error
+            raise ValueError(said) from error
+        if self.subcommand == "fit" and isinstance(self.model, SharesPrompts):  # before there are other processes
+            self.model.check_sharing(self.trainer.num_devices * self.trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""

@@ -132,17 +132,17 @@ def sequence_group(size: int) -> SequenceGroup:
     Raises:
         ValueError: the run's processes cannot be divided into such groups.
     """
-    check_divides(size)
+    check_divides(size, num_processes())
     groups = [dist.new_group(list(range(first, first + size))) for first in range(0, num_processes(), size)]
     return SequenceGroup(size=size, index=process_index() % size, group=groups[process_index() // size])
 
 
-def check_divides(size: int) -> None:
-    """Raise ValueError where the run's processes cannot be divided into groups of ``size``."""
-    if num_processes() % size:
+def check_divides(size: int, processes: int) -> None:
+    """Raise ValueError where the ``processes`` of a run cannot be divided into groups of ``size``."""
+    if processes % size:
         raise ValueError(
-            f"policy.sequence_parallel is {size} on {num_processes()} processes; it must divide their number "
-            "(trainer.devices x trainer.num_nodes)"
+            f"policy.sequence_parallel is {size}; it must divide the number of processes "
+            f"(trainer.devices x trainer.num_nodes), which is {processes}"
         )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orlaif.distributed.checkpoint_io import SafeCheckpointIO
-from orlaif.distributed.sync import check_same
+from orlaif.distributed.sync import check_same, num_processes
 from orlaif.evaluation.answers import Accuracy, WrittenAnswers
 from orlaif.evaluation.graded_test import GradedTest
 from orlaif.evaluation.loop import Loop, Stage
@@ -79,7 +79,7 @@ class PolicyModule(SharesPrompts):
         """Refuse callbacks that cannot work, before anything is loaded."""
         if stage == "fit":
             check_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
-            self.check_sharing()
+            self.check_sharing(num_processes())
         super().setup(stage)
 
     def configure_model(self) -> None:

@@ -155,16 +155,15 @@ class OracleRLAIF(SamplesAhead):
     @property
     def prompt_cost(self) -> str:
         """How often a step pays for a prompt and its video, in words."""
-        g = self.rollout.group_size
-        size = min(self.microbatch or g, g)
-        passes, once = -(-g // size), self.policy.layout != "duplicate"
+        g, once = self.rollout.group_size, self.policy.layout != "duplicate"
+        passes, in_words = self.passes(g, self.microbatch)
         times = passes if once else g
         cost = f"each prompt goes once through the rollout and {times} x through the policy"
         if self.loss.kl_coef:
             cost += f" and {times} x through the reference"
         if not once:
             return f"{cost}: prefix: duplicate pays for it with each of {g} completions"
-        return f"{cost}: {passes} pass{'es' if passes > 1 else ''} of up to {size} of {g} completions behind one prompt"
+        return f"{cost}: {in_words}"
 
     @property
     def longest_answer(self) -> int:

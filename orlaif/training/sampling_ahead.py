@@ -38,9 +38,9 @@ class SamplesAhead(PolicyModule):
         """How many batches the rollout samples ahead: :class:`~orlaif.types.LooksAhead`."""
         return self.rollout.staleness
 
-    def check_sharing(self) -> None:
+    def check_sharing(self, processes: int) -> None:
         """And where the rollout is not one that a process can do for others."""
-        super().check_sharing()
+        super().check_sharing(processes)
         rollout = self.rollout
         if self.processes_per_prompt > 1 and (
             rollout.samples_apart or not rollout.samples_by_policy or rollout.correction is not None

@@ -45,15 +45,35 @@ class SharesPrompts(ResumableModule):
         """Whether this process speaks for its prompts: the first of those that share them."""
         return self.sequence is None or self.sequence.index == 0
 
-    def check_sharing(self) -> None:
-        """Before anything is loaded: raise ValueError where prompts cannot be shared as the recipe says."""
+    def passes(self, group_size: int, microbatch: int | None) -> tuple[int, str]:
+        """How many passes a process makes behind each prompt, and the same in words.
+
+        Args:
+            group_size: completions of a prompt, which those that share it deal out.
+            microbatch: most completions in a pass; None is all that it has.
+        """
+        n = self.processes_per_prompt
+        own = -(-group_size // n)
+        size = min(microbatch or own, own)
+        number = -(-own // size)
+        said = (
+            f"{number} pass{'es' if number > 1 else ''} of up to {size} of {group_size} completions behind one prompt"
+        )
+        return number, said if n == 1 else f"{said}, on each of the {n} processes that share it"
+
+    def check_sharing(self, processes: int) -> None:
+        """Before anything is loaded: raise ValueError where prompts cannot be shared as the recipe says.
+
+        Args:
+            processes: of the run, which need not have started yet.
+        """
         if (number := self.processes_per_prompt) == 1:
             return
         if not self.can_share_prompts:
             raise ValueError(
                 f"policy.sequence_parallel is {number}, which {type(self).__name__} does not know; set it to 1"
             )
-        check_divides(number)
+        check_divides(number, processes)
 
     def begin_sharing(self) -> None:
         """Once the policy is loaded, by all processes: find those that share this one's prompts.

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from benchmarks import harness
-from benchmarks.gpu import day
+from benchmarks.gpu import day, decode
 from benchmarks.gpu.kernels_correct import marked, outcome
 from benchmarks.gpu.notebook import MissingError, Notebook
 from benchmarks.models import build
 from benchmarks.published import MILLIONS
+from orlaif.types import VideoError
 from tests.conftest import REPO
 
 
@@ -65,7 +66,6 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
         f"import os, sys, time\nfolder = sys.argv[sys.argv.index('--output') + 1]\n{code}\n"
     )
     monkeypatch.setattr(day, "ROOT", folder)
-    monkeypatch.setattr(day, "exit_on_signals", lambda: None)
 
 
 #: What a part that was stopped has left.
@@ -140,6 +140,61 @@ def test_a_part_ends_with_the_driver(number: int, tmp_path: Path, monkeypatch: p
     else:
         assert (tmp_path / "said").read_text() == f"ended by {signal.Signals(number).name}\n"
         eventually(lambda: not runs(other))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_cuda_nothing_begins_but_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orlaif.demo.demo.quiet", lambda: None)
+    with pytest.raises(SystemExit, match=r"^CUDA does not start here \(.+\); --rehearse runs every part at a small"):
+        day.main(["--part", "rollout", "--output", str(tmp_path)])
+    assert not [*tmp_path.iterdir()]
+    options = day.arguments(["--part", "decode"])  # the GPU went away behind the driver's look
+    assert day.inside("decode", tmp_path, options) == 1
+    line, well = day.told("decode", tmp_path, 1)
+    assert "failed: CUDA (torch sees no GPU" in line
+    assert not well
+
+
+def test_folders_that_are_given_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "wheels").mkdir()
+    for option, folder, pattern in (("--videos", "clips", "*.mp4"), ("--wheels", "wheels", "*.whl")):
+        with pytest.raises(SystemExit, match=f"^{option} none: there is no such folder$"):
+            day.main(["--rehearse", "--part", "decode", option, "none"])
+        with pytest.raises(SystemExit) as end:
+            day.main(["--rehearse", "--part", "decode", option, folder])
+        assert end.value.code == f"{option} {folder}: there is no {pattern} in it"
+    (tmp_path / "wheels" / "bad-1.0-py3-none-any.whl").write_text("no archive")
+    with pytest.raises(SystemExit, match=r"^--wheels wheels: ERROR: .*bad.*"):
+        day.with_wheels("wheels", str(tmp_path / "to"))
+    (tmp_path / "clips" / "a.mp4").touch()
+    given: list[str] = []
+
+    def one(part: str, folder: Path, limit: float, options: Any, environment: Any) -> tuple[str, bool]:
+        given.append(options.videos)
+        return part, True
+
+    monkeypatch.setattr(day, "one", one)
+    assert day.main(["--rehearse", "--part", "decode", "--videos", "clips"]) == 0
+    assert given == [str(tmp_path / "clips")]
+
+
+def test_a_clip_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clip(path: Path) -> dict[str, Any]:
+        if path.name == "broken.mp4":
+            raise VideoError(path=str(path), cause="cut off")
+        return {"mean_difference": 3.0 if path.name == "other.mp4" else 0.5}
+
+    names = ("broken.mp4", "good.mp4", "other.mp4")
+    monkeypatch.setattr(decode, "videos", lambda notebook: [tmp_path / name for name in names])
+    monkeypatch.setattr(decode, "clip", clip)
+    book = notebook(tmp_path)
+    decode.run(book)
+    found = read(tmp_path)
+    assert found["entries"] == {"good.mp4": {"mean_difference": 0.5}, "other.mp4": {"mean_difference": 3.0}}
+    assert found["failed"]["other.mp4"] == "3.00 grey values off the CPU's; at most 2.0"
+    assert found["failed"]["broken.mp4"].startswith("VideoError: ")
 
 
 def eventually(is_so: Callable[[], bool]) -> None:

@@ -16,6 +16,7 @@ ABOUT = {
     "versions": {"torch": "2.11.0", "triton": "3.6.0", "transformers": "5.17.0", "pytest": "9.2.0"},
     "date": "2026-12-01",
     "rehearsal": False,
+    "gpu_memory_bytes": 150_000_000_000,
 }
 
 
@@ -120,9 +121,24 @@ def test_results_in_brief_name_what_is_missing() -> None:
     assert text.startswith("**On one NVIDIA H200**: ")
     assert "the fused head takes 0.50 x the time of torch.compile, through the head (8192 tokens)" in text
     assert "a step with the prompt shared takes 6.0 x less for qwen2.5-vl-3b" in text
-    assert "Not measured on a GPU: steps of a 3B model; A rollout; Decoding by NVDEC" in text
+    assert (
+        "Not measured on a GPU: The kernels are right; A rollout; Steps of Oracle-RLAIF: 3B, LoRA, 32 frames; " in text
+    )
+    assert "Failed or stopped on a GPU: FSDP2 on one GPU, offload, QLoRA.\n" in text
     whole = page.in_brief(MADE_UP)
     assert "a step of 3B LoRA with 32 frames takes 4.2 s and 14.1 GB (planned 13.6)" in whole
+
+
+def test_a_part_without_figures_is_not_measured_and_one_that_failed_has_failed() -> None:
+    rollout = found(entries={"model": {"parameters": 3}}, failed={"eager": "RuntimeError: no"})
+    results = {"rollout": rollout, "decode": MADE_UP["decode"]}
+    text = page.in_brief(results)
+    assert text.startswith(
+        "**On one NVIDIA H200** nothing was measured.\nNot measured on a GPU: The kernels are right; "
+    )
+    assert text.splitlines()[1].split(": ", 1)[1] == "; ".join(heading for heading, _ in tables.PARTS.values()) + "."
+    assert text.splitlines()[2] == "Failed or stopped on a GPU: A rollout."
+    assert page.section(results).splitlines().count("Not measured.") == len(tables.PARTS)
 
 
 def test_without_results_everything_is_not_measured() -> None:
@@ -134,6 +150,28 @@ def test_a_rehearsal_becomes_no_page(tmp_path: Path) -> None:
     (tmp_path / "prefix.json").write_text(json.dumps(found(about=ABOUT | {"rehearsal": True})))
     with pytest.raises(ValueError, match="is of a rehearsal"):
         page.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps(found())[:40], r"prefix.json is no JSON \(.*\); copy it from the run once more"),
+        (json.dumps([1]), "prefix.json is not what a part of make gpu writes; it must have about, entries"),
+        (
+            json.dumps(found(about={"machine": "x86_64, 2 cores, no GPU", "rehearsal": False})),
+            "prefix.json is of x86_64, 2 cores, no GPU; only results of a GPU become pages",
+        ),
+    ],
+)
+def test_a_file_that_is_no_gpus_result_is_named(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prefix.json").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        page.read_results(tmp_path)
+    monkeypatch.setattr(day, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match=said):
+        day.main(["--render"])
 
 
 def test_text_goes_between_the_markers_and_nowhere_else() -> None:

@@ -125,7 +125,7 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
     ),
     "a number out of its range": (
         ["--data.init_args.sampling.init_args.num_frames=0"],
-        1,
+        2,
         "UniformSampling.num_frames is 0; a clip needs 2 frames or more",
     ),
     "too many runs to compare": (
@@ -227,25 +227,36 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
     "a strategy": (["--trainer.strategy=fdsp2"], 1, "trainer.strategy is 'fdsp2'; did you mean 'fsdp2'[?]"),
     "an accelerator": (["--trainer.accelerator=gpuu"], 1, "trainer.accelerator is 'gpuu'; did you mean 'gpu'[?]"),
     "no devices": (["--trainer.devices=0"], 1, "trainer.devices is '0': .*"),
+    "processes that cannot share prompts": (
+        [f"{POLICY}.sequence_parallel=2", "--trainer.accelerator=cpu", "--trainer.devices=3"],
+        1,
+        "policy.sequence_parallel is 2; it must divide the number of processes "
+        r"\(trainer.devices x trainer.num_nodes\), which is 3",
+    ),
     "a group of one": (
         ["--model.init_args.rollout.init_args.group_size=1"],
-        1,
+        2,
         "rollout.group_size is 1; ranking needs 2 or more answers to a question",
     ),
-    "a batch of none": (["--data.init_args.batch_size=0"], 1, "data.batch_size is 0; it must be 1 or more"),
+    "a batch of none": (["--data.init_args.batch_size=0"], 2, "data.batch_size is 0; it must be 1 or more"),
     "a temperature": (
         ["--model.init_args.rollout.init_args.sampling.temperature=-1"],
-        1,
+        2,
         "sampling.temperature is -1.0; it must be 0 .*",
     ),
-    "a dtype": ([f"{POLICY}.dtype=float12"], 1, ".*float12.*"),
+    "a dtype": ([f"{POLICY}.dtype=float12"], 2, ".*float12.*"),
     "no such checkpoint": (
         ["--ckpt_path=nowhere/step=1.ckpt"],
         2,
         "--ckpt_path nowhere/step=1.ckpt: no such checkpoint; .*",
     ),
     "a class that orlaif help does not know": (["help", "OracleRLAF"], 2, ".*did you mean orlaif.OracleRLAIF[?]"),
-    "a plan's size": (["plan", "--gpu-memory=much"], 1, "--gpu-memory is 'much'; it must be a size such as 80GB .*"),
+    "settings that do not go together": (
+        [f"{POLICY}.prefix=fork", f"{POLICY}.gradient_checkpointing=layers"],
+        2,
+        "policy.prefix is 'fork' and policy.gradient_checkpointing is 'layers': .*",
+    ),
+    "a plan's size": (["plan", "--gpu-memory=much"], 2, "--gpu-memory is 'much'; it must be a size such as 80GB .*"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 from dataclasses import replace
@@ -172,6 +173,31 @@ def test_the_advice_is_the_cheapest_that_is_enough(folder: str) -> None:
     assert advice(estimates[1], setup, totals[2])[0].startswith("policy.gradient_checkpointing: layers")
 
 
+def test_no_advice_contradicts_another(folder: str) -> None:
+    """Weights that are quantised are not sharded: what was said of shards is taken back."""
+    estimate = Estimate(Policy(folder, dtype="float32", lora=LORA, prefix="shared"), torch.optim.SGD)
+    setup = Setup(gpus=2, strategy="fsdp2", prompt_tokens=3000, loss="none", host_overhead=0, rollout=False)
+    said = " ".join(advice(estimate, setup, 1.0))
+    assert "policy.quantization: {load_in_4bit: true, ...}" in said
+    assert "trainer.strategy: ddp" in said
+    assert "cpu_offload" not in said
+
+
+def test_a_long_prompt_is_shared_where_it_can_be(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two of four processes, where two are enough."""
+    module = importlib.import_module("orlaif.cli.plan.advice")
+    monkeypatch.setattr(module, "_REMEDIES", (module._shared_prompts,))
+    estimate = Estimate(Policy(folder, lora=LORA, dtype="bfloat16", prefix="shared"), torch.optim.SGD)
+    setup = Setup(gpus=4, strategy="ddp", prompt_tokens=20000, loss="none", rollout=False, may_share=True)
+    memory = estimate.plan(replace(setup, sharers=2, accumulate=2)).total
+    assert memory < estimate.plan(setup).total
+    (said,) = advice(estimate, setup, memory)
+    assert said.startswith("policy.sequence_parallel: 2 with trainer.accumulate_grad_batches: 2, the same step: ")
+    others: list[dict[str, Any]] = [{"may_share": False}, {"prompt_tokens": 16000}, {"gpus": 1}, {"prompts": 2}]
+    for other in others:
+        assert len(advice(estimate, replace(setup, **other), 1.0)) == 1  # that nothing helps
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -199,8 +225,3 @@ def test_rankers_and_dynamic_sampling(
     if "batches" in told:
         batch = int(re.search(r"1 x (\d+) x (\d+) prompts.*: ([\d,]+) tokens", said)[3].replace(",", ""))  # type: ignore[index]
         assert f"{7 * batch:,} tokens, where groups tie" in said
-
-
-def test_a_ranker_compares_two_or_more() -> None:
-    with pytest.raises(ValueError, match="--answers is 1; it must be 2 or more"):
-        main(["--answers=1", "--config=recipes/ranker_demo.yaml"])

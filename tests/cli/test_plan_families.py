@@ -141,6 +141,19 @@ def test_processes_that_share_prompts(tmp_path: Path) -> None:
     assert seconds._exchanges(half) == pytest.approx(0.5 * (4 * keys + 3 * features) / 5e10)
 
 
+def test_the_rollout_is_of_the_prompts_that_a_process_samples(tmp_path: Path) -> None:
+    """Of four that two share: what sampling two takes, beside the pixels of all four."""
+    estimate = Estimate(Policy(without_weights("qwen3_vl", tmp_path), dtype="float32"), torch.optim.SGD)
+    sizes: dict[str, Any] = {"group_size": 4, "part": 2, "prompt_tokens": 96, "completion_tokens": 400}
+    four, two = Setup(prompts=4, sharers=2, samplers=2, **sizes), Setup(prompts=2, **sizes)
+    assert estimate.plan(four).phases["rollout"] == estimate.plan(two).phases["rollout"]
+    seconds = Seconds(estimate, ROUND)
+    assert seconds.of_step(four)["rollout"] == seconds.of_step(two)["rollout"]
+    four, two = (dataclasses.replace(s, pixels=864, patches=384 * s.prompts) for s in (four, two))
+    shared, alone = (estimate.plan(s).phases["rollout"]["activations"] for s in (four, two))
+    assert shared == alone + 1536 * 864 * 4
+
+
 def test_what_waits_on_the_host_is_of_every_answer(tmp_path: Path) -> None:
     """Where a config rules out that a prompt is shared: the layers' inputs of four rows, as if asked for so."""
     folder = without_weights("dots3_note", tmp_path)

@@ -53,11 +53,9 @@ def test_layers_are_given_what_the_tower_gave_them(tmp_path: Path) -> None:
     assert tower.layers(560, train=False)[0].peak > 2 * 280 * 280 * 4  # the mask, in numbers
 
 
-@pytest.mark.parametrize(
-    ("family", "further"), [("video_llava", (2, 2)), ("llava_onevision", (2, 0)), ("qwen3_vl", (0, 0))]
-)
+@pytest.mark.parametrize(("family", "further"), [("video_llava", (2, 2)), ("qwen3_vl", (0, 0))])
 def test_hidden_states_of_all_layers(family: str, further: tuple[int, int], tmp_path: Path) -> None:
-    """Some towers collect them, and some of these hand them out with the features."""
+    """Some towers collect them, and hand them out with the features."""
     assert Passes(Policy(without_weights(family, tmp_path))).tower.further == further
 
 
@@ -68,6 +66,7 @@ def test_a_patch_is_what_is_embedded(tmp_path: Path) -> None:
 
 def test_masks_of_pixels_are_counted(tmp_path: Path) -> None:
     """Eight frames of 48 x 48 places in whole numbers of 8 bytes, and one for each token."""
+    pytest.importorskip("num2words")  # which its processor needs
     clip: Any = SimpleNamespace(sampling=UniformSampling(8), budget=None)
     tokens, _, _, beside = video_tokens(Policy(without_weights("smolvlm", tmp_path)), clip, 96, 128, 8.0)
     assert beside == 8 * (8 * 48 * 48 + tokens)
@@ -76,10 +75,10 @@ def test_masks_of_pixels_are_counted(tmp_path: Path) -> None:
 def test_attention_on_a_cpu_makes_scores_for_unequal_heads(tmp_path: Path) -> None:
     assert makes_scores(24, 16, torch.float32)
     assert not makes_scores(16, 16, torch.float32)
-    policy = Policy(without_weights("kimi_k25", tmp_path), dtype="float32")
+    policy = Policy(without_weights("kimi_k25", tmp_path), dtype="bfloat16")
     on_cpu, on_gpu = (Passes(policy, device).decoder(1, 200, train=False).peak for device in ("cpu", "cuda"))
     heads = policy.config.get_text_config().num_attention_heads
-    assert on_cpu - on_gpu > heads * 200 * 200 * 4
+    assert on_cpu - on_gpu > heads * 200 * 200 * 2
 
 
 def test_mixed_precision_is_not_counted_and_told() -> None:

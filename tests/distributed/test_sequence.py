@@ -13,7 +13,6 @@ import torch
 from orlaif.cli.plan.live_bytes import LiveBytes
 from orlaif.cli.plan.passes import Passes
 from orlaif.demo.shapes import words
-from orlaif.distributed import sequence
 from orlaif.distributed.sequence import SequenceGroup, check_divides
 from orlaif.policy import Policy
 from orlaif.policy.divided_tower import frames_of
@@ -260,20 +259,19 @@ def test_activations_of_a_long_row_halve_with_two(tiny_model: str) -> None:
 # ---------------------------------------------------------------- refusals
 
 
-def test_what_cannot_be_divided_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_divided_is_refused(tiny_model: str) -> None:
     with pytest.raises(ValueError, match=r"sequence_parallel is 0; it must be 1 or more processes"):
         Policy(tiny_model, sequence_parallel=0)
     with pytest.raises(ValueError, match=r"sequence_parallel is 2; it needs .* they are 'sdpa' and 'duplicate'"):
         Policy(tiny_model, sequence_parallel=2, prefix="duplicate")
     with pytest.raises(ValueError, match=r"prefix_attention is 'mask'; with policy.sequence_parallel: 2 it must be"):
         Policy(tiny_model, sequence_parallel=2, prefix_attention="mask")
-    with pytest.raises(ValueError, match=r"sequence_parallel is 2 on 1 processes; it must divide their number"):
-        check_divides(2)
-    monkeypatch.setattr(sequence, "num_processes", lambda: 4)
+    with pytest.raises(ValueError, match=r"is 2; it must divide the number of processes \(.*\), which is 3$"):
+        check_divides(2, 3)
     module, ahead = rlaif(tiny_model), rlaif(tiny_model, rollout=Pipelined(Rollout(group_size=4), 1))
     module.policy = ahead.policy = Policy(tiny_model, sequence_parallel=2)
-    module.check_sharing()
+    module.check_sharing(4)
     with pytest.raises(ValueError, match=r"sequence_parallel is 2, which PreferenceRankerTraining does not know"):
-        PreferenceRankerTraining(module.policy).check_sharing()
+        PreferenceRankerTraining(module.policy).check_sharing(4)
     with pytest.raises(ValueError, match=r"sequence_parallel is 2, and rollout is Pipelined; it must be one by"):
-        ahead.check_sharing()
+        ahead.check_sharing(4)

@@ -114,6 +114,17 @@ def test_a_prompt_is_paid_once_per_microbatch(tiny_model: str, data_root: str, t
     )
 
 
+@pytest.mark.parametrize(("microbatch", "said"), [(None, "1 pass of up to 3 of 5"), (2, "2 passes of up to 2 of 5")])
+def test_processes_that_share_a_prompt_have_a_part_of_its_group_each(
+    tiny_model: str, microbatch: int | None, said: str
+) -> None:
+    module = rlaif(tiny_model)
+    module.policy = Policy(tiny_model, dtype="float32", sequence_parallel=2)
+    passes, in_words = module.passes(5, microbatch)
+    assert passes == int(said[0])
+    assert in_words == f"{said} completions behind one prompt, on each of the 2 processes that share it"
+
+
 def test_what_duplication_costs_is_said(tiny_model: str) -> None:
     module = rlaif(tiny_model)
     module.policy = Policy(tiny_model, dtype="float32", prefix="duplicate").load()

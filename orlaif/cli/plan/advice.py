@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
+from orlaif.cli.plan.attention import has_windows
 from orlaif.cli.plan.estimate import Estimate
+from orlaif.cli.plan.recipe_sizes import in_grids
 from orlaif.cli.plan.sizes import GB, Setup
 from orlaif.distributed.sharding import Sharding
 from orlaif.policy.recomputation import SEEN_BY_HOOKS
 
 Remedy = tuple[str, Estimate, Setup]
+#: Tokens of a prompt from which on its own processes are worth what they exchange.
+LONG = 16384
 
 
 def _fused_head(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
@@ -65,6 +71,25 @@ def _smaller_batches(estimate: Estimate, setup: Setup, memory: float) -> Remedy 
     return label, estimate, setup
 
 
+def _shared_prompts(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
+    """Of a long prompt that is alone in its batch: by the fewest processes that are enough, or by all."""
+    passes, numbers = estimate.passes, [n for n in range(2, setup.gpus + 1) if setup.gpus % n == 0]
+    divides = passes.layout == "shared" and not passes.blocks and not has_windows(passes.text)
+    if setup.sharers > 1 or not setup.may_share or setup.prompts > 1 or setup.prompt_tokens < LONG or not numbers:
+        return None
+    if not divides or estimate.compute.itemsize != 2:
+        return None
+    grids = in_grids(estimate.policy)
+    for number in numbers:
+        own, step = -(-setup.group_size // number), setup.accumulate * number
+        sharers: dict[str, Any] = {"sharers": number, "samplers": number, "tower_sharers": number if grids else 1}
+        shared = replace(setup, **sharers, part=min(setup.part, own), accumulate=step)
+        if estimate.plan(shared).total <= memory:
+            break
+    label = f"policy.sequence_parallel: {number} with trainer.accumulate_grad_batches: {step}, the same step"
+    return label, estimate.changed(sequence_parallel=number), shared
+
+
 def _sharded(estimate: Estimate, setup: Setup, memory: float) -> Remedy | None:
     if setup.strategy == "fsdp2" or setup.gpus == 1 or estimate.policy.quantization is not None:
         return None
@@ -104,11 +129,25 @@ _REMEDIES = (
     _activations_offloaded,
     _smaller_parts,
     _smaller_batches,
+    _shared_prompts,
     _sharded,
     _offloaded,
     _with_lora,
     _quantised,
 )
+
+
+#: What does not go with quantised weights: they are tried in its place.
+_UNQUANTISED = (_sharded, _offloaded, _with_lora)
+
+
+class _Step(NamedTuple):
+    """What was said, and what it was said of."""
+
+    way: Callable[[Estimate, Setup, float], Remedy | None]
+    estimate: Estimate
+    setup: Setup
+    line: str
 
 
 def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
@@ -119,19 +158,22 @@ def advice(estimate: Estimate, setup: Setup, memory: float) -> list[str]:
         setup: that does not fit.
         memory: bytes of a GPU.
     """
-    said: list[str] = []
+    said: list[_Step] = []
     total, before = estimate.plan(setup).total, math.inf
     while total < before:  # what did not help may do so after something else has
         before = total
-        for remedy in _REMEDIES:
-            if (outcome := remedy(estimate, setup, memory)) is None:
+        for way in _REMEDIES:
+            undone = [way is _quantised and step.way in _UNQUANTISED for step in said]
+            at = undone.index(True) if any(undone) else len(said)
+            start = (said[at].estimate, said[at].setup) if at < len(said) else (estimate, setup)
+            if (outcome := way(*start, memory)) is None:
                 continue
             label, changed, smaller = outcome
             if (needed := changed.plan(smaller).total) >= total:
                 continue
+            said[at:] = [_Step(way, *start, f"{label}: {needed / GB:.1f} GB")]
             estimate, setup, total = changed, smaller, needed
-            said.append(f"{label}: {total / GB:.1f} GB")
             if total <= memory:
-                return said
-    said.append("and that is not enough: fewer or smaller frames (data.sampling, data.budget), or a smaller model")
-    return said
+                return [step.line for step in said]
+    enough = "and that is not enough: fewer or smaller frames (data.sampling, data.budget), or a smaller model"
+    return [*(step.line for step in said), enough]

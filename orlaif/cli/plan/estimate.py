@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,8 +55,6 @@ class Estimate:
         Args:
             setup: its sizes.
         """
-        if setup.strategy == "fsdp2" and self.policy.quantization is not None:
-            raise ValueError("policy.quantization cannot be sharded with FSDP2; plan with --strategy ddp")
         shards = setup.gpus if setup.strategy == "fsdp2" else 1
         parameters = list(self.model.parameters())
         trained = [p for p in parameters if p.requires_grad]
@@ -171,14 +168,17 @@ class Estimate:
     # ------------------------------------------------------------- counted
 
     def _rollout(self, s: Setup) -> dict[str, int]:
-        """The larger of a prompt's pass and a token's step."""
-        shared = self.shares_cache
+        """The larger of a prompt's pass and a token's step, of the prompts that this process samples."""
+        shared, whole, s = self.shares_cache, s, s.sampled_by_one
         rows = s.prompts * s.group_size
         logits = torch.empty(rows, self.text.vocab_size, dtype=self.compute, device="meta")
         noise = torch.empty(rows, self.text.vocab_size, dtype=torch.float32, device="meta")
         with torch.no_grad(), LiveBytes([logits, noise]) as sampled:
             choose_tokens(logits.clone(), SamplingParams(temperature=s.temperature), noise)
-        vision = self.passes.vision(replace(s, tower_sharers=1), train=False)  # a prompt is sampled by one process
+        vision = self.passes.vision(s, train=False)
+        if s.prompts < whole.prompts:  # which are encoded once more, beside the pixels of all
+            pixels = whole.patches * whole.pixels * 4 + whole.beside_pixels
+            vision = vision.plus(Used(kept=pixels, peak=pixels))
         prompts = s.prompts * self.passes.cache(s.prompt_tokens)
         decoder = self.passes.decoder(s.prompts, s.prompt_tokens, train=False)
         all_prompts = prompts * (1 if shared else s.group_size)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from orlaif.arguments import UsageError
+
 #: Share of the peak that training passes reach. Published runs of this size on PyTorch reach 0.3 to 0.5.
 OF_PEAK = 0.4
 #: Of what large products reach on a CPU when they are tried; found with a 3B model (docs/benchmarks).
@@ -84,12 +86,12 @@ def hardware(name: str) -> Hardware:
     """A GPU of the table, or ``cpu``: this machine, tried for a second.
 
     Raises:
-        ValueError: a name that the table has not.
+        UsageError: a name that the table has not.
     """
     if name == "cpu":
         return this_cpu()
     if name not in GPUS:
-        raise ValueError(f"--gpu is {name!r}; it must be one of {', '.join(GPUS)}, or cpu for this machine's")
+        raise UsageError(f"--gpu is {name!r}; it must be one of {', '.join(GPUS)}, or cpu for this machine's")
     return GPUS[name]
 
 

@@ -26,6 +26,7 @@ from orlaif.cli.plan.meta import decoder_of, eyes, meta_model, read_rows
 from orlaif.cli.plan.numbers import on_meta
 from orlaif.cli.plan.sizes import Setup, Used, bytes_of
 from orlaif.cli.plan.tower import Tower
+from orlaif.cli.plan.unsaid import unsaid_sizes
 from orlaif.losses import grpo_rank_loss
 from orlaif.policy import Policy, evaluating
 from orlaif.policy.asking import base_of
@@ -252,6 +253,12 @@ class Passes:
             try:
                 self._memo[key] = work()
             except Exception as error:  # whatever a model's own code raises for lack of numbers
+                if unsaid := unsaid_sizes(self.policy.path, self.policy.config):
+                    raise ValueError(
+                        f"policy.path is {self.policy.path!r}, whose config does not say {', '.join(unsaid)}; with "
+                        f"those of model type {self.policy.config.model_type!r} no pass can be counted "
+                        f"({type(error).__name__}: {error})"
+                    ) from error
                 raise ValueError(
                     f"policy.path is a model of type {self.policy.config.model_type!r}, of which no pass can be "
                     f"counted without its weights ({type(error).__name__}: {error}); plan needs a model whose "

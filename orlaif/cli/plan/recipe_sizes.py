@@ -10,6 +10,7 @@ from torch import nn
 
 from orlaif.cli.plan.layers import layers_of
 from orlaif.cli.plan.meta import eyes
+from orlaif.cli.plan.processes import may_share, strategy_of
 from orlaif.cli.plan.sizes import Setup, bytes_of
 from orlaif.cli.plan.tower import main_part
 from orlaif.data.datamodule import VideoDataModule
@@ -19,7 +20,44 @@ from orlaif.policy.encoding import ProcessorEncoder
 from orlaif.training.base import PolicyModule
 from orlaif.training.ranker import ListwiseRankerTraining, PreferenceRankerTraining
 from orlaif.training.rlaif import OracleRLAIF
-from orlaif.types import PromptBatch, VideoClip, VideoPrompt
+from orlaif.types import PromptBatch, VideoClip, VideoError, VideoPrompt
+
+
+class UnknownTokensError(ValueError):
+    """Nothing tells what a clip becomes."""
+
+
+def prompt_sizes(
+    policy: Policy, data: VideoDataModule, height: int, width: int, seconds: float, given: int | None
+) -> tuple[tuple[int, int, int, int], float, list[str]]:
+    """What a clip becomes where its tokens may be given.
+
+    Args:
+        policy: whose processor or config tells.
+        data: of the recipe.
+        height: of a typical video.
+        width: of it.
+        seconds: of it.
+        given: tokens that its prompt has instead.
+
+    Returns:
+        As :func:`video_tokens` has them, patches in proportion to the tokens; how much longer the clip is than the
+        typical one; and what is not counted, where nothing tells patches.
+
+    Raises:
+        ValueError: as :func:`video_tokens`, without tokens that are given.
+    """
+    try:
+        found, patches, each, beside = video_tokens(policy, data, height, width, seconds)
+    except (ValueError, VideoError) as error:
+        if given is not None:
+            return (given, 0, 0, 0), 1.0, [f"not counted: vision tower, pixels, for {error}"]
+        if isinstance(error, UnknownTokensError):
+            raise UnknownTokensError(f"--prompt-tokens is missing: {error}") from error
+        raise
+    if given is None:
+        return (found, patches, each, beside), 1.0, []
+    return (given, -(-patches * given // found), each, -(-beside * given // found)), given / found, []
 
 
 def video_tokens(
@@ -84,8 +122,8 @@ def patch_values(policy: Policy) -> int:
 def _qwen_tokens(config: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     vision = getattr(config, "vision_config", None)
     if vision is None or not hasattr(vision, "spatial_merge_size"):
-        raise ValueError(
-            f"--prompt-tokens is missing: there is no processor beside the config that tells how many tokens a clip "
+        raise UnknownTokensError(
+            f"there is no processor beside the config that tells how many tokens a clip "
             f"has, and without one it is known for the Qwen family alone; this is {config.model_type}"
         )
     patch, merge, time = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -117,15 +155,11 @@ def setup_of(
         answer_tokens: of an answer that is read from data, not sampled.
         answers: of a group that a ranker learns from.
     """
-    setting = trainer.get("strategy")
-    name = setting if isinstance(setting, str) else type(setting).__name__
-    strategy = "fsdp2" if "fsdp2" in name.lower() else "one" if gpus == 1 else "ddp"
+    sharers = module.processes_per_prompt
     video, patches, pixels, beside = tokens
-    if gpus % (sharers := module.processes_per_prompt):
-        raise ValueError(f"policy.sequence_parallel is {sharers}, and --gpus {gpus} is no multiple of it")
     common: dict[str, Any] = {
         "gpus": gpus,
-        "strategy": strategy,
+        "strategy": strategy_of(trainer, gpus, module.policy),
         "prompts": data.batch_size,
         "prompt_tokens": video + text_tokens,
         "patches": patches * data.batch_size,
@@ -133,6 +167,9 @@ def setup_of(
         "beside_pixels": beside * data.batch_size,
         "sharers": sharers,
         "tower_sharers": sharers if sharers > 1 and in_grids(module.policy) else 1,
+        # With an encoder of the recipe's own the first process samples for all.
+        "samplers": sharers if data.encoder is None and data.processor is None else 1,
+        "may_share": may_share(module),
         "accumulate": int(trainer.get("accumulate_grad_batches") or 1),
     }
     if isinstance(module, OracleRLAIF):

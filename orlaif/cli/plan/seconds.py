@@ -11,7 +11,6 @@ Activations that wait on the host go there and back beside a pass, which takes a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,13 +46,16 @@ class Seconds:
         """Seconds of each stage of a step on each device, all accumulated batches together."""
         frozen = not self.passes.trains_vision
         found: dict[str, float] = {}
+        of_all = self._pass(self.passes.vision(s, train=False))
         if s.rollout:
-            found["vision"] = self._pass(self.passes.vision(replace(s, tower_sharers=1), train=False))
-            found["rollout"] = self._rollout(s)
+            found["vision"] = self._pass(self.passes.vision(s.sampled_by_one, train=False))
+            if frozen and s.sharers > 1:  # features of a rollout of some prompts are not those that all go on with
+                found["vision"] += of_all
+            found["rollout"] = self._rollout(s.sampled_by_one)
         elif frozen:
-            found["vision"] = self._pass(self.passes.vision(s, train=False))
+            found["vision"] = of_all
         if s.reference:
-            found["reference"] = self._all(s, train=False) + (0.0 if frozen else found.get("vision", 0.0))
+            found["reference"] = self._all(s, train=False) + (0.0 if frozen else of_all)
         seen = 0.0 if frozen else self._pass(self.passes.vision(s, train=True, grown=True))
         found["policy"] = (self._all(s, train=True) + seen * -(-s.group_size // (s.part * s.sharers))) * s.num_updates
         found = {name: max(value, self._gathering(s, name)) * s.accumulate for name, value in found.items()}

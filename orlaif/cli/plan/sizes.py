@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,8 @@ class Setup:
         part: completions of a group in one forward and backward pass.
         sharers: processes that share each prompt (``policy.sequence_parallel``), and deal out its group.
         tower_sharers: those of them that the vision tower's frames are divided among.
+        samplers: those of them that sample, each some of the prompts.
+        may_share: whether processes can share prompts in this stage, by this rollout.
         prompt_tokens: S.
         completion_tokens: T, at most.
         patches: of all videos of a batch, in the vision tower.
@@ -53,6 +55,8 @@ class Setup:
     part: int = 1
     sharers: int = 1
     tower_sharers: int = 1
+    samplers: int = 1
+    may_share: bool = False
     prompt_tokens: int = 1024
     completion_tokens: int = 64
     patches: int = 0
@@ -71,6 +75,13 @@ class Setup:
     engine: int = 0
     engine_sleeps: bool = False
     judges: int = 0
+
+    @property
+    def sampled_by_one(self) -> Setup:
+        """Of the prompts that one process samples, whose frames it sees alone: ceil(P / samplers)."""
+        own = -(-self.prompts // self.samplers)
+        sizes = {name: getattr(self, name) * own // self.prompts for name in ("patches", "beside_pixels")}
+        return replace(self, prompts=own, tower_sharers=1, **sizes)
 
     @property
     def passes(self) -> int:
