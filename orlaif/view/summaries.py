@@ -28,8 +28,8 @@ def summary(group: dict[str, Any]) -> dict[str, Any]:
         length and with place; positive: longer or earlier is better), ``agrees`` (tau with the policy's log-probs),
         ``kl`` (mean over answers), ``apart`` (mean difference of a token's log-prob, trainer against sampler),
         ``overruled`` (an answer that is the reference answer was not ranked best), ``right`` (share of answers that are
-        the reference answer) and ``repeats`` (mean share of an answer's tokens that end three in a row which it has said
-        before). None where it is not known.
+        the reference answer) and ``repeats`` (mean share of an answer's tokens that end three in a row which it has
+        said before). None where it is not known.
     """
     answers, prompt = group["answers"], group["prompt"]
     ranked = [a for a in answers if a["rank"] >= 0]
