@@ -111,7 +111,7 @@ def _command(words: list[str]) -> None:
     # What Lightning starts further processes by.
     sys.argv = ["orlaif", *words]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("orlaif.cli.__main__")
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("orlaif.__main__")
     main()
 
 
