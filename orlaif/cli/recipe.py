@@ -185,12 +185,15 @@ class OrlaifCLI(RunOnceCLI):
         """Make model, data and trainer; what a constructor refuses comes in its words, without the recipe.
 
         Raises:
-            RecipeError: a constructor of orlaif's own refuses what the recipe says.
-            ValueError: another's does; processes that cannot share prompts as the policy says.
+            RecipeError: what the recipe says is refused by a constructor of orlaif's own, or cannot be shared by the
+                processes.
+            ValueError: another's constructor refuses it.
         """
         try:
             with stage("making model and data"):
                 super().instantiate_classes()
+            if self.subcommand == "fit" and isinstance(self.model, SharesPrompts):  # before there are other processes
+                self.model.check_sharing(self.trainer.num_devices * self.trainer.num_nodes)
         except ValueError as error:
             said = self._said(error) if str(error).startswith("Does not validate against") else str(error)
             if is_refusal(error):
@@ -198,8 +201,6 @@ class OrlaifCLI(RunOnceCLI):
             if said == str(error):
                 raise
             raise ValueError(said) from error
-        if self.subcommand == "fit" and isinstance(self.model, SharesPrompts):  # before there are other processes
-            self.model.check_sharing(self.trainer.num_devices * self.trainer.num_nodes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to TensorBoard in ``run_dir``, unless the recipe names a logger or says ``logger: false``."""

@@ -229,7 +229,7 @@ MISTAKES: dict[str, tuple[Sequence[str] | Callable[[Path], list[str]], int, str]
     "no devices": (["--trainer.devices=0"], 1, "trainer.devices is '0': .*"),
     "processes that cannot share prompts": (
         [f"{POLICY}.sequence_parallel=2", "--trainer.accelerator=cpu", "--trainer.devices=3"],
-        1,
+        2,
         "policy.sequence_parallel is 2; it must divide the number of processes "
         r"\(trainer.devices x trainer.num_nodes\), which is 3",
     ),
