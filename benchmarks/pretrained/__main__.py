@@ -3,9 +3,10 @@
     model      clips; SmolLM2-135M-Instruct, a random tower and connector, which learn to see (plain loops)
     sft        the warm start on sentences: LoRA on the language model                                  (orlaif fit)
     rule       Oracle-RLAIF by the facts that an answer has right                                     (orlaif fit)
+    rule-kl    the same with a KL term
     random     the same, ranks drawn at random: must gain nothing                                     (orlaif fit)
     ranker     the same by a ranker trained on the warm start's answers to other clips     (orlaif predict, fit, fit)
-    ranker-kl  the same with a KL term
+    ranker-kl  by the same ranker, with a KL term
     judge      the same by SmolLM2 itself behind ``transformers serve``; ``--judge`` takes another's recipe (orlaif fit)
 
 Model and warm start are made once, and all seeds share them: a seed is one of Oracle-RLAIF's. Each stage is kept, so

@@ -11,12 +11,14 @@ from typing import Any
 from benchmarks.judge_server import model_folder, serving
 from benchmarks.pretrained.stages import Stages, read_json, write_json
 
+KL = "--model.init_args.loss.kl_coef=0.2"
 #: Oracles, and what they change in recipes/pretrained_rlaif.yaml.
 ARMS: dict[str, tuple[str, ...]] = {
     "rule": (),
+    "rule-kl": (KL,),
     "random": ("--model.init_args.oracle=orlaif.oracles.RandomOracle",),
     "ranker": (),
-    "ranker-kl": ("--model.init_args.loss.kl_coef=0.2",),
+    "ranker-kl": (KL,),
     "judge": (),
 }
 #: Of the clips for the ranker, one in so many is held out.
