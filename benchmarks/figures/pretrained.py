@@ -38,12 +38,27 @@ def sampled(window: int = 25) -> str:
         ends = [[100 * fmean(part) for part in _ends(row["sampled_facts"], window)] for row in done]
         cells = [_mean([end[side] for end in ends]) for side in (0, 1)]
         cells += [_mean([last - first for first, last in ends], "+")]
-        taus = [row["order"]["tau"] for row in done if row["order"]["tau"] is not None]
-        cells += [f"{fmean(taus):.2f}" if taus else ""]
+        pairs = [row["order"]["pairs"] for row in done if row["order"]["pairs"] is not None]
+        cells += [f"{100 * fmean(pairs):.0f}" if pairs else ""]
         cells += [f"{fmean(row['core_seconds_per_step'] for row in done):.1f}"]
         rows.append([arm, *cells, f"{max(row['peak_gb'] for row in done):.1f}"])
-    head = ["", f"first {window} steps", f"last {window}", "gain", "order", "core seconds a step", "peak, GB"]
+    head = ["", f"first {window} steps", f"last {window}", "gain", "pairs", "core seconds a step", "peak, GB"]
     return f"{markdown(head, rows)}\n\n{source('pretrained')}"
+
+
+def then() -> str:
+    """Share of "what follows" that is right, by what it is, for each run."""
+    report = load("pretrained")
+    values = list(report["warm_start"]["by_then"])
+    runs = {"warm start": report["warm_start"]}
+    runs |= {
+        f"{arm}, seed {seed}": row[arm]
+        for arm in report["gains"]
+        for seed, row in report["seeds"].items()
+        if arm in row
+    }
+    rows = [[name, *(f"{100 * run['by_then'][value]:.0f}" for value in values)] for name, run in runs.items()]
+    return f"{markdown(['', *values], rows)}\n\n{source('pretrained')}"
 
 
 def _mean(values: list[float], sign: str = "") -> str:

@@ -291,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-facts": pretrained.facts,
     "pretrained-sampled": pretrained.sampled,
     "pretrained-answers": pretrained.answers,
+    "pretrained-then": pretrained.then,
     "pretrained-judged": pretrained.judged,
     "pretrained-signs": pretrained.signs,
     "real-size": real_size.table,

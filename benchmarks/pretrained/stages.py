@@ -102,12 +102,16 @@ class Stages:
 
     def read_answers(self, predictions: str) -> dict[str, Any]:
         """Shares of facts that are right, and twelve answers drawn once for all."""
+        answers, truths = self.answers(predictions)
+        return {**shares(answers, truths), "samples": samples(answers, truths)}
+
+    def answers(self, predictions: str) -> tuple[dict[str, str], dict[str, str]]:
+        """By question of the test: what was answered, and what was rendered."""
         dataset = JsonlDataset(self.path("data", "test.jsonl"))
         dataset.load()
         truths = {dataset[i].id: str(dataset[i].answer) for i in range(len(dataset))}
         with open(predictions, encoding="utf-8") as file:
-            answers = {row["id"]: row["prediction"] for row in map(json.loads, file)}
-        return {**shares(answers, truths), "samples": samples(answers, truths)}
+            return {row["id"]: row["prediction"] for row in map(json.loads, file)}, truths
 
 
 def shares(answers: dict[str, str], truths: dict[str, str]) -> dict[str, Any]:

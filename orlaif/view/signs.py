@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import variance
 from typing import Any
 
 #: Groups that a sign is shown by.
@@ -30,7 +32,8 @@ def signs(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "reference answers overruled",
             "overruled",
             0.1,
-            "an answer that is the reference answer was not ranked best: the judge or the data is wrong",
+            "of groups in which the reference answer was sampled, those in which it was not ranked best: the judge or "
+            "the data is wrong, or the judge prefers another wording",
         ),
         _tau(groups, "rank follows length", "longest_best", 0.3, "longer (or, negative, shorter) answers rank better"),
         _tau(
@@ -130,8 +133,11 @@ def _loss(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if (ends := _ends(groups, "right")) is None:
         return _sign("reference answers lost", None, 0.05, meaning, ())
     late, first, last = ends
-    value = max(0.0, first - last)
-    return _sign("reference answers lost", value, 0.05, meaning, sorted(late, key=lambda i: groups[i]["right"]))
+    known = [group["right"] for group in groups if group["right"] is not None]
+    spread = sum(variance(part) / len(part) for part in (known[: len(late)], known[-len(late) :]))
+    limit = max(0.05, 3 * sqrt(spread))
+    shown = sorted(late, key=lambda i: groups[i]["right"])
+    return _sign("reference answers lost", max(0.0, first - last), limit, meaning, shown)
 
 
 def _mismatch(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _overruled(ranked: Sequence[dict[str, Any]], reference: str | None) -> bool 
     if reference is None or not ranked:
         return None
     right = [a["rank"] for a in ranked if is_correct(a["text"], reference)]
-    return bool(right) and max(right) > 0
+    return max(right) > 0 if right else None
 
 
 def _right(answers: Sequence[dict[str, Any]], reference: str | None) -> float | None:

@@ -217,6 +217,12 @@ def test_shares_are_of_all_questions() -> None:
     assert sorted(one["id"] for one in samples(answers, truths)) == ["a", "b"]
 
 
+def test_a_fact_by_its_values() -> None:
+    truths = {"a": TRUE, "b": "A blue cross moves up, then stops.", "c": "A blue cross moves up, then grows."}
+    answers = {"a": TRUE, "b": "A blue cross moves up, then grows.", "c": truths["c"]}
+    assert report.by_value(answers, truths, "then") == {"grows": 1.0, "stops": 0.5}
+
+
 def test_gains_are_points_over_the_warm_start() -> None:
     seeds = {str(s): {"rule": {"facts": f, "all": 0.5}} for s, f in enumerate((0.7, 0.72, 0.74))}
     table = report.gains({"facts": 0.6, "all": 0.5}, seeds)
@@ -234,19 +240,18 @@ def kept(ranks: list[int], texts: list[str], step: int = 0, failure: str | None 
 def test_an_oracles_order_is_held_against_the_facts(tmp_path) -> None:
     texts = [TRUE, "A red circle moves up, then stops.", "A red circle moves up, then grows."]
     rows = [
-        kept([0, 1, 2], texts),  # as the facts say
-        kept([2, 1, 0], texts),  # reversed
-        kept([0, 2, 1], texts),  # one of three pairs the other way
+        kept([0, 1, 2], texts),  # as the facts say: 3 of 3 pairs
+        kept([2, 1, 0], texts),  # reversed: 0
+        kept([0, 2, 1], texts),  # 2
         kept([0, 1, 2], [TRUE] * 3),  # nothing to tell apart
-        kept([0, 0, 0], texts),
+        kept([0, 0, 0], texts),  # half of 3
         kept([-1, -1, -1], texts, failure="no answer"),
         kept([2, 1, 0], texts, step=25),  # after the first steps
     ]
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "a.jsonl").write_text("\n".join(['{"orlaif_samples": 1}', *rows]))
     found = report.agreement(str(tmp_path))
-    assert found.pop("tau") == pytest.approx((1 - 1 + 1 / 3) / 3)
-    assert found == {"groups": 7, "tied": 1, "unranked": 1}
+    assert found == {"pairs": pytest.approx(6.5 / 12), "groups": 7, "tied": 1, "unranked": 1}
     assert report.curve(str(tmp_path)) == [pytest.approx((5 * 0.75 + 1) / 6, abs=1e-4), 0.75]
     assert report.bests(str(tmp_path), every=25) == [
         {"step": 0, "rendered": TRUE, "answer": TRUE},
