@@ -44,9 +44,9 @@ def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
     """Of the order that a run learned from: how it stands to the number of right facts, and what was dropped.
 
     ``pairs`` is the share of pairs of answers with unlike numbers of right facts that the oracle orders so, its ties
-    half: 1 the same order, 0.5 chance. It is of the first ``steps``, before the policy has learned to please the oracle.
-    ``tied`` and ``unranked`` count, among all ``groups``, those that it found all alike and those that it failed to
-    order.
+    half: 1 the same order, 0.5 chance. It is of the first ``steps``, before the policy has learned to please the
+    oracle. ``tied`` and ``unranked`` count, among all ``groups``, those that it found all alike and that it failed
+    to order.
     """
     right_pairs, pairs, number, tied, unranked = 0.0, 0, 0, 0, 0
     for row in groups(folder):
