@@ -65,11 +65,11 @@ def test_a_patch_is_what_is_embedded(tmp_path: Path) -> None:
 
 
 def test_masks_of_pixels_are_counted(tmp_path: Path) -> None:
-    """Eight frames of 48 x 48 places in whole numbers of 8 bytes, and one for each token."""
+    """Eight frames of 48 x 48 places in whole numbers of 8 bytes, and, after transformers 5.17, one for each token."""
     pytest.importorskip("num2words")  # which its processor needs
     clip: Any = SimpleNamespace(sampling=UniformSampling(8), budget=None)
     tokens, _, _, beside = video_tokens(Policy(without_weights("smolvlm", tmp_path)), clip, 96, 128, 8.0)
-    assert beside == 8 * (8 * 48 * 48 + tokens)
+    assert beside - 8 * 8 * 48 * 48 in (0, 8 * tokens)
 
 
 def test_attention_on_a_cpu_makes_scores_for_unequal_heads(tmp_path: Path) -> None:
