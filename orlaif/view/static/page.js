@@ -48,7 +48,7 @@ function drawSigns() {
   const about = runs[state.run].signs.map((sign) =>
     element("div", { class: sign.trouble ? "sign trouble" : "sign" },
       element("strong", {}, sign.name + ": " + number(sign.value, 2)),
-      element("p", { class: "quiet" }, sign.meaning + " (trouble past " + sign.limit + ")"),
+      element("p", { class: "quiet" }, sign.meaning + " (trouble past " + number(sign.limit, 2) + ")"),
       ...sign.groups.map((place) => element("button", { type: "button", onclick: () => open(place) }, "step " + columns().step[place]))));
   $("signs").replaceChildren(...about);
 }
