@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import permutations
 from statistics import fmean
 from typing import Any
@@ -19,28 +19,33 @@ from benchmarks.significance import interval
 from orlaif.view.signs import signs
 from orlaif.view.summaries import summary
 
+#: A group that a run was trained on, as the run kept it.
+Group = dict[str, Any]
 
-def groups(folder: str) -> Iterator[dict[str, Any]]:
-    """Groups that a run was trained on, as it kept them."""
+
+def groups(folder: str) -> list[Group]:
+    """Those of a run."""
+    found = []
     for path in sorted(glob.glob(os.path.join(folder, "samples", "*.jsonl"))):
         with open(path, encoding="utf-8") as file:
-            yield from (row for row in map(json.loads, file) if "answers" in row)
+            found += [row for row in map(json.loads, file) if "answers" in row]
+    return found
 
 
-def counted(row: dict[str, Any]) -> list[int]:
+def counted(row: Group) -> list[int]:
     """Facts that each answer of a group has right."""
     return [sum(right(one["text"], row["prompt"]["answer"]).values()) for one in row["answers"]]
 
 
-def curve(folder: str) -> list[float]:
+def curve(rows: Sequence[Group]) -> list[float]:
     """Share of facts right in what a run sampled, by step: of the answers that it learned from, not of a test."""
     steps: dict[int, list[float]] = defaultdict(list)
-    for row in groups(folder):
+    for row in rows:
         steps[row["step"]].append(fmean(counted(row)) / len(FACTS))
     return [round(fmean(steps[step]), 4) for step in sorted(steps)]
 
 
-def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
+def agreement(rows: Sequence[Group], steps: int = 25) -> dict[str, Any]:
     """Of the order that a run learned from: how it stands to the number of right facts, and what was dropped.
 
     ``pairs`` is the share of pairs of answers with unlike numbers of right facts that the oracle orders so, its ties
@@ -48,9 +53,8 @@ def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
     oracle. ``tied`` and ``unranked`` count, among all ``groups``, those that it found all alike and that it failed
     to order.
     """
-    right_pairs, pairs, number, tied, unranked = 0.0, 0, 0, 0, 0
-    for row in groups(folder):
-        number += 1
+    right_pairs, pairs, tied, unranked = 0.0, 0, 0, 0
+    for row in rows:
         ranks = [one["rank"] for one in row["answers"]]
         if row["failure"] is not None:
             unranked += 1
@@ -62,13 +66,13 @@ def agreement(folder: str, steps: int = 25) -> dict[str, Any]:
                     pairs += 1
                     right_pairs += 0.5 if rank == other else rank < other
     share = right_pairs / pairs if pairs else None
-    return {"pairs": share, "groups": number, "tied": tied, "unranked": unranked}
+    return {"pairs": share, "groups": len(rows), "tied": tied, "unranked": unranked}
 
 
-def bests(folder: str, every: int = 20) -> list[dict[str, Any]]:
+def bests(rows: Sequence[Group], every: int = 20) -> list[dict[str, Any]]:
     """What the oracle put first in the first group of each of so many steps."""
     found: dict[int, dict[str, Any]] = {}
-    for row in groups(folder):
+    for row in rows:
         if row["step"] % every == 0 and row["step"] not in found and row["failure"] is None:
             best = min(row["answers"], key=lambda one: one["rank"])
             found[row["step"]] = {"step": row["step"], "rendered": row["prompt"]["answer"], "answer": best["text"]}
@@ -79,11 +83,12 @@ def of_run(stages: Stages, run: str) -> dict[str, Any]:
     """Facts, costs and curve of a run that is finished."""
     found: dict[str, Any] = {**read_json(stages.path(run, "facts.json")), **read_json(stages.path(run, "cost.json"))}
     found["by_then"] = by_value(*stages.answers(stages.path(run, "predictions", "test.jsonl")), "then")
-    if sampled := curve(stages.path(run)):
+    rows = groups(stages.path(run))
+    if sampled := curve(rows):
         found["sampled_facts"] = sampled
-        found["order"] = agreement(stages.path(run))
-        found["bests"] = bests(stages.path(run))
-        told = signs([summary(row) for row in groups(stages.path(run))])
+        found["order"] = agreement(rows)
+        found["bests"] = bests(rows)
+        told = signs([summary(row) for row in rows])
         found["signs"] = {sign["name"]: sign["value"] for sign in told if sign["trouble"]}
         found["core_seconds_per_step"] = found["core_seconds"] / len(sampled)
     return found

@@ -123,6 +123,11 @@ class BaseRollout(ABC):
         return False
 
     @property
+    def can_be_divided(self) -> bool:
+        """Whether processes that share prompts may deal them out: it samples by the policy, in the step, unweighted."""
+        return self.samples_by_policy and not self.samples_apart and self.correction is None
+
+    @property
     def samples_apart(self) -> bool:
         """Whether it is called on another thread than the step's, by the weights at the start of a step."""
         return self.staleness > 0

@@ -41,14 +41,11 @@ class SamplesAhead(PolicyModule):
     def check_sharing(self, processes: int) -> None:
         """And where the rollout is not one that a process can do for others."""
         super().check_sharing(processes)
-        rollout = self.rollout
-        if self.processes_per_prompt > 1 and (
-            rollout.samples_apart or not rollout.samples_by_policy or rollout.correction is not None
-        ):
+        if self.processes_per_prompt > 1 and not self.rollout.can_be_divided:
             raise ValueError(
-                f"policy.sequence_parallel is {self.processes_per_prompt}, and rollout is {type(rollout).__name__}; it "
-                "must be one by the policy itself, in the step and without importance weights, such as "
-                "orlaif.rollout.Rollout"
+                f"policy.sequence_parallel is {self.processes_per_prompt}, and rollout is "
+                f"{type(self.rollout).__name__}; it must be one by the policy itself, in the step and without "
+                "importance weights, such as orlaif.rollout.Rollout"
             )
 
     def prepare_reference(self) -> None:

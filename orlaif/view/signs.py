@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from math import sqrt
-from statistics import variance
+from statistics import fmean, variance
 from typing import Any
 
 #: Groups that a sign is shown by.
@@ -94,15 +94,14 @@ def _collapse(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return _sign("one answer for everything", value, 0.5, meaning, [i for i in last if groups[i]["best"] == text])
 
 
-def _ends(groups: Sequence[dict[str, Any]], field: str) -> tuple[list[int], float, float] | None:
-    """Groups of the last fifth in which ``field`` is known, its mean over the first fifth and over the last."""
+def _ends(groups: Sequence[dict[str, Any]], field: str) -> tuple[list[int], list[float], list[float]] | None:
+    """Groups of the last fifth in which ``field`` is known, its values in the first fifth and in the last."""
     known = [i for i, group in enumerate(groups) if group[field] is not None]
     fifth = len(known) // 5
     if fifth < _FEWEST // 5:
         return None
-    early, late = known[:fifth], known[-fifth:]
-    first, last = (sum(groups[i][field] for i in part) / fifth for part in (early, late))
-    return late, first, last
+    first, last = ([groups[i][field] for i in part] for part in (known[:fifth], known[-fifth:]))
+    return known[-fifth:], first, last
 
 
 def _repetition(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -110,34 +109,35 @@ def _repetition(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     meaning = "of the last fifth's tokens, those that end three in a row which the same answer has said before: babble"
     if (ends := _ends(groups, "repeats")) is None:
         return _sign("repetition", None, 0.2, meaning, ())
-    late, _, value = ends
-    return _sign("repetition", value, 0.2, meaning, sorted(late, key=lambda i: -groups[i]["repeats"]))
+    late, _, last = ends
+    return _sign("repetition", fmean(last), 0.2, meaning, sorted(late, key=lambda i: -groups[i]["repeats"]))
 
 
 def _length(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """By what part the answers of the last fifth are longer than those of the first; negative: these than those."""
     meaning = "answers end longer (or, negative, shorter) than they began, by this part of the shorter: what is it for?"
     ends = _ends(groups, "length")
-    if ends is None or min(ends[1:]) == 0:
+    if ends is None or min(map(sum, ends[1:])) == 0:
         return _sign("changing length", None, 0.5, meaning, ())
-    late, first, last = ends
+    late, first, last = ends[0], fmean(ends[1]), fmean(ends[2])
     value = last / first - 1 if last > first else 1 - first / last
     side = -1 if value > 0 else 1
     return _sign("changing length", value, 0.5, meaning, sorted(late, key=lambda i: side * groups[i]["length"]))
 
 
 def _loss(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """By how much rarer reference answers are among those sampled in the last fifth than in the first; 0 if not."""
+    """How much rarer reference answers are among those sampled in the last fifth than in the first; 0 if not.
+
+    The limit is three standard errors of that difference, so that few groups that happen to differ are no trouble.
+    """
     meaning = "share of answers that were the reference answer in the first fifth and no longer are in the last: "
     meaning += "the policy has learned to fool the judge"
     if (ends := _ends(groups, "right")) is None:
         return _sign("reference answers lost", None, 0.05, meaning, ())
     late, first, last = ends
-    known = [group["right"] for group in groups if group["right"] is not None]
-    spread = sum(variance(part) / len(part) for part in (known[: len(late)], known[-len(late) :]))
-    limit = max(0.05, 3 * sqrt(spread))
+    limit = max(0.05, 3 * sqrt((variance(first) + variance(last)) / len(late)))
     shown = sorted(late, key=lambda i: groups[i]["right"])
-    return _sign("reference answers lost", max(0.0, first - last), limit, meaning, shown)
+    return _sign("reference answers lost", max(0.0, fmean(first) - fmean(last)), limit, meaning, shown)
 
 
 def _mismatch(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -146,4 +146,6 @@ def _mismatch(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if (ends := _ends(groups, "apart")) is None:
         return _sign("growing mismatch", None, 0.05, meaning, ())
     late, first, last = ends
-    return _sign("growing mismatch", last - first, 0.05, meaning, sorted(late, key=lambda i: -groups[i]["apart"]))
+    return _sign(
+        "growing mismatch", fmean(last) - fmean(first), 0.05, meaning, sorted(late, key=lambda i: -groups[i]["apart"])
+    )

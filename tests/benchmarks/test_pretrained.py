@@ -250,10 +250,11 @@ def test_an_oracles_order_is_held_against_the_facts(tmp_path) -> None:
     ]
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "a.jsonl").write_text("\n".join(['{"orlaif_samples": 1}', *rows]))
-    found = report.agreement(str(tmp_path))
+    kept_groups = report.groups(str(tmp_path))
+    found = report.agreement(kept_groups)
     assert found == {"pairs": pytest.approx(6.5 / 12), "groups": 7, "tied": 1, "unranked": 1}
-    assert report.curve(str(tmp_path)) == [pytest.approx((5 * 0.75 + 1) / 6, abs=1e-4), 0.75]
-    assert report.bests(str(tmp_path), every=25) == [
+    assert report.curve(kept_groups) == [pytest.approx((5 * 0.75 + 1) / 6, abs=1e-4), 0.75]
+    assert report.bests(kept_groups, every=25) == [
         {"step": 0, "rendered": TRUE, "answer": TRUE},
         {"step": 25, "rendered": TRUE, "answer": texts[2]},
     ]

@@ -63,9 +63,7 @@ def check_shared(sharers: int, gpus: int, said: str) -> None:
 def may_share(module: PolicyModule) -> bool:
     """Whether processes could share this stage's prompts, as far as its settings say (``policy.sequence_parallel``)."""
     rollout, policy = getattr(module, "rollout", None), module.policy
-    if rollout is not None and (
-        rollout.samples_apart or not rollout.samples_by_policy or rollout.correction is not None
-    ):
+    if rollout is not None and not rollout.can_be_divided:
         return False
     divides = policy.attn_implementation == "sdpa" and policy.prefix in ("auto", "shared")
     return module.can_share_prompts and divides and policy.prefix_attention in ("auto", "split")
