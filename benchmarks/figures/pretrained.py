@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
@@ -120,3 +121,14 @@ def signs() -> str:
                 told = [f"{name} {value:.2f}" for name, value in row[arm]["signs"].items()]
                 rows.append([arm, seed, ", ".join(told) or "none"])
     return f"{markdown(['', 'seed', 'signs of trouble'], rows)}\n\n{source('pretrained')}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "pretrained": gains,
+    "pretrained-facts": facts,
+    "pretrained-sampled": sampled,
+    "pretrained-answers": answers,
+    "pretrained-then": then,
+    "pretrained-judged": judged,
+    "pretrained-signs": signs,
+}
